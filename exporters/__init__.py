@@ -1,0 +1,1 @@
+"""Targets: one file each. Imports core and passes; nothing there imports this."""

@@ -1,0 +1,41 @@
+"""lightvlm_fx: a compiler that makes vision-language models cheap to run. `import lightvlm_fx as lightvlm`.
+
+The verbs are resolved on first use, so that importing the package needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "compile": "lightvlm_fx.compile",
+    "explain": "lightvlm_fx.explain",
+    "Explanation": "lightvlm_fx.explain",
+    "Schedule": "lightvlm_fx.schedule",
+    "Cut": "lightvlm_fx.schedule",
+    "Report": "lightvlm_fx.report",
+    "LightVLMError": "lightvlm_fx.errors",
+}
+__all__ = ["Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain"]
+
+if TYPE_CHECKING:
+    from lightvlm_fx.compile import compile  # noqa: A004
+    from lightvlm_fx.errors import LightVLMError
+    from lightvlm_fx.explain import Explanation, explain
+    from lightvlm_fx.report import Report
+    from lightvlm_fx.schedule import Cut, Schedule
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value  # also shadows the submodule of the same name
+        return value
+    raise AttributeError(f"module 'lightvlm_fx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

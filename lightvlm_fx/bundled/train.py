@@ -1,0 +1,279 @@
+"""Train the bundled model from nothing: `python -m lightvlm_fx.bundled.train --out DIR [STEP ...]`.
+
+Three steps, because a small decoder that sees pictures from the start stays at chance on questions that
+bind a colour to a place:
+
+    tower    the vision tower names what stands in each patch (colour, kind, column, row), then tower and
+             projector produce the sum of the decoder's own embeddings of those words
+    decoder  the decoder alone answers questions about symbolic scenes: 16 cell tokens, each such a sum
+    join     both together on pictures, questions and then descriptions
+
+`tower` and `decoder` share nothing but the frozen word embeddings and can run in two processes.
+Questions of one scene are packed behind one picture: each sees the picture and itself only, at the
+positions it would have alone (`packed_mask`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlavaForConditionalGeneration
+
+from lightvlm_fx.bundled import scenes
+from lightvlm_fx.bundled.build import PATCH, VOCAB, build_model, build_processor
+from lightvlm_fx.bundled.scenes import CELL, GRID, KINDS, SIZE, Scene, ask, render, sample_scene
+
+SEED = 20261120
+SIDE = SIZE // PATCH
+N_VISUAL = SIDE * SIDE
+SHORT_KINDS = tuple(k for k in KINDS if k != "describe")
+CELL_OF_PATCH = torch.tensor(
+    [(i // SIDE * PATCH // CELL) * GRID + i % SIDE * PATCH // CELL for i in range(N_VISUAL)]
+)
+CENTRE_OF_CELL = torch.tensor([(3 * (c // GRID) + 1) * SIDE + 3 * (c % GRID) + 1 for c in range(GRID * GRID)])
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+
+
+def ids(text: str) -> list[int]:
+    return [VOCAB[w] for w in text.split()]
+
+
+def fresh_model() -> LlavaForConditionalGeneration:
+    torch.manual_seed(SEED)
+    model = build_model()
+    words = model.get_input_embeddings().weight
+    with torch.no_grad():
+        words.normal_(0, 0.1)
+    words.requires_grad_(False)
+    return model
+
+
+def pictures(batch: list[Scene], rng: np.random.Generator, *, held_out: bool = False) -> Tensor:
+    """Normalised pixel values [B, 3, 96, 96]."""
+    stack = np.stack([render(s, rng, held_out=held_out) for s in batch])
+    return (torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+
+
+def cell_words(batch: list[Scene]) -> Tensor:
+    """Word ids of each cell [B, 16, 4], padded with <pad>."""
+    pad = VOCAB["<pad>"]
+    rows = [[[VOCAB[w] for w in words] + [pad] * (4 - len(words)) for words in s.cells()] for s in batch]
+    return torch.tensor(rows)
+
+
+def word_sums(words: Tensor, table: Tensor) -> Tensor:
+    """Sum of the embeddings of `words` [..., 4], padding left out: [..., D]."""
+    return (table[words] * (words != VOCAB["<pad>"]).unsqueeze(-1)).sum(-2)
+
+
+def pack(batch: list[Scene], rng: np.random.Generator, kinds: tuple[str, ...], per_scene: int, chat: bool):
+    """Question blocks of each scene in one row.
+
+    Returns token ids [B, T], block numbers [B, T] (-1 for padding), positions in the block's own prompt
+    [B, T], and labels [B, T] (-100 but for answers). With `chat`, the blocks are turns of one dialogue.
+    """
+    rows = []
+    for scene in batch:
+        tokens, block, place, label = [], [], [], []
+        for b in range(per_scene):
+            q = ask(scene, kinds[(b + int(rng.integers(len(kinds)))) % len(kinds)], rng)
+            if q is None:
+                continue
+            prompt = [VOCAB["<user>"]] * (chat and b > 0) + ids(q.text) + [VOCAB["<assistant>"]]
+            answer = [*ids(q.answer), VOCAB["<eos>"]]
+            start = len(tokens) if chat else 0
+            tokens += prompt + answer
+            label += [-100] * len(prompt) + answer
+            block += [0 if chat else b] * (len(prompt) + len(answer))
+            place += range(start, start + len(prompt) + len(answer))
+        rows.append((tokens, block, place, label))
+    width = max(len(r[0]) for r in rows)
+    fill = (VOCAB["<pad>"], -1, 0, -100)
+    return [torch.tensor([r[i] + [fill[i]] * (width - len(r[i])) for r in rows]) for i in range(4)]
+
+
+def packed_mask(prefix: int, block: Tensor) -> Tensor:
+    """Boolean [B, 1, P+T, P+T]: causal, and across blocks only towards the prefix."""
+    whole = torch.cat([torch.full((len(block), prefix), -2), block], 1)
+    same = (whole[:, :, None] == whole[:, None, :]) | (whole[:, None, :] == -2)
+    return (same & torch.ones(same.shape[1:], dtype=torch.bool).tril()).unsqueeze(1)
+
+
+def answer_loss(model, visual: Tensor, visual_at: Tensor, packed: list[Tensor]):
+    """Cross entropy on answer tokens behind the visual tokens [B, N, D]; also token accuracy."""
+    tokens, block, place, label = packed
+    table = model.get_input_embeddings()
+    user = table(torch.full((len(tokens), 1), VOCAB["<user>"]))
+    embeds = torch.cat([user, visual, table(tokens)], 1)
+    prefix = 1 + visual.shape[1]
+    at = torch.cat([torch.zeros(1, dtype=torch.long), 1 + visual_at]).expand(len(tokens), -1)
+    positions = torch.cat([at, 1 + N_VISUAL + place], 1)
+    mask = torch.zeros(len(tokens), 1, embeds.shape[1], embeds.shape[1])
+    mask = mask.masked_fill(~packed_mask(prefix, block), torch.finfo(torch.float32).min)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model.language_model(
+            inputs_embeds=embeds, attention_mask=mask.bfloat16(), position_ids=positions, use_cache=False
+        ).last_hidden_state
+        want = label[:, 1:] != -100
+        logits = model.lm_head(hidden[:, prefix:-1][want]).float()
+    target = label[:, 1:][want]
+    return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean()
+
+
+class Log:
+    """Running means, printed every `every` steps."""
+
+    def __init__(self, name: str, every: int) -> None:
+        self.name, self.every, self.start = name, every, time.time()
+        self.sums: dict[str, list[float]] = defaultdict(list)
+
+    def __call__(self, step: int, **values: Tensor) -> None:
+        for key, value in values.items():
+            self.sums[key].append(float(value.detach()))
+        if step % self.every == 0:
+            means = "  ".join(f"{k} {np.mean(v):.4f}" for k, v in self.sums.items())
+            print(f"{self.name} {step:5d}  {means}  {time.time() - self.start:.0f} s", flush=True)
+            self.sums.clear()
+
+
+def optimiser(params, lr: float, steps: int, warmup: int = 100):
+    opt = torch.optim.AdamW(params, lr, betas=(0.9, 0.98), weight_decay=0.02)
+
+    def scale(step: int) -> float:
+        tail = (step - warmup) / max(1, steps - warmup)
+        return min(1.0, step / warmup) * (1.0 if tail < 0.5 else 0.05 + 0.95 * (1 - tail) / 0.5)
+
+    return opt, torch.optim.lr_scheduler.LambdaLR(opt, scale)
+
+
+def update(opt, schedule, loss: Tensor, params) -> None:
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(params, 1.0)
+    opt.step()
+    schedule.step()
+
+
+def visual_tokens(model, pixels: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.stack(list(model.get_image_features(pixels).pooler_output)).float()
+
+
+def train_tower(out: Path, steps: int) -> None:
+    """Patch labels first (a quarter of the steps also regress), then the sum of word embeddings."""
+    model, rng = fresh_model(), np.random.default_rng(SEED + 1)
+    table = model.get_input_embeddings().weight.detach()
+    read = nn.Linear(model.config.vision_config.hidden_size, len(VOCAB))
+    parts = [model.model.vision_tower, model.model.multi_modal_projector, read]
+    params = [p for m in parts for p in m.parameters()]
+    opt, schedule = optimiser(params, 1e-3, steps)
+    log = Log("tower", 50)
+    kinds = torch.tensor([VOCAB[w] for w in (*scenes.SHAPES, *scenes.DIGITS, "empty")])
+    colours = torch.tensor([VOCAB[w] for w in scenes.COLOURS])
+    for step in range(1, steps + 1):
+        batch = [sample_scene(rng) for _ in range(32)]
+        words = cell_words(batch)[:, CELL_OF_PATCH]
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.model.vision_tower(pictures(batch, rng), output_hidden_states=True)
+            features = features.hidden_states[-1][:, 1:]
+            guess = read(features).float()
+        named = torch.zeros_like(guess).scatter_(-1, words, 1.0)
+        named[..., VOCAB["<pad>"]] = 0
+        name = F.binary_cross_entropy_with_logits(guess, named) * 20
+        with torch.autocast("cpu", torch.bfloat16):
+            made = model.model.multi_modal_projector(features)
+        wanted = word_sums(words, table)
+        error = (made.float() - wanted).square().mean() / wanted.square().mean()
+        update(opt, schedule, name * max(0.0, 1 - 2 * step / steps) + error, params)
+        if step % 10 == 0:
+            kind = kinds[guess[..., kinds].argmax(-1)]
+            right = (words == kind.unsqueeze(-1)).any(-1).float().mean()
+            full = words[..., 3] != VOCAB["<pad>"]
+            colour = colours[guess[..., colours].argmax(-1)]
+            log(step, name=name, error=error, kind=right, colour=(words[..., 0] == colour)[full].float().mean())
+    torch.save({k: m.state_dict() for k, m in zip(("tower", "projector"), parts, strict=False)}, out / "tower.pt")
+
+
+def train_decoder(out: Path, steps: int) -> None:
+    model, rng = fresh_model(), np.random.default_rng(SEED + 2)
+    table = model.get_input_embeddings().weight.detach()
+    params = [*model.model.language_model.layers.parameters(), *model.model.language_model.norm.parameters()]
+    params += [*model.lm_head.parameters()]
+    opt, schedule = optimiser(params, 1.5e-3, steps)
+    log = Log("decoder", 50)
+    for step in range(1, steps + 1):
+        long = step % 8 == 0
+        batch = [sample_scene(rng) for _ in range(24 if long else 64)]
+        visual = word_sums(cell_words(batch), table)
+        visual = visual + torch.randn_like(visual) * 0.01
+        packed = pack(batch, rng, ("describe",) if long else SHORT_KINDS, 1 if long else 10, chat=False)
+        loss, right = answer_loss(model, visual, CENTRE_OF_CELL, packed)
+        update(opt, schedule, loss * (0.3 if long and step < steps * 0.6 else 1.0), params)
+        log(step, **({"long_loss": loss, "long": right} if long else {"loss": loss, "right": right}))
+        if step % 200 == 0:
+            torch.save(model.state_dict(), out / "decoder.pt")
+    torch.save(model.state_dict(), out / "decoder.pt")
+
+
+def train_join(out: Path, steps: int) -> None:
+    model, rng = fresh_model(), np.random.default_rng(SEED + 3)
+    model.load_state_dict(torch.load(out / "decoder.pt"))
+    tower = torch.load(out / "tower.pt")
+    model.model.vision_tower.load_state_dict(tower["tower"])
+    model.model.multi_modal_projector.load_state_dict(tower["projector"])
+    params = [p for p in model.parameters() if p.requires_grad]
+    opt, schedule = optimiser(params, 4e-4, steps, warmup=20)
+    log = Log("join", 20)
+    for step in range(1, steps + 1):
+        long, chat = step % 3 == 0, step % 3 == 1
+        batch = [sample_scene(rng) for _ in range(24)]
+        visual = visual_tokens(model, pictures(batch, rng))
+        packed = pack(batch, rng, ("describe",) if long else SHORT_KINDS, 1 if long else 10, chat=chat)
+        loss, right = answer_loss(model, visual, torch.arange(N_VISUAL), packed)
+        update(opt, schedule, loss, params)
+        log(step, **({"long_loss": loss, "long": right} if long else {"loss": loss, "right": right}))
+        if step % 100 == 0 or step == steps:
+            save(model, out / "model")
+
+
+def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Write fp16 safetensors, configs, tokenizer and processor."""
+    import copy
+
+    half = copy.deepcopy(model).half()
+    half.generation_config.max_new_tokens = 128
+    half.generation_config.do_sample = False
+    half.save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+
+
+STEPS = {"tower": (train_tower, 2200), "decoder": (train_decoder, 2000), "join": (train_join, 900)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("step", nargs="*", choices=[*STEPS, []], help="steps to run (default: all, in order)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the model")
+    parser.add_argument("--steps", type=int, help="updates of each step named (default: the recipe's)")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.step or STEPS:
+        run, steps = STEPS[name]
+        started = time.time()
+        run(args.out, args.steps or steps)
+        print(json.dumps({"step": name, "seconds": round(time.time() - started)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

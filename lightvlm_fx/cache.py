@@ -1,0 +1,125 @@
+"""The cache of a compiled model: one buffer a layer, as long as its stage of the pyramid needs.
+
+The layers go into the transformers `Cache` that generate() made. `layers[l].keys` is the physical buffer
+[B, G, C_l, d]; `get_seq_length()` is the logical length, as if nothing had been removed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from lightvlm_fx.errors import NotSupported
+
+CHUNK = 256  # slots a buffer grows by
+
+
+class Stage:
+    """What the layers between two cuts share: which sequence index each slot holds, and how many are used."""
+
+    def __init__(self, number: int, position: Tensor) -> None:
+        self.number = number
+        self.used = position.shape[1]
+        self.position = _grown(position, 1, self.capacity(self.used), -1)
+
+    def capacity(self, tokens: int) -> int:
+        """Slots for `tokens` and a step more. The stage's number keeps capacities of two stages apart, so
+        that a compiled step never learns that they are equal."""
+        return -(-(tokens + 1) // CHUNK) * CHUNK + 8 * self.number
+
+    def slots(self, n: int) -> Tensor:
+        return torch.arange(self.used, self.used + n, device=self.position.device)
+
+
+class State:
+    """Shared by all layers of one cache: the stages, the logical length, and what made them."""
+
+    def __init__(self, stages: list[Stage], layer_stage: list[int], seen: int, shifts: list[Tensor], owner: object) -> None:
+        self.stages, self.layer_stage, self.seen, self.shifts, self.owner = stages, layer_stage, seen, shifts, owner
+        self.layers: list[StageLayer] = []
+
+    def reserve(self, n: int) -> None:
+        """Make room for `n` more tokens in every buffer."""
+        for stage in self.stages:
+            if stage.used + n > stage.position.shape[1]:
+                size = stage.capacity(stage.used + n)
+                stage.position = _grown(stage.position, 1, size, -1)
+                for layer in self.layers:
+                    if layer.stage is stage:
+                        layer.keys, layer.values = (_grown(x, 2, size, 0) for x in (layer.keys, layer.values))
+
+    def advance(self, n: int) -> None:
+        self.seen += n
+        for stage in self.stages:
+            stage.used += n
+
+    def pick_rows(self, rows: Tensor) -> None:
+        """Replace the batch rows by `rows` of them (beam search)."""
+        for stage in self.stages:
+            stage.position = stage.position.index_select(0, rows)
+        self.shifts = [shift.index_select(0, rows) for shift in self.shifts]
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+
+
+class StageLayer(CacheLayerMixin):
+    """One decoder layer's buffers. Written by the compiled step only."""
+
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, state: State, stage: Stage, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        size = stage.position.shape[1]
+        self.state, self.stage = state, stage
+        self.keys, self.values = _grown(keys, 2, size, 0), _grown(values, 2, size, 0)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the buffers are made by the compiled prefill."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise NotSupported("this cache belongs to a compiled model and is written by it alone; give the source model a new one")
+
+    def get_seq_length(self) -> int:
+        return self.state.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.state.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:  # its name before transformers 5.20
+        return -1
+
+    def reset(self) -> None:
+        raise NotSupported("a compiled model's cache cannot be reset; start the next generate() without past_key_values")
+
+    def crop(self, *args: Any) -> None:
+        raise NotSupported(
+            "a compiled model's cache cannot be cropped, so assisted and contrastive generation are not available; "
+            "use greedy, sampled or beam search"
+        )
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        if self is self.state.layers[0]:  # rows of all layers move together
+            self.state.pick_rows(beam_idx.to(self.device))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.reorder_cache(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+
+
+def _grown(x: Tensor, dim: int, size: int, fill: int) -> Tensor:
+    """A contiguous copy of `x` with `dim` extended to `size` by `fill`."""
+    shape = list(x.shape)
+    shape[dim] = size
+    out = x.new_full(shape, fill)
+    out.narrow(dim, 0, x.shape[dim]).copy_(x)
+    return out

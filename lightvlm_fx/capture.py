@@ -1,0 +1,240 @@
+"""A model's text decoder, and the arguments of one real call, to a `Program`. The only caller of torch.export.
+
+Capture is semantic: the decoder runs with an attention implementation that emits one marker op a layer, a
+mask implementation that emits the mask only where the batch needs one, and a cache that records the keys
+and values written. No model file is patched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import sdpa_mask
+
+from lightvlm_fx import ops  # noqa: F401  (registers the marker op)
+from lightvlm_fx.errors import CaptureError, RefusedModel
+from lightvlm_fx.families.side_inputs import accept_dense
+from lightvlm_fx.program import Facts, Program, Stage
+
+CAUSAL, MASKED = "lightvlm_causal", "lightvlm_masked"  # registered attention implementations
+# Arguments of a decoder whose token dimension is known by name; others: every dimension of length S.
+TOKEN_DIMS = {"inputs_embeds": (1,), "visual_pos_masks": (1,), "deepstack_visual_embeds": (1,), "position_ids": (-1,)}
+
+
+def _marker(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> tuple[Tensor, None]:
+    """The attention implementation of a capture: one `lightvlm::attention` node."""
+    name = type(module).__name__
+    for option in ("s_aux", "position_bias", "cache"):
+        if options.get(option) is not None:
+            raise RefusedModel(f"{name}: attention uses {option!r}, which the lowered attention cannot express")
+    if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise RefusedModel(f"{name}: a decoder layer attends bidirectionally without a mask")
+    scale = options.get("scaling")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    window = int(options.get("sliding_window") or 0)
+    out = torch.ops.lightvlm.attention(
+        q, k, v, mask, scale, module.layer_idx, window, float(options.get("softcap") or 0.0)
+    )
+    return out, None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """Mask implementation of the plain causal bucket: the marker itself is causal."""
+    return None
+
+
+def _full_mask(*args: Any, **kwargs: Any) -> Tensor:
+    """Mask implementation of the padded bucket: always the whole boolean mask [B, 1, S, S]."""
+    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+
+
+for _name, _mask in ((CAUSAL, _no_mask), (MASKED, _full_mask)):
+    AttentionInterface.register(_name, _marker)
+    AttentionMaskInterface.register(_name, _mask)
+
+
+class RecordingCache(DynamicCache):
+    """An empty cache that hands back just what is written, and keeps it by layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+        if layer_idx in self.written:
+            raise RefusedModel(f"decoder layer {layer_idx} writes its cache twice in one pass")
+        self.written[layer_idx] = (key_states, value_states)
+        return key_states, value_states
+
+
+class _Flat(nn.Module):
+    """The decoder as a function of the tensors among its keyword arguments."""
+
+    def __init__(self, decoder: nn.Module, spec: pytree.TreeSpec, leaves: list[Any]) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.spec = spec
+        self.constants = [None if isinstance(x, Tensor) else x for x in leaves]
+        self.at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        leaves = list(self.constants)
+        for i, tensor in zip(self.at, tensors, strict=True):
+            leaves[i] = tensor
+        cache = RecordingCache()
+        kwargs = pytree.tree_unflatten(leaves, self.spec)
+        out = self.decoder(**kwargs, past_key_values=cache, use_cache=True)
+        written = [cache.written[i] for i in sorted(cache.written)]
+        return (out.last_hidden_state, *(k for k, _ in written), *(v for _, v in written))
+
+
+@dataclass(frozen=True)
+class Call:
+    """The keyword arguments of a decoder call, split into named tensors and constants."""
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+
+    @staticmethod
+    def of(kwargs: dict[str, Any]) -> Call:
+        flat, spec = pytree.tree_flatten_with_path(kwargs)
+        names, tensors, leaves = [], [], []
+        for path, leaf in flat:
+            leaves.append(leaf)
+            if isinstance(leaf, Tensor):
+                names.append("_".join(str(getattr(p, "key", getattr(p, "idx", p))) for p in path))
+                tensors.append(leaf)
+        return Call(tuple(names), tuple(tensors), leaves, spec)
+
+    def signature(self) -> tuple[Any, ...]:
+        """What must agree for two calls to share a capture, sequence length apart."""
+        s = dict(zip(self.names, self.tensors, strict=True))["inputs_embeds"].shape[1]
+        shapes = tuple((n, t.dtype, tuple(-1 if d == s else d for d in t.shape)) for n, t in zip(self.names, self.tensors, strict=True))
+        constants = tuple(repr(x) for x in self.leaves if not isinstance(x, Tensor))
+        return (shapes, constants, str(self.spec))
+
+
+@contextlib.contextmanager
+def _implementation(decoder: nn.Module, name: str) -> Iterator[None]:
+    """Run `decoder` with another attention implementation; the old one comes back whatever happens."""
+    old = decoder.config._attn_implementation
+    decoder.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(old)
+
+
+def _dynamic(call: Call, length: int) -> tuple[dict[int, Any], ...]:
+    tokens, shapes = Dim("S", min=2, max=1 << 20), []
+    for name, tensor in zip(call.names, call.tensors, strict=True):
+        known = next((d for key, d in TOKEN_DIMS.items() if name.startswith(key)), None)
+        dims = [d % tensor.ndim for d in known] if known else [d for d in range(1, tensor.ndim) if tensor.shape[d] == length]
+        shapes.append({d: tokens for d in dims if tensor.shape[d] == length})
+    return tuple(shapes)
+
+
+def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked: bool = False) -> Program:
+    """Trace `decoder(**kwargs)` with its sequence length symbolic (static for one new token).
+
+    `kwargs` holds inputs_embeds [B, S, D], position_ids, and whatever else the family passes. With
+    `masked`, attention masks become values of the graph; else every layer is plainly causal.
+    Raises CaptureError (with torch's own message as its cause) or RefusedModel.
+    """
+    private = copy.copy(decoder)
+    accept_dense(private)
+    call = Call.of(kwargs)
+    length = kwargs["inputs_embeds"].shape[1]
+    flat = _Flat(private, call.spec, call.leaves).eval()
+    dynamic = _dynamic(call, length)
+    if length == 1:
+        dynamic = tuple({} for _ in dynamic)
+    static = False
+    with _implementation(decoder, MASKED if masked else CAUSAL), torch.no_grad(), warnings.catch_warnings():
+        # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.export.export(flat, call.tensors, dynamic_shapes=(dynamic,), strict=False)
+        except RefusedModel:
+            raise
+        except Exception as symbolic:
+            try:
+                exported = torch.export.export(flat, call.tensors, strict=False)
+                static = True
+            except RefusedModel:
+                raise
+            except Exception as error:
+                raise CaptureError(
+                    f"torch.export could not trace {type(decoder).__name__} ({stage}, step 1 of 3: capture): {error}"
+                ) from symbolic
+    gm = _unlift(exported, call.names)
+    facts = Facts(
+        layers=0,
+        hidden=kwargs["inputs_embeds"].shape[2],
+        masked=masked,
+        positions_rank=kwargs["position_ids"].ndim,
+        static_length=static and length > 1,
+    )
+    program = Program(gm, stage, facts, call.names)
+    markers = program.markers()
+    layers = len(decoder.layers)
+    if sorted(markers) != list(range(layers)):
+        missing = [i for i in range(layers) if i not in markers]
+        raise RefusedModel(
+            f"{type(decoder).__name__}: expected one attention through transformers' AttentionInterface in each of "
+            f"{layers} layers, found none in layers {missing}"
+        )
+    n_cached = (len(program.output_node().args[0]) - 1) // 2
+    if n_cached != layers:
+        raise RefusedModel(f"{type(decoder).__name__}: {n_cached} of {layers} layers write a key-value cache of their own")
+    names = ("hidden", *(f"keys.{i}" for i in range(layers)), *(f"values.{i}" for i in range(layers)))
+    program.with_facts(layers=layers, outputs=names)
+    return program
+
+
+def _unlift(exported: Any, names: tuple[str, ...]) -> fx.GraphModule:
+    """The exported graph with weights as attributes that share the model's storage, and inputs named."""
+    root = nn.Module()
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    user = iter(names)
+    for node in exported.graph.nodes:
+        if node.op != "placeholder":
+            new = graph.node_copy(node, lambda n: values[n])
+        elif specs[node.name].kind == InputKind.USER_INPUT:
+            new = graph.placeholder(next(user))
+        else:
+            target = specs[node.name].target
+            attribute = target.removeprefix("decoder.").replace(".", "_")
+            tensor = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
+            if isinstance(tensor, nn.Parameter):
+                root.register_parameter(attribute, tensor)
+            else:
+                root.register_buffer(attribute, tensor, persistent=False)
+            new = graph.get_attr(attribute)
+        new.meta = dict(node.meta)
+        values[node] = new
+    gm = fx.GraphModule(root, graph)
+    gm.graph.lint()
+    return gm
+
+
+def timed_capture(*args: Any, **kwargs: Any) -> tuple[Program, float]:
+    """`capture`, and the seconds it took."""
+    start = time.perf_counter()
+    return capture(*args, **kwargs), time.perf_counter() - start

@@ -1,0 +1,151 @@
+"""`lightvlm.compile`: a model of the same class whose decoder runs rewritten graphs."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+
+from lightvlm_fx.errors import InputError, NotSupported
+from lightvlm_fx.explain import Explanation, explain
+from lightvlm_fx.layout import Placeholders
+from lightvlm_fx.locate import check_supported, decoder_path
+from lightvlm_fx.pretty import text
+from lightvlm_fx.report import Report
+from lightvlm_fx.runtime import Decoder
+from lightvlm_fx.schedule import Schedule
+
+TESTED_TRANSFORMERS = ((5, 17), (5, 23))  # first and last minor release that the tests ran on
+
+
+class Handle:
+    """`fast.lightvlm`: what a compiled model can tell and do beyond its class."""
+
+    def __init__(self, decoder: Decoder, model: nn.Module) -> None:
+        self._decoder, self._model = decoder, model
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._decoder.schedule
+
+    @property
+    def report(self) -> Report:
+        """What was captured and rewritten so far: matched and expected per pass, shapes, counts."""
+        return self._decoder.report
+
+    def graph(self, stage: str = "prefill", only_pass: str | None = None) -> str:
+        """Readable text of the latest rewritten graph of `stage`; `only_pass="*"` shows inserted lines only."""
+        for entry in reversed(list(self._decoder.entries.values())):
+            if entry.program.stage == stage:
+                return text(entry.program, only_pass)
+        raise InputError(f"no {stage} graph yet: call warm_up(inputs) or generate() first (stages: prefill, decode)")
+
+    def explain(self, inputs: Any = None) -> Explanation:
+        return explain(self._model, self.schedule, inputs)
+
+    def warm_up(self, inputs: Any, *, new_tokens: int = 3, freeze: bool = False) -> Report:
+        """Compile the buckets of a batch now. With `freeze`, a later batch that needs another is an error."""
+        self.thaw()
+        self._model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+        self._decoder.frozen = freeze
+        return self.report
+
+    def thaw(self) -> None:
+        """Allow new buckets again."""
+        self._decoder.frozen = False
+
+    @property
+    def survivors(self) -> dict[str, Tensor]:
+        """Of the latest prefill: `index.i` [B, K], `segment.i` [B, K], `went.i` [B, S] and `size.i` [B, K] of cut i."""
+        kinds = ("index", "segment", "went", "size")
+        return {k: v for k, v in self._decoder.last.items() if k.split(".")[0] in kinds}
+
+    @property
+    def layout(self) -> Any:
+        """Where the pictures stood in the latest prefill."""
+        return self._decoder.last_layout
+
+
+def compile(  # noqa: A001  (the public name of design.md 2)
+    model: Any,
+    schedule: Schedule | str | Path,
+    *,
+    backend: str = "inductor",
+    strict: bool = True,
+    dump: str | Path | None = None,
+    **torch_compile_options: Any,
+) -> Any:
+    """A drop-in for `model` that runs `schedule`: same class, same generate(), shared weights.
+
+    `schedule` is a Schedule, a preset's name, or the path of a schedule file. `backend="eager"` runs the
+    rewritten graphs uncompiled. `dump` keeps the text of every graph, before and after each pass.
+    Capture is lazy, at the first batch of each kind, or ahead of time by `fast.lightvlm.warm_up(inputs)`.
+
+    Raises RefusedModel for an architecture out of reach, ScheduleError for a schedule that does not fit.
+    """
+    schedule = as_schedule(schedule)
+    if hasattr(model, "lightvlm"):
+        raise NotSupported("this model is compiled already; compile its source with the other schedule")
+    check_supported(model)
+    report = Report(type(model).__name__, schedule.name, schedule.fingerprint, backend)
+    _warn_of_version(report)
+    path = decoder_path(model)
+    fast = _along(model, path)
+    source = model.get_submodule(path)
+    decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, dump=dump,
+                      options=torch_compile_options)  # fmt: skip
+    stand_in = fast.get_submodule(path)
+    object.__setattr__(stand_in, "forward", decoder.forward)
+    fast.get_submodule(path.rpartition(".")[0]).register_forward_pre_hook(decoder.note_ids, with_kwargs=True)
+    fast.register_forward_pre_hook(_refuse_labels, with_kwargs=True)
+    fast.generation_config = copy.deepcopy(model.generation_config)
+    object.__setattr__(fast, "lightvlm", Handle(decoder, fast))
+    return fast
+
+
+def as_schedule(schedule: Schedule | str | Path) -> Schedule:
+    """A Schedule from itself, a preset's name, or a file."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, Path) or str(schedule).endswith(".toml"):
+        return Schedule.load(schedule)
+    return Schedule.preset(schedule)
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A module of the same class over the same children and parameters, with tables of its own."""
+    twin = copy.copy(module)
+    for table in ("_modules", "_parameters", "_buffers", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        twin.__dict__[table] = copy.copy(twin.__dict__[table])
+    return twin
+
+
+def _along(model: nn.Module, path: str) -> nn.Module:
+    """A copy of `model` in which only the modules on the way to `path` are new objects."""
+    top = _shallow(model)
+    at = top
+    for name in path.split("."):
+        at._modules[name] = _shallow(at._modules[name])
+        at = at._modules[name]
+    return top
+
+
+def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs.get("labels") is not None:
+        raise NotSupported("labels ask for a training loss, but a compiled model runs inference only; train the source model")
+
+
+def _warn_of_version(report: Report) -> None:
+    release = tuple(int(x) for x in transformers.__version__.split(".")[:2])
+    first, last = TESTED_TRANSFORMERS
+    if not first <= release <= last:
+        span = " to ".join(".".join(map(str, v)) for v in TESTED_TRANSFORMERS)
+        message = f"transformers {transformers.__version__} is outside the tested range {span}; check keep=1.0 parity first"
+        report.warnings.append(message)
+        warnings.warn(message, stacklevel=3)
+
+

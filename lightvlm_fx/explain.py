@@ -1,0 +1,150 @@
+"""`lightvlm.explain`: what a schedule will do to a model, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightvlm_fx.layout import Layout, Placeholders
+from lightvlm_fx.locate import check_supported, decoder_path
+from lightvlm_fx.schedule import Schedule
+
+DEFAULT_TEXT = 64  # text tokens assumed where no batch is given
+DEFAULT_VISUAL = 576  # visual tokens assumed where neither batch nor config tells
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Prints as a table. Counts are tokens a row; FLOPs are of the decoder's prefill; bytes of the KV cache."""
+
+    model: str
+    schedule: Schedule
+    rows: int
+    tokens_per_layer: tuple[float, ...]
+    visual_per_layer: tuple[float, ...]
+    flops: float
+    full_flops: float
+    kv_bytes: int
+    full_kv_bytes: int
+    note: str
+
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs of this prefill over the full model's."""
+        return self.flops / self.full_flops
+
+    @property
+    def ideal_speedup(self) -> float:
+        return self.full_flops / self.flops
+
+    @property
+    def mean_visual_tokens(self) -> float:
+        return sum(self.visual_per_layer) / len(self.visual_per_layer)
+
+    def __str__(self) -> str:
+        lines = [f"{self.model} with schedule {self.schedule.name} ({self.schedule.fingerprint}): {self.note}"]
+        lines.append(f"{'layers':<10}{'tokens':>8}{'visual':>8}   what happens before the first of them")
+        depth = len(self.tokens_per_layer)
+        starts = [0, *self.schedule.layers(depth)]
+        for i, (first, end) in enumerate(zip(starts, [*starts[1:], depth], strict=True)):
+            span = f"{first}-{end - 1}" if end - 1 > first else str(first)
+            what = "-"
+            if i:
+                cut = self.schedule.cuts[i - 1]
+                what = f"{cut.combine} by {cut.score}" + ("" if cut.rope else " without RoPE")
+                what += f", keep {cut.keep:.3g}, positions {cut.positions}"
+            if end > first:
+                lines.append(f"{span:<10}{self.tokens_per_layer[first]:>8.0f}{self.visual_per_layer[first]:>8.0f}   {what}")
+        lines.append(
+            f"prefill FLOPs {self.flops / 1e9:.4g} of {self.full_flops / 1e9:.4g} GFLOP "
+            f"({100 * self.flops_ratio:.1f} %, ideal speed-up {self.ideal_speedup:.2f}x); "
+            f"mean visual tokens {self.mean_visual_tokens:.1f}; "
+            f"KV cache {_bytes(self.kv_bytes)} of {_bytes(self.full_kv_bytes)}"
+        )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _bytes(n: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.4g} {unit}"
+        n /= 1024  # type: ignore[assignment]
+    return f"{n:.4g} GiB"
+
+
+def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explanation:
+    """Tokens per layer, prefill FLOPs and KV bytes of `model` under `schedule`; runs nothing.
+
+    `inputs` is a processor's output; without it, one picture and 64 text tokens a row are assumed.
+    Raises RefusedModel and ScheduleError as `compile` does.
+    """
+    from lightvlm_fx.compile import as_schedule
+
+    schedule = as_schedule(schedule)
+    check_supported(model)
+    decoder = model.get_submodule(decoder_path(model))
+    depth, placeholders = len(decoder.layers), Placeholders.of(model)
+    if inputs is not None:
+        layout = Layout.of(inputs["input_ids"], inputs.get("attention_mask"), placeholders)
+        note = f"{len(layout.images)} rows, images of {layout.images} tokens"
+    else:
+        n = placeholders.per_image or DEFAULT_VISUAL
+        ids = torch.full((1, n + DEFAULT_TEXT), -1)
+        ids[:, 1 : n + 1] = placeholders.ids[0]
+        layout = Layout.of(ids, None, placeholders)
+        note = f"assuming one picture of {n} visual tokens and {DEFAULT_TEXT} text tokens"
+    layers = schedule.layers(depth)
+    plan = layout.plan(schedule)
+    rows, length = layout.segment.shape
+    full_visual = sum(map(sum, layout.images)) / rows
+    tokens, visual = [], []
+    for layer in range(depth):
+        done = sum(layer >= first for first in layers)
+        tokens.append(length - sum(plan.removed[:done]))
+        visual.append(float(plan.budgets[done - 1].sum()) / rows if done else full_visual)
+    costs = [layer_costs(decoder.layers[i], decoder.config) for i in range(depth)]
+    itemsize = next(decoder.parameters()).element_size()
+    kv = [2 * _kv_width(decoder.config) * itemsize] * depth
+    return Explanation(
+        model=type(model).__name__,
+        schedule=schedule,
+        rows=rows,
+        tokens_per_layer=tuple(map(float, tokens)),
+        visual_per_layer=tuple(visual),
+        flops=rows * sum(a * t + b * t * t for (a, b), t in zip(costs, tokens, strict=True)),
+        full_flops=rows * sum(a * length + b * length * length for a, b in costs),
+        kv_bytes=int(rows * sum(w * t for w, t in zip(kv, tokens, strict=True))),
+        full_kv_bytes=int(rows * sum(w * length for w in kv)),
+        note=note,
+    )
+
+
+def layer_costs(layer: nn.Module, config: Any) -> tuple[float, float]:
+    """FLOPs of one decoder layer as (per token, per token squared): matrices, and causal attention."""
+    active = _active_share(config)
+    linear = 0.0
+    for name, parameter in layer.named_parameters():
+        if parameter.ndim >= 2:
+            linear += parameter.numel() * (active if "expert" in name and "shared" not in name else 1.0)
+    heads, width = config.num_attention_heads, _head_dim(config)
+    return 2 * linear, 2.0 * heads * width  # q k^T and p v over half of S x S
+
+
+def _active_share(config: Any) -> float:
+    """Share of a mixture's experts that one token runs through (1 for a dense model)."""
+    total = next((n for k in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") if (n := getattr(config, k, None))), None)
+    used = next((n for k in ("num_experts_per_tok", "moe_topk", "top_k_experts") if (n := getattr(config, k, None))), None)
+    return used / total if total and used else 1.0
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _kv_width(config: Any) -> int:
+    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_dim(config)

@@ -1,0 +1,134 @@
+"""Where the pictures stand in a batch, how much of each stays, and how long every row becomes.
+
+Runs on the host, once a prompt: the counts decide the shape bucket, and nothing in the graph depends on data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightvlm_fx.errors import InputError
+from lightvlm_fx.families.row_breaks import BREAKS_ROWS
+from lightvlm_fx.ops.segments import PADDING, TEXT
+from lightvlm_fx.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """How a model marks visual tokens: their ids, the fixed count of one image if there is one, row breaks."""
+
+    ids: tuple[int, ...]
+    per_image: int | None = None
+    breaks_rows: bool = False
+
+    @staticmethod
+    def of(model: Any) -> Placeholders:
+        from lightvlm_fx.locate import visual_ids
+
+        config = model.config
+        fixed = getattr(config, "image_seq_length", None)
+        tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+        return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None, tower in BREAKS_ROWS)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The pictures of one batch."""
+
+    segment: Tensor  # [B, S] int64: PADDING, TEXT, or the image's number within its row
+    images: tuple[tuple[int, ...], ...]  # tokens of every image, row by row
+
+    @property
+    def has_images(self) -> bool:
+        return any(self.images)
+
+    @staticmethod
+    def of(input_ids: Tensor, mask: Tensor | None, placeholders: Placeholders) -> Layout:
+        """Read the layout off input_ids [B, S] and a 2-D attention mask [B, S] (None: nothing is padding).
+
+        Raises InputError for padding on the right: the score reads the last token of every row.
+        """
+        ids = input_ids.detach().cpu().numpy()
+        real = np.ones_like(ids, bool) if mask is None else mask.detach().cpu().numpy().astype(bool)
+        if not real[:, -1].all():
+            rows = np.flatnonzero(~real[:, -1]).tolist()
+            raise InputError(
+                f"rows {rows} of the batch are padded on the right; pad on the left "
+                "(processor.tokenizer.padding_side = 'left'), as generate() needs it"
+            )
+        segment = np.where(real, TEXT, PADDING).astype(np.int64)
+        images = []
+        for row in range(len(ids)):
+            spans = _images(ids[row], placeholders)
+            for number, places in enumerate(spans):
+                segment[row, places] = number
+            images.append(tuple(len(places) for places in spans))
+        return Layout(torch.from_numpy(segment).to(input_ids.device), tuple(images))
+
+    def plan(self, schedule: Schedule) -> Plan:
+        """Budgets and lengths under `schedule`; raises ScheduleError where a count is above what arrives."""
+        rows, length = self.segment.shape
+        real = (self.segment != PADDING).sum(1).tolist()
+        width = max(4, 1 << (max(map(len, self.images), default=1) - 1).bit_length())
+        left = [[schedule.budgets(n) for n in row] for row in self.images]
+        budgets, removed, even, arrived = [], [], all(n == length for n in real), length
+        for cut in range(len(schedule.cuts)):
+            budget = torch.zeros(rows, width, dtype=torch.int64)
+            lengths = []
+            for row, images in enumerate(self.images):
+                for number in range(len(images)):
+                    budget[row, number] = left[row][number][cut]
+                lengths.append(real[row] - sum(images) + int(budget[row].sum()))
+            even &= len(set(lengths)) == 1
+            removed.append(arrived - max(lengths))
+            arrived = max(lengths)
+            budgets.append(budget.to(self.segment.device))
+        return Plan(tuple(budgets), tuple(removed), masked=not even)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a schedule means for one batch."""
+
+    budgets: tuple[Tensor, ...]  # one [B, I] int64 a cut: tokens that stay of each image
+    removed: tuple[int, ...]  # tokens that every row loses at each cut
+    masked: bool  # some row holds padding, or fills up with dropped tokens
+
+
+def _images(ids: NDArray[np.int64], placeholders: Placeholders) -> list[NDArray[np.int64]]:
+    """Token places of each image of one row."""
+    visual = np.isin(ids, placeholders.ids)
+    places = np.flatnonzero(visual)
+    if not len(places):
+        return []
+    splits = np.flatnonzero((np.diff(places) > 1) | (np.diff(ids[places]) != 0)) + 1
+    runs = np.split(places, splits)
+    if placeholders.breaks_rows:
+        runs = _join_rows(ids, runs)
+    fixed = placeholders.per_image
+    out = []
+    for run in runs:
+        whole = fixed and len(run) > fixed and len(run) % fixed == 0
+        out += np.split(run, len(run) // fixed) if whole else [run]
+    return out
+
+
+def _join_rows(ids: NDArray[np.int64], runs: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Join runs one token apart where that token is the one behind the first row."""
+    if len(runs) < 2:
+        return runs
+    row_break = ids[runs[0][-1] + 1]
+    joined = [runs[0]]
+    for run in runs[1:]:
+        end = joined[-1][-1]
+        if run[0] - end == 2 and ids[end + 1] == row_break:
+            joined[-1] = np.concatenate([joined[-1], run])
+        else:
+            joined.append(run)
+    return joined

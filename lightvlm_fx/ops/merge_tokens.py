@@ -1,0 +1,52 @@
+"""Combine: every dropped token is averaged into the survivor of its image that it resembles most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightvlm_fx.ops.segments import same_image, unit
+
+
+def nearest_survivor(hidden: Tensor, index: Tensor, segment: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """For each token the survivor it belongs to [B, S], and whether it has one [B, S].
+
+    Survivors belong to themselves; others to the survivor of the same image with the largest cosine.
+    """
+    x = unit(hidden)
+    kept = x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    alike = (x @ kept.transpose(1, 2)).masked_fill(~same_image(segment, left), -2.0)
+    best = alike.max(-1)
+    here = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    belongs = best.indices.scatter(1, index, here)
+    has = (best.values > -2.0).scatter(1, index, True)
+    return belongs, has
+
+
+@torch.library.custom_op("lightvlm::merge_tokens", mutates_args=())
+def merge_tokens(
+    hidden: Tensor, size: Tensor, index: Tensor, segment: Tensor, left: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Size-weighted mean into the most similar survivor (ToMe's rule, arXiv 2210.09461, on a fixed set).
+
+    hidden [B, S, D], size [B, S] float32 (original tokens each stands for), index and left [B, K] from
+    `select_tokens`, segment [B, S]. Returns hidden [B, K, D], size [B, K], and where each token went [B, S]
+    (an index into the survivors, -1 for nowhere).
+    """
+    belongs, has = nearest_survivor(hidden, index, segment, left)
+    weight = size * has
+    total = torch.zeros_like(index, dtype=torch.float32).scatter_add_(1, belongs, weight)
+    wide = belongs.unsqueeze(-1).expand(-1, -1, hidden.shape[2])
+    merged = torch.zeros(*index.shape, hidden.shape[2], device=hidden.device)
+    merged.scatter_add_(1, wide, hidden.float() * weight.unsqueeze(-1))
+    merged = (merged / total.unsqueeze(-1)).to(hidden.dtype)
+    alone = total == size.gather(1, index)  # nothing joined: keep the exact value
+    own = hidden.gather(1, index.unsqueeze(-1).expand_as(merged))
+    merged = torch.where(alone.unsqueeze(-1), own, merged)
+    return merged, total, torch.where(has, belongs, -1)
+
+
+@merge_tokens.register_fake
+def _(hidden, size, index, segment, left):
+    b, k = index.shape
+    return hidden.new_empty(b, k, hidden.shape[2]), size.new_empty(b, k), torch.empty_like(segment)

@@ -1,0 +1,57 @@
+"""Score: attention received from every token (column sums of the attention matrix)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightvlm_fx.ops.segments import PADDING, TEXT, per_group
+
+TILE = 256  # query rows at a time
+
+
+def column_sums(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float, rows: Tensor) -> Tensor:
+    """Weighted column sums [B, S] of the causal attention matrix, mean over heads, tile by tile.
+
+    `rows` [B, S] weighs each query row; `mask` [B, 1, S, S] replaces the causal rule where given.
+    """
+    b, _, s, _ = q.shape
+    total = torch.zeros(b, s, device=q.device)
+    keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
+    allowed_keys = (segment != PADDING)[:, None, :]
+    for start in range(0, s, TILE):
+        stop = min(start + TILE, s)
+        logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale  # [B, G, H/G, tile, S]
+        if mask is None:
+            seen = (here[None, :] <= here[start:stop, None])[None] & allowed_keys
+        else:
+            part = mask[:, 0, start:stop]
+            seen = (part if part.dtype == torch.bool else part >= 0) & allowed_keys
+        logits = logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min)
+        weight = rows[:, None, None, start:stop, None] * seen[:, None, None]
+        total += (logits.softmax(-1) * weight).sum(3).mean((1, 2))
+    return total
+
+
+@torch.library.custom_op("lightvlm::score_received", mutates_args=())
+def score_received(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Score [B, S]: attention received, divided by the number of rows that can see the token.
+
+    q [B, H, S, d], k [B, G, S, d], segment [B, S]. The division removes the bias towards early tokens.
+    """
+    valid = (segment != PADDING).float()
+    total = column_sums(q, k, segment, mask, scale, valid)
+    seen_by = valid.flip(1).cumsum(1).flip(1).clamp_min(1)
+    return total / seen_by
+
+
+@score_received.register_fake
+def _(q, k, segment, mask, scale):
+    return segment.new_empty(segment.shape, dtype=torch.float32)
+
+
+def text_rows(segment: Tensor) -> Tensor:
+    """Weight [B, S] of each text row after the row's first visual token; each batch row sums to one."""
+    after = (segment >= 0).cumsum(1) > 0
+    rows = ((segment == TEXT) & after).float()
+    return rows / rows.sum(1, keepdim=True).clamp_min(1)

@@ -1,0 +1,37 @@
+"""The two special values of a segment array, and the helpers that several ops share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PADDING = -2
+TEXT = -1
+
+
+def per_group(q: Tensor, k: Tensor) -> Tensor:
+    """Queries [B, H, Q, d] as [B, G, H/G, Q, d], so that they meet keys [B, G, S, d] without repeating them."""
+    b, h, s, d = q.shape
+    return q.reshape(b, k.shape[1], h // k.shape[1], s, d)
+
+
+def rank_in_segment(score: Tensor, segment: Tensor) -> Tensor:
+    """Rank [B, S] of each token within its segment, 0 for the highest score; ties go to the earlier token."""
+    by_score = torch.sort(score, dim=-1, descending=True, stable=True).indices
+    by_segment = torch.sort(segment.gather(1, by_score), dim=-1, stable=True)
+    order = by_score.gather(1, by_segment.indices)
+    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    new = torch.ones_like(order, dtype=torch.bool)
+    new[:, 1:] = by_segment.values[:, 1:] != by_segment.values[:, :-1]
+    first = torch.where(new, place, 0).cummax(-1).values
+    return torch.empty_like(order).scatter_(1, order, place - first)
+
+
+def same_image(a: Tensor, b: Tensor) -> Tensor:
+    """Boolean [B, len(a), len(b)]: both are tokens of one image. `a` [B, n] and `b` [B, m] are segments."""
+    return (a[:, :, None] == b[:, None, :]) & (a >= 0)[:, :, None]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length one, in float32."""
+    return torch.nn.functional.normalize(x.float(), dim=-1)

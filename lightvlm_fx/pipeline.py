@@ -1,0 +1,156 @@
+"""Runs passes: order checked, clone, provenance, contract, cleanup, shapes re-inferred, counts reported."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import warnings
+
+import torch
+from torch import Tensor, fx
+
+from lightvlm_fx.errors import LightVLMError, OrderError, PostconditionError, PreconditionError
+from lightvlm_fx.pass_base import Pass, PassResult, parse_pass
+from lightvlm_fx.pretty import diff, excerpt, target_name, text, typed
+from lightvlm_fx.program import Program
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass of a run did."""
+
+    pass_text: str
+    result: PassResult
+    delta: str  # "+1 lightvlm.select_tokens, -1 aten.detach"
+
+    def __str__(self) -> str:
+        counts = f"{self.result.matched}/{self.result.expected} matched"
+        return "   ".join(x for x in (f"{self.pass_text:<60}", counts, self.delta or "no change", self.result.note) if x)
+
+
+class Pipeline:
+    """A literal list of passes; `str` and `parse` are inverses."""
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self.passes = tuple(passes)
+        problems = []
+        for i, p in enumerate(self.passes):
+            late = {q.name for q in self.passes[i + 1 :]} & set(p.after)
+            problems += [f"{p.name} must run after {name}" for name in sorted(late)]
+        if problems:
+            raise OrderError(f"passes in an order they forbid: {'; '.join(problems)}\n  order given: {self}")
+
+    def __str__(self) -> str:
+        return " -> ".join(map(str, self.passes))
+
+    @staticmethod
+    def parse(written: str) -> Pipeline:
+        """The pipeline that prints as `written`."""
+        from lightvlm_fx.passes import CATALOGUE
+
+        return Pipeline([parse_pass(part, CATALOGUE) for part in written.split(" -> ")])
+
+    def run(
+        self, program: Program, *, strict: bool = True, dump: str | Path | None = None, stop_after: int | None = None
+    ) -> tuple[Program, list[Step]]:
+        """A rewritten copy of `program`, and what each pass did. `program` itself is not changed.
+
+        With `dump`, the text before and after every pass is written to that folder. A pass that matches
+        fewer places than it expects is an error under `strict`, else a warning.
+        """
+        current, steps = program.clone(), []
+        folder = Path(dump) if dump else None
+        _dump(folder, 0, "captured", current)
+        for i, pass_ in enumerate(self.passes[:stop_after]):
+            try:
+                current, step = _apply(pass_, current)
+            except LightVLMError as error:
+                error.add_note(f"while running pass {i + 1}/{len(self.passes)} of the {program.stage} pipeline: {self}")
+                raise
+            steps.append(step)
+            _dump(folder, i + 1, pass_.name, current)
+            if step.result.matched != step.result.expected:
+                message = (
+                    f"{pass_}: expected to match {step.result.expected} places, matched {step.result.matched}"
+                    + (f" ({step.result.note})" if step.result.note else "")
+                )
+                if strict:
+                    raise PreconditionError(message + "; pass strict=False to go on with a warning")
+                warnings.warn(message, stacklevel=2)
+        return current, steps
+
+
+def _dump(folder: Path | None, number: int, name: str, program: Program) -> None:
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{program.stage}-{number:02d}-{name}.txt").write_text(text(program))
+
+
+def _apply(pass_: Pass, before: Program) -> tuple[Program, Step]:
+    if before.stage not in pass_.stages:
+        raise PreconditionError(f"{pass_}: applies to {' and '.join(pass_.stages)} programs, got a {before.stage} program")
+    pass_.requires(before)
+    after = before.clone()
+    old = set(after.graph.nodes)
+    result = pass_.call(after)
+    for node in after.graph.nodes:
+        if node not in old:
+            node.meta["lightvlm_pass"] = pass_.name
+    after.graph.eliminate_dead_code()
+    after.graph.lint()
+    after.graph_module.recompile()
+    infer_shapes(after)
+    changed = text(before) != text(after)
+    if changed != result.changed:
+        raise PostconditionError(
+            f"{pass_}: reports {result.matched} changes, but the text did {'' if changed else 'not '}change"
+        )
+    pass_.ensures(after)
+    step = Step(str(pass_), result, _delta(before, after))
+    _talk(step, before, after)
+    return after, step
+
+
+def _delta(before: Program, after: Program) -> str:
+    def count(program: Program) -> Counter[str]:
+        return Counter(target_name(n) for n in program.graph.nodes if n.op == "call_function")
+
+    old, new = count(before), count(after)
+    changes = [(name, new[name] - old[name]) for name in sorted(old.keys() | new.keys()) if new[name] != old[name]]
+    return ", ".join(f"{n:+d} {name}" for name, n in changes)
+
+
+def infer_shapes(program: Program) -> None:
+    """Recompute every node's fake value from its inputs, so that a stale length shows at its very line.
+
+    Raises PostconditionError with the neighbourhood of the node that no longer fits.
+    """
+    mode = next(v.fake_mode for n in program.placeholders() if isinstance(v := n.meta.get("val"), Tensor))
+    with mode:
+        for node in program.graph.nodes:
+            if node.op != "call_function" or node.meta.get("lightvlm_no_infer"):
+                continue
+            args, kwargs = torch.utils._pytree.tree_map_only(
+                fx.Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs))
+            )
+            try:
+                node.meta["val"] = node.target(*args, **kwargs)
+            except Exception as error:
+                raise PostconditionError(
+                    f"shapes no longer fit at %{node.name} ({typed(node.meta.get('val'))}): {error}\n"
+                    f"{excerpt(program, node)}\nThis is a defect of lightvlm_fx; dump=... keeps the graphs."
+                ) from error
+
+
+def _talk(step: Step, before: Program, after: Program) -> None:
+    """LIGHTVLM_DEBUG: 1 a line a pass, 2 also a diff, 3 also the whole text."""
+    level = int(os.environ.get("LIGHTVLM_DEBUG", "0"))
+    if level >= 1:
+        print(step)
+    if level >= 2 and step.result.changed:
+        print(diff(text(before), text(after)))
+    if level >= 3:
+        print(text(after))

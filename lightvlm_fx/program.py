@@ -1,0 +1,116 @@
+"""A program: one captured stage of a model as an FX graph, with what we know about its values.
+
+The graph is flat: tensors in, tensors out, weights as `get_attr` nodes that share the model's storage.
+Nodes carry `meta["val"]` (a fake tensor), `meta["nn_module_stack"]` and, where a pass made them,
+`meta["lightvlm_pass"]`.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+Stage = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a token reduction left in the graph; every field but `layer` names a node."""
+
+    layer: int
+    index: str  # [B, K] int64
+    segment: str  # [B, K] int64
+    went: str  # [B, S] int64, or "" where nothing was merged
+    positions: str  # policy
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a program beyond its graph."""
+
+    layers: int  # decoder layers
+    hidden: int  # width D
+    removed: tuple[int, ...] = ()  # tokens that every row loses at each cut, in order
+    cuts: tuple[Cut, ...] = ()
+    size: str = ""  # node [B, S] float32: original tokens that each one stands for
+    outputs: tuple[str, ...] = ()  # what each graph output is
+    masked: bool = False  # attention carries explicit masks
+    positions_rank: int = 2  # 2: [B, S]; 3: M-RoPE [3 or 4, B, S]
+    static_length: bool = False  # the sequence length could not be kept symbolic
+
+
+@dataclass
+class Program:
+    """One stage: `graph_module`, its name and its `facts`."""
+
+    graph_module: fx.GraphModule
+    stage: Stage
+    facts: Facts
+    inputs: tuple[str, ...] = field(default=())
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.graph_module.graph
+
+    def clone(self) -> Program:
+        """An independent graph over the same weights."""
+        graph = fx.Graph()
+        values: dict[fx.Node, fx.Node] = {}
+        output = graph.graph_copy(self.graph, values)
+        graph.output(output)
+        for old, new in values.items():
+            new.meta = copy.copy(old.meta)
+        made = fx.GraphModule(self.graph_module, graph, class_name=self.stage.capitalize())
+        return Program(made, self.stage, self.facts, self.inputs)
+
+    def node(self, name: str) -> fx.Node:
+        for node in self.graph.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def placeholders(self) -> list[fx.Node]:
+        return [n for n in self.graph.nodes if n.op == "placeholder"]
+
+    def markers(self) -> dict[int, fx.Node]:
+        """The attention marker of each decoder layer."""
+        wanted = torch.ops.lightvlm.attention.default
+        return {n.args[5]: n for n in self.graph.nodes if n.target == wanted}
+
+    def output_node(self) -> fx.Node:
+        return next(n for n in reversed(self.graph.nodes) if n.op == "output")
+
+    def with_facts(self, **changes: Any) -> None:
+        self.facts = replace(self.facts, **changes)
+
+    def add_input(self, name: str, value: Any) -> fx.Node:
+        """A new placeholder behind the others; `value` is its fake tensor."""
+        last = self.placeholders()[-1]
+        with self.graph.inserting_after(last):
+            node = self.graph.placeholder(name)
+        node.meta["val"] = value
+        self.inputs = (*self.inputs, name)
+        return node
+
+    def add_output(self, what: str, node: fx.Node) -> None:
+        end = self.output_node()
+        end.args = ((*end.args[0], node),)
+        self.with_facts(outputs=(*self.facts.outputs, what))
+
+    def sequence(self) -> fx.Node:
+        """The input embeddings [B, S, D]."""
+        return next(n for n in self.placeholders() if n.name == "inputs_embeds")
+
+
+def value(node: Any) -> Any:
+    """The fake tensor, symbolic number or plain number that `node` stands for."""
+    return node.meta.get("val") if isinstance(node, fx.Node) else node
+
+
+def is_getitem(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is operator.getitem

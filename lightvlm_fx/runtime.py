@@ -1,0 +1,290 @@
+"""The decoder of a compiled model: decides per call between prefill, step and continuation, and runs graphs.
+
+It stands where the model's own decoder stood and is called by the model's own code, so sampling, streamers,
+stopping and pipelines stay transformers' own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from lightvlm_fx.cache import Stage, StageLayer, State
+from lightvlm_fx.capture import Call, capture
+from lightvlm_fx.errors import InputError, NotSupported
+from lightvlm_fx.exporters.torch_compile import Compiled, lower
+from lightvlm_fx.families.side_inputs import FEATURES, MASK, make_dense
+from lightvlm_fx.layout import Layout, Placeholders, Plan
+from lightvlm_fx.passes import pipelines
+from lightvlm_fx.program import Program
+from lightvlm_fx.report import Bucket, Report
+from lightvlm_fx.schedule import Schedule
+
+NO_CUTS = Schedule(name="none")
+# Arguments of a decoder call that say how to answer, not what to compute.
+PLUMBING = ("past_key_values", "use_cache", "return_dict", "cache_position", "input_ids", "logits_to_keep", "num_items_in_batch")
+REFUSED = ("output_attentions", "output_hidden_states")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One compiled bucket."""
+
+    program: Program
+    run: Compiled
+
+
+class Decoder:
+    """State and buckets of one compiled model. `forward` replaces the source decoder's."""
+
+    def __init__(self, source: nn.Module, schedule: Schedule, report: Report, placeholders: Placeholders, *,
+                 backend: str, strict: bool, dump: str | Path | None, options: dict[str, Any]) -> None:  # fmt: skip
+        self.source, self.schedule, self.report, self.placeholders = source, schedule, report, placeholders
+        self.backend, self.strict, self.dump, self.options = backend, strict, dump, options
+        self.depth = len(source.layers)
+        schedule.layers(self.depth)  # fail now, not at the first picture
+        self.captured: dict[Any, tuple[Program, float]] = {}
+        self.entries: dict[Any, Entry] = {}
+        self.frozen = False
+        self.last: dict[str, Tensor] = {}  # named outputs of the latest prefill
+        self.last_layout: Layout | None = None
+        self._ids = threading.local()
+
+    # --- seen from the model ------------------------------------------------------------------------
+
+    def note_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the decoder's parent: keep the token ids that tell where the pictures are."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self._ids.value = ids if isinstance(ids, Tensor) and ids.ndim == 2 else None
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        """Same arguments and result as the source decoder's forward; last_hidden_state is [B, K, D]."""
+        if args:
+            raise NotSupported("call the compiled decoder with keyword arguments, as the model does")
+        cache = kwargs.get("past_key_values")
+        use_cache = kwargs.get("use_cache", cache is not None)
+        kwargs = self._clean(kwargs)
+        state = self._state(cache)
+        with torch.no_grad():
+            if state is None or state.seen == 0:
+                hidden, new = self._prefill(kwargs)
+                if use_cache is not False or cache is not None:
+                    cache = cache if cache is not None else DynamicCache()
+                    cache.layers = list(new.layers)
+            else:
+                hidden = self._extend(kwargs, state)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def _clean(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self.source.training:
+            raise NotSupported("the model is in training mode; a compiled model runs inference only: call .eval() first")
+        for option in REFUSED:
+            if kwargs.get(option):
+                raise NotSupported(f"{option}=True: the compiled graph keeps no such values; ask the source model for them")
+        out = {k: v for k, v in kwargs.items() if k not in PLUMBING and k not in REFUSED and v is not None}
+        if "inputs_embeds" not in out:
+            out["inputs_embeds"] = self.source.get_input_embeddings()(kwargs["input_ids"])
+        elif torch.is_grad_enabled() and out["inputs_embeds"].requires_grad:
+            raise NotSupported(
+                "a gradient is wanted, but a compiled model runs inference only; "
+                "call it under torch.inference_mode() or torch.no_grad() (generate() does)"
+            )
+        return out
+
+    def _state(self, cache: Any) -> State | None:
+        if cache is None:
+            return None
+        if not isinstance(cache, Cache):
+            raise InputError(f"past_key_values must be a transformers Cache, got {type(cache).__name__}")
+        first = cache.layers[0] if cache.layers else None
+        if isinstance(first, StageLayer):
+            if first.state.owner is not self:
+                raise InputError("past_key_values was made by another compiled model or schedule; start without it")
+            return first.state
+        if isinstance(first, StaticLayer) or getattr(cache, "offloading", False):
+            raise NotSupported(
+                f"a {type(cache).__name__} cannot be used: a compiled model brings its own buffers; leave cache_implementation unset"
+            )
+        if cache.get_seq_length():
+            raise InputError("past_key_values holds tokens that another model wrote; start without it")
+        return None
+
+    # --- prefill ------------------------------------------------------------------------------------
+
+    def _layout(self, embeds: Tensor, mask: Tensor | None) -> Layout:
+        ids = getattr(self._ids, "value", None)
+        if ids is None:
+            if self.schedule.cuts:
+                raise InputError("input_ids are needed to find the visual tokens; pass input_ids instead of inputs_embeds")
+            ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
+        return Layout.of(ids, mask, self.placeholders)
+
+    def _prefill(self, kwargs: dict[str, Any]) -> tuple[Tensor, State]:
+        embeds = kwargs["inputs_embeds"]
+        rows, length = embeds.shape[:2]
+        kwargs.setdefault("position_ids", torch.arange(length, device=embeds.device)[None])
+        mask = kwargs.get("attention_mask")
+        flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        layout = self._layout(embeds, flat_mask)
+        schedule = self.schedule if layout.has_images else NO_CUTS
+        plan = layout.plan(schedule)
+        masked = self._set_mask(kwargs, plan, flat_mask)
+        make_dense(self.source, kwargs)
+        entry = self._prefill_entry(kwargs, schedule, layout, plan, masked)
+        given = dict(zip(Call.of(kwargs).names, Call.of(kwargs).tensors, strict=True))
+        given["visual_segment"] = layout.segment
+        given |= {f"visual_budget_{i}": budget for i, budget in enumerate(plan.budgets)}
+        outputs = entry.run(*(given[name] for name in entry.program.inputs))
+        named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
+        self.last, self.last_layout = named, layout
+        return named["hidden"], self._new_state(named, layout, schedule)
+
+    def _set_mask(self, kwargs: dict[str, Any], plan: Plan, flat: Tensor | None) -> bool:
+        """Leave in `kwargs` only the mask that the batch needs; say whether layers read explicit masks."""
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        rows, length = embeds.shape[:2]
+        given = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+        entries = mask if isinstance(mask, dict) else {"": mask}
+        if given and any(m is not None for m in entries.values()):
+            causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril().expand(rows, 1, -1, -1)
+            full = {key: causal if m is None else m.expand(rows, -1, -1, -1) for key, m in entries.items()}
+            kwargs["attention_mask"] = full if isinstance(mask, dict) else full[""]
+            return True
+        windows = [w for w in (getattr(self.source.config, "sliding_window", None),) if w]
+        masked = plan.masked or any(length > w for w in windows) or (flat is not None and not bool(flat.all()))
+        if isinstance(mask, dict):
+            causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril().expand(rows, 1, -1, -1)
+            kwargs["attention_mask"] = {key: causal if masked else None for key in mask}
+            return masked
+        kwargs.pop("attention_mask", None)
+        if masked:
+            kwargs["attention_mask"] = flat if flat is not None else torch.ones(rows, length, dtype=torch.int64, device=embeds.device)
+        return masked
+
+    def _prefill_entry(self, kwargs: dict[str, Any], schedule: Schedule, layout: Layout, plan: Plan, masked: bool) -> Entry:
+        call = Call.of(kwargs)
+        signature = ("prefill", masked, call.signature())
+        length = kwargs["inputs_embeds"].shape[1]
+        width = plan.budgets[0].shape[1] if plan.budgets else 0
+        if signature in self.captured and self.captured[signature][0].facts.static_length:
+            signature = (*signature, length)
+        key = (*signature, schedule.fingerprint, plan.removed, width)
+
+        def build() -> tuple[Program, Bucket]:
+            program, seconds = self._capture(signature, kwargs, "prefill", masked)
+            pipe = pipelines.prefill(schedule, self.depth, plan.removed)
+            return self._rewrite(pipe, program, seconds, kwargs, _tokens(schedule, self.depth, length, plan), _visual(schedule, self.depth, layout))
+
+        return self._entry(key, build, f"{kwargs['inputs_embeds'].shape[0]} rows, {length} tokens, images of {layout.images} tokens")
+
+    def _new_state(self, named: dict[str, Tensor], layout: Layout, schedule: Schedule) -> State:
+        """Caches of different length, one stage between two cuts."""
+        rows, length = layout.segment.shape
+        firsts = schedule.layers(self.depth) if schedule.cuts else []
+        place = torch.arange(length, device=layout.segment.device).expand(rows, -1)
+        segment, stages, shifts = layout.segment, [], []
+        count = (segment != -2).sum(1)
+        for number in range(len(firsts) + 1):
+            if number:
+                place = place.gather(1, named[f"index.{number - 1}"])
+                segment = named[f"segment.{number - 1}"]
+                if schedule.cuts[number - 1].positions == "compact":
+                    shifts.append(count - (segment != -2).sum(1))
+            stages.append(Stage(number, torch.where(segment == -2, -1, place)))
+        owner = [sum(layer >= first for first in firsts) for layer in range(self.depth)]
+        state = State(stages, owner, length, shifts, self)
+        state.layers = [
+            StageLayer(state, stages[owner[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(self.depth)
+        ]
+        return state
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    def _extend(self, kwargs: dict[str, Any], state: State) -> Tensor:
+        """New tokens behind a cache: one while decoding, several when a dialogue goes on (unreduced)."""
+        embeds = kwargs["inputs_embeds"]
+        new = embeds.shape[1]
+        here = torch.arange(state.seen, state.seen + new, device=embeds.device)
+        kwargs.setdefault("position_ids", here[None])
+        mask = kwargs.pop("attention_mask", None)
+        if isinstance(mask, dict):
+            kwargs["attention_mask"] = dict.fromkeys(mask)
+        if kwargs.get(FEATURES) is not None:
+            make_dense(self.source, kwargs)
+        else:
+            kwargs.pop(MASK, None)
+        state.reserve(new)
+        schedule = self.schedule if len(state.stages) > 1 or not self.schedule.cuts else NO_CUTS
+        call = Call.of(kwargs)
+        signature = ("decode", new == 1, call.signature())
+
+        def build() -> tuple[Program, Bucket]:
+            program, seconds = self._capture(signature, kwargs, "decode", False)
+            return self._rewrite(pipelines.decode(schedule, self.depth), program, seconds, kwargs, (), ())
+
+        entry = self._entry((*signature, schedule.fingerprint), build, f"{embeds.shape[0]} rows, {new} new tokens")
+        given = dict(zip(call.names, call.tensors, strict=True)) | {"query_index": here}
+        given |= {f"shift_{i}": shift for i, shift in enumerate(state.shifts)}
+        for stage in state.stages:
+            given[f"position_{stage.number}"], given[f"slot_{stage.number}"] = stage.position, stage.slots(new)
+        for i, layer in enumerate(state.layers):
+            given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
+        (hidden,) = entry.run(*(given[name] for name in entry.program.inputs))
+        state.advance(new)
+        return hidden
+
+    # --- buckets ------------------------------------------------------------------------------------
+
+    def _capture(self, signature: Any, kwargs: dict[str, Any], stage: Any, masked: bool) -> tuple[Program, float]:
+        if signature not in self.captured:
+            start = time.perf_counter()
+            program = capture(self.source, kwargs, stage, masked=masked)
+            self.captured[signature] = (program, time.perf_counter() - start)
+        return self.captured[signature]
+
+    def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any],
+                 tokens: tuple[int, ...], visual: tuple[float, ...]) -> tuple[Program, Bucket]:  # fmt: skip
+        start = time.perf_counter()
+        rewritten, steps = pipe.run(program, strict=self.strict, dump=self.dump)
+        rows, length = kwargs["inputs_embeds"].shape[:2]
+        shapes = f"{rows} rows x {length} tokens" if program.stage == "prefill" or length > 1 else f"{rows} rows x 1 token"
+        facts = rewritten.facts
+        bucket = Bucket(program.stage, rows, shapes, tokens, visual, facts.masked, facts.static_length, seconds,
+                        time.perf_counter() - start, tuple(steps))  # fmt: skip
+        return rewritten, bucket
+
+    def _entry(self, key: Any, build: Callable[[], tuple[Program, Bucket]], what: str) -> Entry:
+        if key not in self.entries:
+            if self.frozen:
+                known = "\n  ".join(f"{b.stage}: {b.shapes}" for b in self.report.buckets)
+                raise InputError(
+                    f"this batch ({what}) exceeds the buckets that were warmed up:\n  {known}\n"
+                    "call fast.lightvlm.warm_up(inputs) with such a batch before freezing, or fast.lightvlm.thaw()"
+                )
+            program, bucket = build()
+            self.entries[key] = Entry(program, lower(program, self.backend, self.options))
+            self.report.buckets.append(bucket)
+        return self.entries[key]
+
+
+def _tokens(schedule: Schedule, depth: int, length: int, plan: Plan) -> tuple[int, ...]:
+    """Tokens a row in each layer."""
+    firsts = schedule.layers(depth) if schedule.cuts else []
+    return tuple(length - sum(n for first, n in zip(firsts, plan.removed, strict=True) if first <= layer) for layer in range(depth))
+
+
+def _visual(schedule: Schedule, depth: int, layout: Layout) -> tuple[float, ...]:
+    """Mean visual tokens a row in each layer."""
+    firsts = schedule.layers(depth) if schedule.cuts else []
+    per_cut = [sum(map(sum, layout.images))]
+    per_cut += [sum(schedule.budgets(n)[i] for row in layout.images for n in row) for i in range(len(firsts))]
+    return tuple(per_cut[sum(layer >= first for first in firsts)] / len(layout.images) for layer in range(depth))

@@ -1,0 +1,78 @@
+"""Decode over one buffer a layer, each with the length of its own stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
+from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.program import Program, value
+
+EXAMPLE_CAPACITY = 128  # slots in the fake buffers; the real ones may have any number
+
+
+@dataclass(frozen=True)
+class AttachCache(Pass):
+    """Give each layer its cache buffers; layers between two cuts form a stage and share slots and mask.
+
+    Before:    o[B,Q,H,d] = lightvlm.attention(q, k, v, ...)                        sees the new tokens only
+    After:     p[B,C] = hold(position_s, slot_s, query_index);  m = cache_mask(p, query_index, window)
+               o[B,Q,H,d] = attend_cached(q, k, v, keys_l[B,G,C,d], values_l, slot_s, m, ...)
+    Requires:  one marker a layer.
+    Ensures:   no marker is left; the hidden state is the only output; buffers are written in place.
+    Source:    ours (static-shape cache of methods-decode.md 1.5, appending).
+    """
+
+    layers: tuple[int, ...] = ()  # first layer of every stage but the first
+
+    name = "attach-cache"
+    stages = ("decode",)
+    after = ("shift-positions",)
+
+    def requires(self, program: Program) -> None:
+        pass
+
+    def call(self, program: Program) -> PassResult:
+        markers = program.markers()
+        graph = program.graph
+        embeds = value(program.sequence())
+        rows, queries = embeds.shape[:2]
+        integers = embeds.new_empty(rows, EXAMPLE_CAPACITY, dtype=torch.int64)
+        query = program.add_input("query_index", integers.new_empty(queries))
+        stages = range(len(self.layers) + 1)
+        positions = [program.add_input(f"position_{s}", integers) for s in stages]
+        slots = [program.add_input(f"slot_{s}", integers.new_empty(queries)) for s in stages]
+        masks: dict[tuple[int, int], fx.Node] = {}
+        held: dict[int, fx.Node] = {}
+        for layer, marker in sorted(markers.items()):
+            stage = sum(layer >= first for first in self.layers)
+            q, k, v, _, scale, _, window, softcap = marker.args
+            kv = [
+                program.add_input(f"{what}_{layer}", value(x).new_empty(rows, value(x).shape[1], EXAMPLE_CAPACITY, value(x).shape[3]))
+                for what, x in (("keys", k), ("values", v))
+            ]
+            with graph.inserting_before(marker):
+                if stage not in held:
+                    held[stage] = graph.create_node(
+                        "call_function", hold, (positions[stage], slots[stage], query), {}, name=f"held_{stage}"
+                    )
+                if (stage, window) not in masks:
+                    masks[stage, window] = graph.create_node(
+                        "call_function", cache_mask, (held[stage], query, window), {}, name=f"mask_{stage}_{window}"
+                    )
+                arguments = (q, k, v, *kv, slots[stage], masks[stage, window], scale, softcap)
+                node = graph.create_node("call_function", attend_cached, arguments, {}, name=f"attend_{layer}")
+            marker.replace_all_uses_with(node)
+            graph.erase_node(marker)
+        end = program.output_node()
+        end.args = ((end.args[0][0],),)
+        program.with_facts(outputs=("hidden",))
+        return PassResult(len(markers), program.facts.layers, f"{len(self.layers) + 1} stages")
+
+    def ensures(self, program: Program) -> None:
+        if program.markers():
+            raise PostconditionError(f"{self}: markers left in layers {sorted(program.markers())}")

@@ -1,0 +1,43 @@
+"""Turn attention markers into the fused attention of PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.ops.attention import attend
+from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.program import Program
+
+
+@dataclass(frozen=True)
+class LowerAttention(Pass):
+    """Replace every marker by `attend`, which torch.compile traces into.
+
+    Before:    o[B,S,H,d] = lightvlm.attention(q, k, v, mask, scale, layer, window, softcap)
+    After:     o[B,S,H,d] = attend(q, k, v, mask, scale, softcap)
+    Ensures:   no marker is left.
+    Source:    ours.
+    """
+
+    name = "lower-attention"
+    stages = ("prefill",)
+    after = ("reduce-tokens",)
+
+    def requires(self, program: Program) -> None:
+        pass
+
+    def call(self, program: Program) -> PassResult:
+        markers = program.markers()
+        for marker in markers.values():
+            q, k, v, mask, scale, _, _, softcap = marker.args
+            with program.graph.inserting_before(marker):
+                node = program.graph.create_node("call_function", attend, (q, k, v, mask, scale, softcap), {})
+            node.meta["val"] = marker.meta["val"]
+            marker.replace_all_uses_with(node)
+            program.graph.erase_node(marker)
+        return PassResult(len(markers), program.facts.layers)
+
+    def ensures(self, program: Program) -> None:
+        if program.markers():
+            raise PostconditionError(f"{self}: markers left in layers {sorted(program.markers())}")

@@ -1,0 +1,201 @@
+"""The cut: visual tokens are reduced before one decoder layer."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lightvlm_fx.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, token_dims
+from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
+from lightvlm_fx.match import before_rope, hidden_state, is_positional
+from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.pretty import excerpt
+from lightvlm_fx.program import Cut, Program, value
+from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES
+
+OPS = torch.ops.lightvlm
+
+
+@dataclass(frozen=True)
+class ReduceTokens(Pass):
+    """Before decoder layer `layer`, keep the best visual tokens of each image and combine or drop the rest.
+
+    Before:    h[B,S,D], cos[B,S,d], sin[B,S,d], ... = layers[:layer]
+    After:     s[B,S] = score(q, k of layer-1);  i[B,K] = select_tokens(s, segment, budget, K),  K = S - removed
+               h'[B,K,D] = combine(h);  every other value with a token dimension = take_tokens(value, i)
+    Requires:  a layer behind every earlier cut; plain positions for `compact`.
+    Ensures:   layers from `layer` on write K keys and values, earlier ones S; order of tokens unchanged.
+    Source:    FastV arXiv 2403.06764, PyramidDrop 2410.17247, FEATHER 2412.13180, LightVLM 2509.00419 (rebuilt).
+    """
+
+    layer: int = 1
+    removed: int = 0  # tokens that every row loses here
+    score: str = "last-query"
+    combine: str = "prune"
+    positions: str = "keep"
+    rope: bool = True
+    image_softmax: bool = False
+    power: float = 0.25
+    centres: float = 0.1
+    group: int = 5
+    seed: int = 0
+
+    name = "reduce-tokens"
+    stages = ("prefill",)
+
+    def requires(self, program: Program) -> None:
+        for what, got, known in (
+            ("score", self.score, SCORES), ("combine", self.combine, COMBINES), ("position policy", self.positions, POSITIONS),
+        ):  # fmt: skip
+            if got not in known:
+                raise UnknownName.of(what, got, known)
+        if not 0 <= self.layer < program.facts.layers:
+            raise PreconditionError(f"{self}: layer must be 0 to {program.facts.layers - 1}, got {self.layer}")
+        if self.layer == 0 and self.score not in ("random", "uniform"):
+            raise PreconditionError(f"{self}: score {self.score!r} needs the attention of a layer before, got layer 0")
+        if program.facts.cuts and program.facts.cuts[-1].layer >= self.layer:
+            raise PreconditionError(f"{self}: layer must be behind the cut before layer {program.facts.cuts[-1].layer}")
+        if self.positions == "compact" and program.facts.positions_rank != 2:
+            raise PreconditionError(
+                f"{self}: positions=compact renumbers one position a token, but this model has M-RoPE triples; "
+                "use positions=keep"
+            )
+
+    def call(self, program: Program) -> PassResult:
+        number = len(program.facts.cuts)
+        cut = first_of_layer(program, self.layer)
+        edit = Editor(program, cut)
+        length = _length(program)
+        values = crossing(program, cut)
+        hidden = hidden_state(program, values, length)
+        segment, size = self._state(program, edit)
+        rows = value(hidden).shape[0]
+        budget_input = program.add_input(f"visual_budget_{number}", value(segment).new_empty(rows, 4))
+        image = edit.call(f"image_{number}", torch.ops.aten.clamp_min.default, segment, 0)
+        budget = edit.call(f"budget_{number}", torch.ops.aten.gather.default, budget_input, 1, image)
+        score = self._score(program, edit, hidden, segment, budget)
+        arrived = edit.call(f"arrived_{number}", torch.ops.aten.sym_size.int, hidden, 1)
+        stay = edit.call(f"stay_{number}", operator.sub, arrived, self.removed)
+        selected = edit.call(f"selected_{number}", OPS.select_tokens.default, score, segment, budget, stay)
+        index, left, rank = (
+            edit.call(f"{name}_{number}", operator.getitem, selected, i) for i, name in enumerate(("index", "left", "rank"))
+        )
+        new_hidden, new_size, went = self._combine(edit, hidden, size, score, rank, budget, index, segment, left)
+        renumbered = edit.call(f"renumber_{number}", OPS.compact_index.default, segment, left) if self.positions == "compact" else index
+        mine = {n for n in program.graph.nodes if n.name.endswith(f"_{number}") and n.op == "call_function"}
+        replace_behind(program, cut, hidden, new_hidden, mine)
+        crossed = [v for v in values if v is not hidden and v not in (segment, size)]
+        for old in crossed:
+            new = self._carry(program, edit, old, index, renumbered, left, stay, length)
+            if new is not None:
+                replace_behind(program, cut, old, new, mine)
+        program.with_facts(
+            size=new_size.name if new_size is not None else "",
+            removed=(*program.facts.removed, self.removed),
+            cuts=(*program.facts.cuts, Cut(self.layer, index.name, left.name, went.name if went else "", self.positions)),
+        )
+        program.add_output(f"index.{number}", index)
+        program.add_output(f"segment.{number}", left)
+        for what, node in (("size", new_size), ("went", went)):
+            if node is not None:
+                program.add_output(f"{what}.{number}", node)
+        return PassResult(1, 1, f"before layer {self.layer}: {value(arrived)} -> {value(stay)} tokens")
+
+    def _state(self, program: Program, edit: Editor) -> tuple[fx.Node, fx.Node | None]:
+        """Segment [B, S] and, where sizes are carried, size [B, S] of the tokens that arrive."""
+        merging = self.combine != "prune"
+        if program.facts.cuts:
+            segment = program.node(program.facts.cuts[-1].segment)
+            size = program.node(program.facts.size) if program.facts.size else None
+        else:
+            embeds = value(program.sequence())
+            shape = embeds.new_empty(embeds.shape[:2], dtype=torch.int64)
+            segment, size = program.add_input("visual_segment", shape), None
+        if merging and size is None:
+            size = edit.call("size", torch.ops.aten.ones_like.default, segment)
+            size = edit.call("size_f32", torch.ops.aten.to.dtype, size, torch.float32)
+        return segment, size
+
+    def _score(self, program: Program, edit: Editor, hidden: fx.Node, segment: fx.Node, budget: fx.Node) -> fx.Node:
+        name = f"score_{len(program.facts.cuts)}"
+        if self.score == "random":
+            return edit.call(name, OPS.score_random.default, hidden, self.seed)
+        if self.score == "uniform":
+            return edit.call(name, OPS.score_uniform.default, segment, budget)
+        q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
+        if not self.rope:
+            q, k = before_rope(program, q), before_rope(program, k)
+        if self.score == "received":
+            return edit.call(name, OPS.score_received.default, q, k, segment, mask, scale)
+        if self.score == "text-mean":
+            return edit.call(name, OPS.score_text_mean.default, q, k, segment, mask, scale)
+        last = "attention_" if self.score == "peak" else ""
+        score = edit.call(last + name, OPS.score_last_query.default, q, k, segment, scale, self.image_softmax)
+        if self.score == "peak":
+            score = edit.call(name, OPS.score_peak.default, score, hidden, segment, self.power)
+        return score
+
+    def _combine(
+        self, edit: Editor, hidden: fx.Node, size: fx.Node | None, score: fx.Node, rank: fx.Node, budget: fx.Node,
+        index: fx.Node, segment: fx.Node, left: fx.Node,
+    ) -> tuple[fx.Node, fx.Node | None, fx.Node | None]:  # fmt: skip
+        number = index.name.rsplit("_", 1)[1]
+        if self.combine == "prune":
+            kept = edit.call(f"kept_{number}", OPS.take_tokens.default, hidden, index, 0, 1)
+            return kept, size and edit.call(f"size_{number}", OPS.take_tokens.default, size, index, 0, 1), None
+        if self.combine == "merge":
+            merged = edit.call(f"merge_{number}", OPS.merge_tokens.default, hidden, size, index, segment, left)
+        else:
+            arguments = (hidden, size, score, rank, budget, index, segment, left, self.centres, self.group)
+            merged = edit.call(f"merge_{number}", OPS.recover_tokens.default, *arguments)
+        names = ("kept", "size", "went")
+        parts = [edit.call(f"{name}_{number}", operator.getitem, merged, i) for i, name in enumerate(names)]
+        return parts[0], parts[1], parts[2]
+
+    def _carry(
+        self, program: Program, edit: Editor, old: fx.Node, index: fx.Node, renumbered: fx.Node, left: fx.Node,
+        stay: fx.Node, length: Any,
+    ) -> fx.Node | None:  # fmt: skip
+        """What stands for `old` behind the cut, or None where it has no token dimension."""
+        val = value(old)
+        if not isinstance(val, Tensor):
+            if not depends_on(val, length):
+                return None
+            if val.node.expr != length.node.expr:
+                raise PreconditionError(
+                    f"{self}: a size computed from the sequence length crosses the cut: {val}\n" + excerpt(program, old)
+                )
+            return stay
+        dims = token_dims(old, length)
+        by = renumbered if is_positional(old) else index
+        new, rows = old, value(index).shape[0]
+        number = index.name.rsplit("_", 1)[1]
+        for dim in dims:
+            at = batch_dim(value(new), dims[0], rows)
+            new = edit.call(f"{old.name}_{number}", OPS.take_tokens.default, new, by, at, dim)
+        if len(dims) == 2 and program.facts.masked:
+            new = edit.call(f"{old.name}_{number}", OPS.mask_out.default, new, left)
+        return new if dims else None
+
+    def ensures(self, program: Program) -> None:
+        kept = value(program.node(program.facts.cuts[-1].index)).shape[1]
+        names = program.facts.outputs
+        for what, node in zip(names, program.output_node().args[0], strict=True):
+            kind, _, number = what.partition(".")
+            if kind in ("keys", "values") and int(number) >= self.layer and str(value(node).shape[2]) != str(kept):
+                raise PostconditionError(
+                    f"{self}: {what} should hold {kept} tokens, holds {value(node).shape[2]}\n" + excerpt(program, node)
+                )
+
+
+def _length(program: Program) -> Any:
+    """The number of tokens that arrive: of the latest cut's survivors, or of the input."""
+    if program.facts.cuts:
+        return value(program.node(program.facts.cuts[-1].index)).shape[1]
+    return value(program.sequence()).shape[1]
+
+
