@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from lightvlm_fx.errors import CaptureError, RefusedModel
 from lightvlm_fx.families.side_inputs import accept_dense
 from lightvlm_fx.program import Facts, Program, Stage
 
-CAUSAL, MASKED = "lightvlm_causal", "lightvlm_masked"  # registered attention implementations
+CAUSAL, MASKED, STEP = "lightvlm_causal", "lightvlm_masked", "lightvlm_step"  # registered attention implementations
 # Arguments of a decoder whose token dimension is known by name; others: every dimension of length S.
 TOKEN_DIMS = {"inputs_embeds": (1,), "visual_pos_masks": (1,), "deepstack_visual_embeds": (1,), "position_ids": (-1,)}
 
@@ -39,7 +40,8 @@ def _marker(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
     for option in ("s_aux", "position_bias", "cache"):
         if options.get(option) is not None:
             raise RefusedModel(f"{name}: attention uses {option!r}, which the lowered attention cannot express")
-    if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+    not_causal = options.get("is_causal") is False or getattr(module, "is_causal", True) is False
+    if not_causal and mask is None and module.config._attn_implementation != STEP:
         raise RefusedModel(f"{name}: a decoder layer attends bidirectionally without a mask")
     scale = options.get("scaling")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -60,7 +62,7 @@ def _full_mask(*args: Any, **kwargs: Any) -> Tensor:
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
 
 
-for _name, _mask in ((CAUSAL, _no_mask), (MASKED, _full_mask)):
+for _name, _mask in ((CAUSAL, _no_mask), (MASKED, _full_mask), (STEP, _no_mask)):
     AttentionInterface.register(_name, _marker)
     AttentionMaskInterface.register(_name, _mask)
 
@@ -88,6 +90,7 @@ class _Flat(nn.Module):
         self.spec = spec
         self.constants = [None if isinstance(x, Tensor) else x for x in leaves]
         self.at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        self.noted = SimpleNamespace()  # torch.export undoes what a trace assigns to the module or its lists
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         leaves = list(self.constants)
@@ -96,6 +99,7 @@ class _Flat(nn.Module):
         cache = RecordingCache()
         kwargs = pytree.tree_unflatten(leaves, self.spec)
         out = self.decoder(**kwargs, past_key_values=cache, use_cache=True)
+        self.noted.output_class = type(out)
         written = [cache.written[i] for i in sorted(cache.written)]
         return (out.last_hidden_state, *(k for k, _ in written), *(v for _, v in written))
 
@@ -164,11 +168,18 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     if length == 1:
         dynamic = tuple({} for _ in dynamic)
     static = False
-    with _implementation(decoder, MASKED if masked else CAUSAL), torch.no_grad(), warnings.catch_warnings():
+    implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
+    with _implementation(decoder, implementation), torch.no_grad(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
         try:
-            exported = torch.export.export(flat, call.tensors, dynamic_shapes=(dynamic,), strict=False)
+            exported = torch.export.export(
+                flat,
+                call.tensors,
+                dynamic_shapes=(dynamic,),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,  # guards that hold for every S but are not proven
+            )
         except RefusedModel:
             raise
         except Exception as symbolic:
@@ -188,6 +199,7 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
         masked=masked,
         positions_rank=kwargs["position_ids"].ndim,
         static_length=static and length > 1,
+        output_class=flat.noted.output_class,
     )
     program = Program(gm, stage, facts, call.names)
     markers = program.markers()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from lightvlm_fx.cache import Stage, StageLayer, State
 from lightvlm_fx.capture import Call, capture
@@ -57,16 +57,20 @@ class Decoder:
         self.frozen = False
         self.last: dict[str, Tensor] = {}  # named outputs of the latest prefill
         self.last_layout: Layout | None = None
-        self._ids = threading.local()
+        self._seen = threading.local()
 
     # --- seen from the model ------------------------------------------------------------------------
 
     def note_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the decoder's parent: keep the token ids that tell where the pictures are."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        self._ids.value = ids if isinstance(ids, Tensor) and ids.ndim == 2 else None
+        """Forward pre-hook of the decoder's parent: keep what tells where pictures and padding are.
 
-    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        Some parents hand their decoder finished 4-D masks, in which padding can no longer be told apart.
+        """
+        ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+        self._seen.ids = ids if isinstance(ids, Tensor) and ids.ndim == 2 else None
+        self._seen.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
         """Same arguments and result as the source decoder's forward; last_hidden_state is [B, K, D]."""
         if args:
             raise NotSupported("call the compiled decoder with keyword arguments, as the model does")
@@ -76,13 +80,13 @@ class Decoder:
         state = self._state(cache)
         with torch.no_grad():
             if state is None or state.seen == 0:
-                hidden, new = self._prefill(kwargs)
+                entry, hidden, new = self._prefill(kwargs)
                 if use_cache is not False or cache is not None:
                     cache = cache if cache is not None else DynamicCache()
                     cache.layers = list(new.layers)
             else:
-                hidden = self._extend(kwargs, state)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+                entry, hidden = self._extend(kwargs, state)
+        return entry.program.facts.output_class(last_hidden_state=hidden, past_key_values=cache)
 
     def _clean(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.source.training:
@@ -121,19 +125,19 @@ class Decoder:
     # --- prefill ------------------------------------------------------------------------------------
 
     def _layout(self, embeds: Tensor, mask: Tensor | None) -> Layout:
-        ids = getattr(self._ids, "value", None)
+        ids = getattr(self._seen, "ids", None)
         if ids is None:
             if self.schedule.cuts:
                 raise InputError("input_ids are needed to find the visual tokens; pass input_ids instead of inputs_embeds")
             ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
         return Layout.of(ids, mask, self.placeholders)
 
-    def _prefill(self, kwargs: dict[str, Any]) -> tuple[Tensor, State]:
+    def _prefill(self, kwargs: dict[str, Any]) -> tuple[Entry, Tensor, State]:
         embeds = kwargs["inputs_embeds"]
         rows, length = embeds.shape[:2]
         kwargs.setdefault("position_ids", torch.arange(length, device=embeds.device)[None])
         mask = kwargs.get("attention_mask")
-        flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
         layout = self._layout(embeds, flat_mask)
         schedule = self.schedule if layout.has_images else NO_CUTS
         plan = layout.plan(schedule)
@@ -146,7 +150,7 @@ class Decoder:
         outputs = entry.run(*(given[name] for name in entry.program.inputs))
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
         self.last, self.last_layout = named, layout
-        return named["hidden"], self._new_state(named, layout, schedule)
+        return entry, named["hidden"], self._new_state(named, layout, schedule)
 
     def _set_mask(self, kwargs: dict[str, Any], plan: Plan, flat: Tensor | None) -> bool:
         """Leave in `kwargs` only the mask that the batch needs; say whether layers read explicit masks."""
@@ -209,7 +213,7 @@ class Decoder:
 
     # --- steps --------------------------------------------------------------------------------------
 
-    def _extend(self, kwargs: dict[str, Any], state: State) -> Tensor:
+    def _extend(self, kwargs: dict[str, Any], state: State) -> tuple[Entry, Tensor]:
         """New tokens behind a cache: one while decoding, several when a dialogue goes on (unreduced)."""
         embeds = kwargs["inputs_embeds"]
         new = embeds.shape[1]
@@ -240,7 +244,7 @@ class Decoder:
             given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
         (hidden,) = entry.run(*(given[name] for name in entry.program.inputs))
         state.advance(new)
-        return hidden
+        return entry, hidden
 
     # --- buckets ------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from lightvlm_fx.edit import Editor, batch_dim, crossing, depends_on, first_of_l
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
 from lightvlm_fx.match import before_rope, hidden_state, is_positional
 from lightvlm_fx.pass_base import Pass, PassResult
-from lightvlm_fx.pretty import excerpt
+from lightvlm_fx.pretty import excerpt, typed
 from lightvlm_fx.program import Cut, Program, value
 from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES
 
@@ -88,10 +88,13 @@ class ReduceTokens(Pass):
         renumbered = edit.call(f"renumber_{number}", OPS.compact_index.default, segment, left) if self.positions == "compact" else index
         mine = {n for n in program.graph.nodes if n.name.endswith(f"_{number}") and n.op == "call_function"}
         replace_behind(program, cut, hidden, new_hidden, mine)
-        crossed = [v for v in values if v is not hidden and v not in (segment, size)]
-        for old in crossed:
-            new = self._carry(program, edit, old, index, renumbered, left, stay, length)
-            if new is not None:
+        sizes: dict[fx.Node, fx.Node] = {}  # numbers computed from the length, made anew
+        for old in [v for v in values if v is not hidden and v not in (segment, size)]:
+            if isinstance(value(old), Tensor):
+                new = self._carry(program, edit, old, index, renumbered, left, length)
+            else:
+                new = sizes[old] = _resized(edit, old, stay, length, sizes)
+            if new is not old:
                 replace_behind(program, cut, old, new, mine)
         program.with_facts(
             size=new_size.name if new_size is not None else "",
@@ -157,20 +160,15 @@ class ReduceTokens(Pass):
         return parts[0], parts[1], parts[2]
 
     def _carry(
-        self, program: Program, edit: Editor, old: fx.Node, index: fx.Node, renumbered: fx.Node, left: fx.Node,
-        stay: fx.Node, length: Any,
-    ) -> fx.Node | None:  # fmt: skip
-        """What stands for `old` behind the cut, or None where it has no token dimension."""
-        val = value(old)
-        if not isinstance(val, Tensor):
-            if not depends_on(val, length):
-                return None
-            if val.node.expr != length.node.expr:
-                raise PreconditionError(
-                    f"{self}: a size computed from the sequence length crosses the cut: {val}\n" + excerpt(program, old)
-                )
-            return stay
+        self, program: Program, edit: Editor, old: fx.Node, index: fx.Node, renumbered: fx.Node, left: fx.Node, length: Any
+    ) -> fx.Node:
+        """The tensor that stands for `old` behind the cut; `old` itself where it has no token dimension."""
         dims = token_dims(old, length)
+        if not dims and any(depends_on(size, length) for size in value(old).shape):
+            raise PreconditionError(
+                f"{self}: expected dimensions of the sequence length to cross the cut, got {typed(value(old))}\n"
+                + excerpt(program, old)
+            )
         by = renumbered if is_positional(old) else index
         new, rows = old, value(index).shape[0]
         number = index.name.rsplit("_", 1)[1]
@@ -179,7 +177,7 @@ class ReduceTokens(Pass):
             new = edit.call(f"{old.name}_{number}", OPS.take_tokens.default, new, by, at, dim)
         if len(dims) == 2 and program.facts.masked:
             new = edit.call(f"{old.name}_{number}", OPS.mask_out.default, new, left)
-        return new if dims else None
+        return new
 
     def ensures(self, program: Program) -> None:
         kept = value(program.node(program.facts.cuts[-1].index)).shape[1]
@@ -190,6 +188,18 @@ class ReduceTokens(Pass):
                 raise PostconditionError(
                     f"{self}: {what} should hold {kept} tokens, holds {value(node).shape[2]}\n" + excerpt(program, node)
                 )
+
+
+def _resized(edit: Editor, old: fx.Node, stay: fx.Node, length: Any, made: dict[fx.Node, fx.Node]) -> fx.Node:
+    """The number `old` computed from the new length `stay`; itself where it does not depend on the old one."""
+    val = value(old)
+    if old in made or not depends_on(val, length):
+        return made.get(old, old)
+    if val.node.expr == length.node.expr:
+        return stay
+    args = [_resized(edit, a, stay, length, made) if isinstance(a, fx.Node) else a for a in old.args]
+    made[old] = edit.call(f"{old.name}_{stay.name.rsplit('_', 1)[1]}", old.target, *args)
+    return made[old]
 
 
 def _length(program: Program) -> Any:
