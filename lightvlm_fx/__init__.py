@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "compile": "lightvlm_fx.compile",
-    "explain": "lightvlm_fx.explain",
-    "Explanation": "lightvlm_fx.explain",
+    "compile": "lightvlm_fx.compiler",
+    "explain": "lightvlm_fx.explanation",
+    "Explanation": "lightvlm_fx.explanation",
     "Schedule": "lightvlm_fx.schedule",
     "Cut": "lightvlm_fx.schedule",
     "Report": "lightvlm_fx.report",
@@ -22,9 +22,9 @@ _HOMES = {
 __all__ = ["Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain"]
 
 if TYPE_CHECKING:
-    from lightvlm_fx.compile import compile  # noqa: A004
+    from lightvlm_fx.compiler import compile
     from lightvlm_fx.errors import LightVLMError
-    from lightvlm_fx.explain import Explanation, explain
+    from lightvlm_fx.explanation import Explanation, explain
     from lightvlm_fx.report import Report
     from lightvlm_fx.schedule import Cut, Schedule
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
-        globals()[name] = value  # also shadows the submodule of the same name
+        globals()[name] = value
         return value
     raise AttributeError(f"module 'lightvlm_fx' has no attribute {name!r}")
 

@@ -27,7 +27,8 @@ class Stage:
 
     def capacity(self, tokens: int) -> int:
         """Slots for `tokens` and a step more. The stage's number keeps capacities of two stages apart, so
-        that a compiled step never learns that they are equal."""
+        that a compiled step never learns that they are equal.
+        """
         return -(-(tokens + 1) // CHUNK) * CHUNK + 8 * self.number
 
     def slots(self, n: int) -> Tensor:

@@ -54,7 +54,7 @@ def _marker(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | N
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     """Mask implementation of the plain causal bucket: the marker itself is causal."""
-    return None
+    return
 
 
 def _full_mask(*args: Any, **kwargs: Any) -> Tensor:
@@ -242,6 +242,7 @@ def _unlift(exported: Any, names: tuple[str, ...]) -> fx.GraphModule:
         new.meta = dict(node.meta)
         values[node] = new
     gm = fx.GraphModule(root, graph)
+    gm.graph.eliminate_dead_code()
     gm.graph.lint()
     return gm
 

@@ -31,6 +31,7 @@ class Pass(ABC):
     name: ClassVar[str]
     stages: ClassVar[tuple[Stage, ...]]  # programs it applies to
     after: ClassVar[tuple[str, ...]] = ()  # passes that must not come behind it; checked, never re-sorted
+    drops: ClassVar[tuple[str, ...]] = ()  # kinds of program outputs that it takes away ("keys", "values")
 
     @abstractmethod
     def requires(self, program: Program) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -94,7 +95,7 @@ def _apply(pass_: Pass, before: Program) -> tuple[Program, Step]:
         raise PreconditionError(f"{pass_}: applies to {' and '.join(pass_.stages)} programs, got a {before.stage} program")
     pass_.requires(before)
     after = before.clone()
-    old = set(after.graph.nodes)
+    old = _record(after)
     result = pass_.call(after)
     for node in after.graph.nodes:
         if node not in old:
@@ -102,16 +103,21 @@ def _apply(pass_: Pass, before: Program) -> tuple[Program, Step]:
     after.graph.eliminate_dead_code()
     after.graph.lint()
     after.graph_module.recompile()
-    infer_shapes(after)
-    changed = text(before) != text(after)
-    if changed != result.changed:
+    new = _record(after)
+    infer_shapes(after, {node for node, made in new.items() if old.get(node) != made})
+    if (old != new) != result.changed:
         raise PostconditionError(
-            f"{pass_}: reports {result.matched} changes, but the text did {'' if changed else 'not '}change"
+            f"{pass_}: reports {result.matched} changes, but the graph did {'' if old != new else 'not '}change"
         )
     pass_.ensures(after)
     step = Step(str(pass_), result, _delta(before, after))
     _talk(step, before, after)
     return after, step
+
+
+def _record(program: Program) -> dict[fx.Node, tuple[Any, ...]]:
+    """Every node with what it computes from what."""
+    return {n: (n.target, n.args, tuple(n.kwargs.items())) for n in program.graph.nodes}
 
 
 def _delta(before: Program, after: Program) -> str:
@@ -123,26 +129,29 @@ def _delta(before: Program, after: Program) -> str:
     return ", ".join(f"{n:+d} {name}" for name, n in changes)
 
 
-def infer_shapes(program: Program) -> None:
-    """Recompute every node's fake value from its inputs, so that a stale length shows at its very line.
+def infer_shapes(program: Program, edited: set[fx.Node] | None = None) -> None:
+    """Recompute fake values, so that a stale length shows at its very line.
 
+    Starts from the nodes in `edited` (None: all) and follows their users as long as a value changes.
     Raises PostconditionError with the neighbourhood of the node that no longer fits.
     """
     mode = next(v.fake_mode for n in program.placeholders() if isinstance(v := n.meta.get("val"), Tensor))
+    todo = set(program.graph.nodes) if edited is None else set(edited)
     with mode:
         for node in program.graph.nodes:
-            if node.op != "call_function" or node.meta.get("lightvlm_no_infer"):
+            if node.op != "call_function" or node not in todo:
                 continue
-            args, kwargs = torch.utils._pytree.tree_map_only(
-                fx.Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs))
-            )
+            args, kwargs = torch.utils._pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
+            old = node.meta.get("val")
             try:
                 node.meta["val"] = node.target(*args, **kwargs)
             except Exception as error:
                 raise PostconditionError(
-                    f"shapes no longer fit at %{node.name} ({typed(node.meta.get('val'))}): {error}\n"
+                    f"shapes no longer fit at %{node.name} ({typed(old)}): {error}\n"
                     f"{excerpt(program, node)}\nThis is a defect of lightvlm_fx; dump=... keeps the graphs."
                 ) from error
+            if typed(old) != typed(node.meta["val"]):
+                todo |= node.users.keys()
 
 
 def _talk(step: Step, before: Program, after: Program) -> None:

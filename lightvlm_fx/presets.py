@@ -103,7 +103,10 @@ def make(name: str, **options: object) -> Schedule:
     if name not in PRESETS:
         raise UnknownName.of("preset", name, PRESETS)
     known = inspect.signature(PRESETS[name]).parameters
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise UnknownName.of(f"option of preset {name!r}", option, known)
+        usual = known[option].default
+        if isinstance(usual, tuple) and not isinstance(value, tuple | list):
+            raise ScheduleError(f"{name}: {option} must be a list such as {list(usual)}, got {value!r}")
     return PRESETS[name](**options)

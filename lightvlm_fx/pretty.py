@@ -58,15 +58,16 @@ def line(node: fx.Node) -> str:
     return text + ("   # " + " ".join(notes) if notes else "")
 
 
-def _shown(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    return [n for n in nodes if n.op not in ("get_attr", "placeholder") and not any(x in n.name for x in NOISE)]
+def _shown(nodes: Iterable[fx.Node], noise: bool = False) -> list[fx.Node]:
+    hidden = () if noise else NOISE
+    return [n for n in nodes if n.op not in ("get_attr", "placeholder") and not any(x in n.name for x in hidden)]
 
 
-def text(program: Program, only_pass: str | None = None) -> str:
-    """The whole program, or only the lines that one pass (or any, "*") made."""
+def text(program: Program, only_pass: str | None = None, *, noise: bool = False) -> str:
+    """The whole program, or only the lines that one pass (or any, "*") made; with `noise`, checks of torch.export too."""
     weights = sum(n.op == "get_attr" for n in program.graph.nodes)
     inputs = ", ".join(f"%{n.name}: {typed(n.meta.get('val'))}" for n in program.placeholders())
-    nodes = _shown(program.graph.nodes)
+    nodes = _shown(program.graph.nodes, noise)
     if only_pass is not None:
         nodes = [n for n in nodes if only_pass in ("*", n.meta.get("lightvlm_pass")) and "lightvlm_pass" in n.meta]
     body = "\n".join("  " + line(n) for n in nodes)

@@ -134,7 +134,7 @@ class Decoder:
 
     def _prefill(self, kwargs: dict[str, Any]) -> tuple[Entry, Tensor, State]:
         embeds = kwargs["inputs_embeds"]
-        rows, length = embeds.shape[:2]
+        length = embeds.shape[1]
         kwargs.setdefault("position_ids", torch.arange(length, device=embeds.device)[None])
         mask = kwargs.get("attention_mask")
         flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
@@ -167,11 +167,12 @@ class Decoder:
         masked = plan.masked or any(length > w for w in windows) or (flat is not None and not bool(flat.all()))
         if isinstance(mask, dict):
             causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril().expand(rows, 1, -1, -1)
-            kwargs["attention_mask"] = {key: causal if masked else None for key in mask}
+            kwargs["attention_mask"] = dict.fromkeys(mask, causal if masked else None)
             return masked
         kwargs.pop("attention_mask", None)
         if masked:
-            kwargs["attention_mask"] = flat if flat is not None else torch.ones(rows, length, dtype=torch.int64, device=embeds.device)
+            everything = torch.ones(rows, length, dtype=torch.int64, device=embeds.device)
+            kwargs["attention_mask"] = everything if flat is None else flat
         return masked
 
     def _prefill_entry(self, kwargs: dict[str, Any], schedule: Schedule, layout: Layout, plan: Plan, masked: bool) -> Entry:
@@ -186,9 +187,10 @@ class Decoder:
         def build() -> tuple[Program, Bucket]:
             program, seconds = self._capture(signature, kwargs, "prefill", masked)
             pipe = pipelines.prefill(schedule, self.depth, plan.removed)
-            return self._rewrite(pipe, program, seconds, kwargs, _tokens(schedule, self.depth, length, plan), _visual(schedule, self.depth, layout))
+            tokens = _tokens(schedule, self.depth, length, plan)
+            return self._rewrite(pipe, program, seconds, kwargs, tokens, _visual(schedule, self.depth, layout))
 
-        return self._entry(key, build, f"{kwargs['inputs_embeds'].shape[0]} rows, {length} tokens, images of {layout.images} tokens")
+        return self._entry(key, build, f"{len(layout.images)} rows, {length} tokens, images of {layout.images} tokens")
 
     def _new_state(self, named: dict[str, Tensor], layout: Layout, schedule: Schedule) -> State:
         """Caches of different length, one stage between two cuts."""

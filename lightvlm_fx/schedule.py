@@ -64,6 +64,12 @@ Layer = Annotated[int | float, BeforeValidator(_layer)]
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise _readable(error, type(self)) from None
+
 
 class Cut(_Frozen):
     """One token reduction, before decoder layer `layer` (0-based).
@@ -124,12 +130,6 @@ class Schedule(_Frozen):
     cuts: tuple[Cut, ...] = ()
     schema_version: Literal[1] = SCHEMA_VERSION
 
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise _readable(error) from None
-
     @model_validator(mode="after")
     def _cuts_in_order(self) -> Schedule:
         layers = [c.layer for c in self.cuts]
@@ -182,17 +182,17 @@ class Schedule(_Frozen):
 
     def save(self, path: str | Path) -> None:
         """Write TOML that `load` reads back to an equal schedule."""
-        lines = [f"schema_version = {self.schema_version}", f"name = {json.dumps(self.name)}"]
+        lines = [f"schema_version = {self.schema_version}", f"name = {_toml(self.name)}"]
         for cut in self.cuts:
             lines += ["", "[[cuts]]"]
-            lines += [f"{key} = {json.dumps(value)}" for key, value in cut.model_dump().items()]
-        Path(path).write_text("\n".join(lines) + "\n")
+            lines += [f"{key} = {_toml(value)}" for key, value in cut.model_dump().items()]
+        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Schedule:
         """Read a schedule file. Raises ScheduleError naming the file and the field."""
         try:
-            data = tomllib.loads(Path(path).read_text())
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ScheduleError(f"{path}: not a readable schedule file: {error}") from error
         try:
@@ -202,15 +202,21 @@ class Schedule(_Frozen):
             raise
 
 
-def _readable(error: ValidationError) -> ScheduleError:
-    """pydantic's findings in one ScheduleError; what our own validators raised is passed on as it is."""
-    own = error.errors()[0].get("ctx", {}).get("error")
-    if isinstance(own, ScheduleError | UnknownName):
-        return own  # type: ignore[return-value]
+def _toml(value: Any) -> str:
+    """A string, number or switch as TOML writes it: JSON, but for astral characters and DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _readable(error: ValidationError, kind: type[BaseModel]) -> ScheduleError | UnknownName:
+    """Pydantic's findings in one ScheduleError; what our own validators raised is passed on as it is."""
     lines = []
     for item in error.errors():
+        own = item.get("ctx", {}).get("error")
+        if isinstance(own, ScheduleError | UnknownName):
+            if item["loc"][:1] == ("cuts",):
+                own.add_note(f"in cut {item['loc'][1]}")
+            return own
         where = ".".join(map(str, item["loc"]))
-        known = Cut.model_fields if item["loc"][:1] == ("cuts",) else Schedule.model_fields
-        extra = f" (fields: {', '.join(known)})" if item["type"] == "extra_forbidden" else ""
+        extra = f" (fields: {', '.join(kind.model_fields)})" if item["type"] == "extra_forbidden" else ""
         lines.append(f"{where}: {item['msg']}, got {item['input']!r}{extra}")
-    return ScheduleError("not a valid schedule: " + "; ".join(lines))
+    return ScheduleError(f"not a valid {kind.__name__.lower()}: " + "; ".join(lines))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
@@ -22,7 +22,7 @@ class AttachCache(Pass):
     Before:    o[B,Q,H,d] = lightvlm.attention(q, k, v, ...)                        sees the new tokens only
     After:     p[B,C] = hold(position_s, slot_s, query_index);  m = cache_mask(p, query_index, window)
                o[B,Q,H,d] = attend_cached(q, k, v, keys_l[B,G,C,d], values_l, slot_s, m, ...)
-    Requires:  one marker a layer.
+    Requires:  one marker a layer; `layers` rising, within the decoder.
     Ensures:   no marker is left; the hidden state is the only output; buffers are written in place.
     Source:    ours (static-shape cache of methods-decode.md 1.5, appending).
     """
@@ -32,9 +32,14 @@ class AttachCache(Pass):
     name = "attach-cache"
     stages = ("decode",)
     after = ("shift-positions",)
+    drops = ("keys", "values")
 
     def requires(self, program: Program) -> None:
-        pass
+        found, depth = sorted(program.markers()), program.facts.layers
+        if found != list(range(depth)):
+            raise PreconditionError(f"{self}: expected an attention marker in each of {depth} layers, found layers {found}")
+        if list(self.layers) != sorted(set(self.layers) & set(range(depth))):
+            raise PreconditionError(f"{self}: layers must rise within 0 to {depth - 1}, got {self.layers}")
 
     def call(self, program: Program) -> PassResult:
         markers = program.markers()
@@ -51,10 +56,7 @@ class AttachCache(Pass):
         for layer, marker in sorted(markers.items()):
             stage = sum(layer >= first for first in self.layers)
             q, k, v, _, scale, _, window, softcap = marker.args
-            kv = [
-                program.add_input(f"{what}_{layer}", value(x).new_empty(rows, value(x).shape[1], EXAMPLE_CAPACITY, value(x).shape[3]))
-                for what, x in (("keys", k), ("values", v))
-            ]
+            kv = [self._buffer(program, f"keys_{layer}", value(k)), self._buffer(program, f"values_{layer}", value(v))]
             with graph.inserting_before(marker):
                 if stage not in held:
                     held[stage] = graph.create_node(
@@ -72,6 +74,11 @@ class AttachCache(Pass):
         end.args = ((end.args[0][0],),)
         program.with_facts(outputs=("hidden",))
         return PassResult(len(markers), program.facts.layers, f"{len(self.layers) + 1} stages")
+
+    def _buffer(self, program: Program, name: str, new: Tensor) -> fx.Node:
+        """An input for a cache buffer [B, G, C, d] that takes `new` [B, G, Q, d]."""
+        rows, heads, _, width = new.shape
+        return program.add_input(name, new.new_empty(rows, heads, EXAMPLE_CAPACITY, width))
 
     def ensures(self, program: Program) -> None:
         if program.markers():

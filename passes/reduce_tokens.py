@@ -85,7 +85,9 @@ class ReduceTokens(Pass):
             edit.call(f"{name}_{number}", operator.getitem, selected, i) for i, name in enumerate(("index", "left", "rank"))
         )
         new_hidden, new_size, went = self._combine(edit, hidden, size, score, rank, budget, index, segment, left)
-        renumbered = edit.call(f"renumber_{number}", OPS.compact_index.default, segment, left) if self.positions == "compact" else index
+        renumbered = index
+        if self.positions == "compact":
+            renumbered = edit.call(f"renumber_{number}", OPS.compact_index.default, segment, left)
         mine = {n for n in program.graph.nodes if n.name.endswith(f"_{number}") and n.op == "call_function"}
         replace_behind(program, cut, hidden, new_hidden, mine)
         sizes: dict[fx.Node, fx.Node] = {}  # numbers computed from the length, made anew

@@ -20,7 +20,7 @@ class ShiftPositions(Pass):
 
     Before:    cos, sin = rotary(position_ids)                       read by every layer
     After:     cos', sin' = rotary(position_ids - shift_i[B])        read from the i-th layer on
-    Requires:  positions [B, Q].
+    Requires:  positions [B, Q], not shifted yet; `layers` rising, within the decoder.
     Ensures:   one new input `shift_i` per layer named.
     Source:    PyramidDrop, arXiv 2410.17247.
     """
@@ -33,6 +33,11 @@ class ShiftPositions(Pass):
     def requires(self, program: Program) -> None:
         if program.facts.positions_rank != 2:
             raise PreconditionError(f"{self}: needs positions [B, Q], this model has M-RoPE triples")
+        if "shift_0" in program.inputs:
+            raise PreconditionError(f"{self}: expected positions as the model computes them, these are shifted already")
+        depth = program.facts.layers
+        if list(self.layers) != sorted(set(self.layers) & set(range(depth))):
+            raise PreconditionError(f"{self}: layers must rise within 0 to {depth - 1}, got {self.layers}")
 
     def call(self, program: Program) -> PassResult:
         matched = 0
@@ -51,7 +56,7 @@ class ShiftPositions(Pass):
                 needed = ancestors(current)
                 for node in [n for n in program.graph.nodes if n in needed and n is not ids]:
                     if node.op == "call_function" and is_positional(node):
-                        copies[node] = program.graph.node_copy(node, lambda n: copies.get(n, n))
+                        copies[node] = program.graph.node_copy(node, lambda n, made=copies: made.get(n, n))
             for original, latest in list(current.items()):
                 replace_behind(program, cut, latest, copies[original], copies.values())
                 current[original] = copies[original]

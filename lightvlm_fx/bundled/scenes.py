@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,8 @@ WORDS = (
     *COLUMNS,
     *ROWS,
     *PLURALS.values(),
-    *"empty a an the is are there at of what which where how many colour shape digit digits".split(),
-    *"object objects and in picture describe shows colours ? . , :".split(),
+    *["empty", "a", "an", "the", "is", "are", "there", "at", "of", "what", "which", "where", "how", "many", "colour", "shape", "digit", "digits"],
+    *["object", "objects", "and", "in", "picture", "describe", "shows", "colours", "?", ".", ",", ":"],
 )
 
 
@@ -89,14 +89,14 @@ class Question:
     answer: str
 
 
-def sample_scene(rng: np.random.Generator, things: int | None = None) -> Scene:
-    """A scene with `things` things (default: 4 to 8), about a third of them digits."""
+def sample_scene(rng: np.random.Generator, things: int | None = None, digits: float = 0.35) -> Scene:
+    """A scene with `things` things (default: 4 to 8), a share `digits` of them digits."""
     n = int(rng.integers(4, 9)) if things is None else things
     cells = rng.permutation(GRID * GRID)[:n]
     colours = list(COLOURS)
     made = []
     for cell in cells:
-        kinds = DIGITS if rng.random() < 0.35 else SHAPES
+        kinds = DIGITS if rng.random() < digits else SHAPES
         colour, kind = colours[rng.integers(len(colours))], kinds[rng.integers(len(kinds))]
         made.append(Thing(int(cell) // GRID, int(cell) % GRID, colour, kind))
     return Scene(tuple(sorted(made)))
@@ -165,7 +165,7 @@ def describe(scene: Scene) -> str:
 _FINE = 96  # pixels a side of a glyph before it is scaled into its cell
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shape_glyph(shape: str) -> Image.Image:
     big = _FINE * 4
     glyph = Image.new("L", (big, big))
@@ -189,7 +189,7 @@ def _shape_glyph(shape: str) -> Image.Image:
     return glyph.resize((_FINE, _FINE), Image.Resampling.BOX)
 
 
-@lru_cache(maxsize=None)
+@cache
 def digit_scans(held_out: bool) -> dict[str, list[Image.Image]]:
     """Scikit-learn's digit scans as 96 x 96 glyphs; every fifth scan is held out from training."""
     from sklearn.datasets import load_digits

@@ -1,14 +1,16 @@
 """Train the bundled model from nothing: `python -m lightvlm_fx.bundled.train --out DIR [STEP ...]`.
 
-Three steps, because a small decoder that sees pictures from the start stays at chance on questions that
+Small steps, because a small decoder that sees pictures from the start stays at chance on questions that
 bind a colour to a place:
 
-    tower    the vision tower names what stands in each patch (colour, kind, column, row), then tower and
-             projector produce the sum of the decoder's own embeddings of those words
-    decoder  the decoder alone answers questions about symbolic scenes: 16 cell tokens, each such a sum
-    join     both together on pictures, questions and then descriptions
+    tower     the vision tower names what stands in each patch (colour, kind, column, row), then tower and
+              projector produce the sum of the decoder's own embeddings of those words
+    digits    the same on scenes that are mostly handwritten digits
+    decoder   the decoder alone answers questions about symbolic scenes: 16 cell tokens, each such a sum
+    describe  the same, mostly long descriptions
+    join      both together on pictures
 
-`tower` and `decoder` share nothing but the frozen word embeddings and can run in two processes.
+The first two and the next two share nothing but the frozen word embeddings and can run in two processes.
 Questions of one scene are packed behind one picture: each sees the picture and itself only, at the
 positions it would have alone (`packed_mask`).
 """
@@ -203,38 +205,80 @@ def train_tower(out: Path, steps: int) -> None:
     torch.save({k: m.state_dict() for k, m in zip(("tower", "projector"), parts, strict=False)}, out / "tower.pt")
 
 
+def train_digits(out: Path, steps: int) -> None:
+    """Sum of word embeddings again, with a choice among the kinds' embeddings, on mostly digits."""
+    model, rng = fresh_model(), np.random.default_rng(SEED + 4)
+    _load_tower(model, out / "tower.pt")
+    table = model.get_input_embeddings().weight.detach()
+    parts = {"tower": model.model.vision_tower, "projector": model.model.multi_modal_projector}
+    params = [p for m in parts.values() for p in m.parameters()]
+    opt, schedule = optimiser(params, 8e-4, steps)
+    log = Log("digits", 50)
+    kinds = torch.tensor([VOCAB[w] for w in (*scenes.SHAPES, *scenes.DIGITS)])
+    for step in range(1, steps + 1):
+        batch = [sample_scene(rng, 12, digits=0.75) for _ in range(32)]
+        words = cell_words(batch)[:, CELL_OF_PATCH]
+        made = visual_tokens(model, pictures(batch, rng))
+        wanted = word_sums(words, table)
+        error = (made - wanted).square().mean() / wanted.square().mean()
+        full = words[..., 3] != VOCAB["<pad>"]
+        logits, target = 8 * made[full] @ table[kinds].T, (words[full][:, 1:2] == kinds).float().argmax(-1)
+        choice = F.cross_entropy(logits, target)
+        update(opt, schedule, error + 0.3 * choice, params)
+        log(step, error=error, choice=choice, kind=(logits.argmax(-1) == target).float().mean())
+        if step % 200 == 0 or step == steps:
+            torch.save({k: m.state_dict() for k, m in parts.items()}, out / "digits.pt")
+
+
+def _load_tower(model, path: Path) -> None:
+    saved = torch.load(path)
+    model.model.vision_tower.load_state_dict(saved["tower"])
+    model.model.multi_modal_projector.load_state_dict(saved["projector"])
+
+
 def train_decoder(out: Path, steps: int) -> None:
-    model, rng = fresh_model(), np.random.default_rng(SEED + 2)
+    _train_symbolic(out / "decoder.pt", fresh_model(), SEED + 2, steps, 1.5e-3, 24, lambda step: step % 8 == 0, 0.3)
+
+
+def train_describe(out: Path, steps: int) -> None:
+    model = fresh_model()
+    model.load_state_dict(torch.load(out / "decoder.pt"))
+    _train_symbolic(out / "describe.pt", model, SEED + 5, steps, 1e-3, 40, lambda step: step % 4 != 0, 1.0)
+
+
+def _train_symbolic(path: Path, model, seed: int, steps: int, lr: float, long_rows: int, is_long, early: float) -> None:
+    """Questions, and descriptions at the steps that `is_long` names, about scenes of 16 cell tokens.
+
+    Descriptions weigh `early` in the loss for the first 60 % of the steps, so that binding comes first.
+    """
+    rng = np.random.default_rng(seed)
     table = model.get_input_embeddings().weight.detach()
     params = [*model.model.language_model.layers.parameters(), *model.model.language_model.norm.parameters()]
     params += [*model.lm_head.parameters()]
-    opt, schedule = optimiser(params, 1.5e-3, steps)
-    log = Log("decoder", 50)
+    opt, schedule = optimiser(params, lr, steps)
+    log = Log(path.stem, 50)
     for step in range(1, steps + 1):
-        long = step % 8 == 0
-        batch = [sample_scene(rng) for _ in range(24 if long else 64)]
+        long = is_long(step)
+        batch = [sample_scene(rng) for _ in range(long_rows if long else 64)]
         visual = word_sums(cell_words(batch), table)
         visual = visual + torch.randn_like(visual) * 0.01
         packed = pack(batch, rng, ("describe",) if long else SHORT_KINDS, 1 if long else 10, chat=False)
         loss, right = answer_loss(model, visual, CENTRE_OF_CELL, packed)
-        update(opt, schedule, loss * (0.3 if long and step < steps * 0.6 else 1.0), params)
+        update(opt, schedule, loss * (early if long and step < steps * 0.6 else 1.0), params)
         log(step, **({"long_loss": loss, "long": right} if long else {"loss": loss, "right": right}))
-        if step % 200 == 0:
-            torch.save(model.state_dict(), out / "decoder.pt")
-    torch.save(model.state_dict(), out / "decoder.pt")
+        if step % 200 == 0 or step == steps:
+            torch.save(model.state_dict(), path)
 
 
 def train_join(out: Path, steps: int) -> None:
     model, rng = fresh_model(), np.random.default_rng(SEED + 3)
-    model.load_state_dict(torch.load(out / "decoder.pt"))
-    tower = torch.load(out / "tower.pt")
-    model.model.vision_tower.load_state_dict(tower["tower"])
-    model.model.multi_modal_projector.load_state_dict(tower["projector"])
+    model.load_state_dict(torch.load(out / "describe.pt"))
+    _load_tower(model, out / "digits.pt")
     params = [p for p in model.parameters() if p.requires_grad]
     opt, schedule = optimiser(params, 4e-4, steps, warmup=20)
     log = Log("join", 20)
     for step in range(1, steps + 1):
-        long, chat = step % 3 == 0, step % 3 == 1
+        long, chat = step % 2 == 0, step % 4 == 1
         batch = [sample_scene(rng) for _ in range(24)]
         visual = visual_tokens(model, pictures(batch, rng))
         packed = pack(batch, rng, ("describe",) if long else SHORT_KINDS, 1 if long else 10, chat=chat)
@@ -256,7 +300,13 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     build_processor().save_pretrained(folder)
 
 
-STEPS = {"tower": (train_tower, 2200), "decoder": (train_decoder, 2000), "join": (train_join, 900)}
+STEPS = {
+    "tower": (train_tower, 2200),
+    "digits": (train_digits, 2000),
+    "decoder": (train_decoder, 2000),
+    "describe": (train_describe, 1300),
+    "join": (train_join, 800),
+}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from lightvlm_fx.errors import InputError, NotSupported
-from lightvlm_fx.explain import Explanation, explain
+from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported, decoder_path
 from lightvlm_fx.pretty import text
@@ -102,6 +103,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     object.__setattr__(stand_in, "forward", decoder.forward)
     fast.get_submodule(path.rpartition(".")[0]).register_forward_pre_hook(decoder.note_ids, with_kwargs=True)
     fast.register_forward_pre_hook(_refuse_labels, with_kwargs=True)
+    object.__setattr__(fast, "train", partial(_refuse_training, fast))
     fast.generation_config = copy.deepcopy(model.generation_config)
     object.__setattr__(fast, "lightvlm", Handle(decoder, fast))
     return fast
@@ -137,6 +139,13 @@ def _along(model: nn.Module, path: str) -> nn.Module:
 def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if kwargs.get("labels") is not None:
         raise NotSupported("labels ask for a training loss, but a compiled model runs inference only; train the source model")
+
+
+def _refuse_training(fast: nn.Module, mode: bool = True) -> nn.Module:
+    """`train` of a compiled model: its modules are the source's, which must not leave eval mode unnoticed."""
+    if mode:
+        raise NotSupported("a compiled model runs inference only: train the source model, and call .eval() on it before the next answer")
+    return fast
 
 
 def _warn_of_version(report: Report) -> None:

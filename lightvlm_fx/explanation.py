@@ -83,7 +83,7 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
     `inputs` is a processor's output; without it, one picture and 64 text tokens a row are assumed.
     Raises RefusedModel and ScheduleError as `compile` does.
     """
-    from lightvlm_fx.compile import as_schedule
+    from lightvlm_fx.compiler import as_schedule
 
     schedule = as_schedule(schedule)
     check_supported(model)

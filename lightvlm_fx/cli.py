@@ -1,0 +1,234 @@
+"""The command line. Torch is imported inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from lightvlm_fx.errors import LightVLMError
+from lightvlm_fx.schedule import Schedule
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Make vision-language models cheap to run."
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure speed, ratios first.")
+app.add_typer(bench, name="bench")
+out = Console()
+err = Console(stderr=True)
+
+Keep = Annotated[str, typer.Option(help="Visual tokens left at the end: a ratio (0.35) or a count (64).")]
+Preset = Annotated[str, typer.Option("--preset", "-p", help="Preset, see `lightvlm presets`.")]
+File = Annotated[Path | None, typer.Option("--schedule", "-s", help="Schedule file (TOML); replaces --preset and --keep.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name (default: the bundled model).")]
+Backend = Annotated[str, typer.Option(help="torch.compile backend, or eager.")]
+
+
+def _schedule(preset: str, keep: str | None, file: Path | None) -> Schedule:
+    if file:
+        return Schedule.load(file)
+    return Schedule.preset(preset) if keep is None else Schedule.preset(preset, keep=_number(keep))
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _load(name: str | None) -> tuple[Any, Any]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if name is None:
+        from lightvlm_fx.bundled import load
+
+        return load()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    return AutoModelForImageTextToText.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets, their options and what they do."""
+    import inspect
+
+    from lightvlm_fx.presets import PRESETS
+
+    table = Table("preset", "what it is", "options and defaults")
+    for name, make in PRESETS.items():
+        options = ", ".join(f"{p.name}={p.default!r}" for p in inspect.signature(make).parameters.values())
+        table.add_row(name, (make.__doc__ or "").strip(), options)
+    out.print(table)
+
+
+@app.command()
+def explain(
+    preset: Preset = "lightvlm", keep: Annotated[str | None, typer.Option(help="Ratio or count.")] = None,
+    file: File = None, model: Model = None,
+) -> None:  # fmt: skip
+    """What a schedule will do to a model: tokens per layer, FLOPs, KV bytes. Runs nothing."""
+    import lightvlm_fx as lightvlm
+
+    out.print(str(lightvlm.explain(_load(model)[0], _schedule(preset, keep, file))), highlight=False)
+
+
+@app.command()
+def demo(
+    pictures: Annotated[list[Path] | None, typer.Argument(help="Your pictures (default: the bundled ones).")] = None,
+    question: Annotated[list[str] | None, typer.Option("--question", "-q", help="Question; may be repeated.")] = None,
+    preset: Preset = "lightvlm", keep: Keep = "0.35", file: File = None, model: Model = None, backend: Backend = "inductor",
+) -> None:  # fmt: skip
+    """Ask the full and the compiled model the same questions; show answers, tokens per layer and time."""
+    from lightvlm_fx.pictures import open_picture
+
+    schedule = _schedule(preset, keep, file)
+    opened = [(p.name, open_picture(p), question or ["describe the picture ."]) for p in pictures or []]
+    with err.status("loading the model") as status:
+        import lightvlm_fx as lightvlm
+        from lightvlm_fx import demo as program
+
+        source, processor = _load(model)
+        items = opened or [(p.stem, open_picture(p), question or asked) for p, asked in program.bundled()]
+        out.print(str(lightvlm.explain(source, schedule)), highlight=False)
+        fast = lightvlm.compile(source, schedule, backend=backend)
+        answers = []
+        for a in program.run(source, fast, processor, items, status.update):
+            if not answers or answers[-1].picture != a.picture:
+                out.print(f"\n[bold]{a.picture}[/]")
+            out.print(f"  [cyan]{a.question}[/]", highlight=False)
+            out.print(Padding(f"full      {a.full_s * 1e3:6.0f} ms  {a.full}", (0, 0, 0, 4)), highlight=False)
+            colour = "green" if a.compiled == a.full else "red"
+            out.print(Padding(f"compiled  {a.compiled_s * 1e3:6.0f} ms  [{colour}]{a.compiled}[/]", (0, 0, 0, 4)), highlight=False)
+            answers.append(a)
+    equal = sum(a.full == a.compiled for a in answers)
+    out.print(f"\n{equal} of {len(answers)} answers equal; tokens per layer: {' '.join(map(str, answers[-1].tokens_per_layer))}", highlight=False)
+    out.print("(this model is so small that its time is mostly Python; `lightvlm bench prefill` measures real shapes)")
+
+
+@app.command()
+def show(
+    picture: Annotated[Path, typer.Argument(help="A picture.")],
+    question: Annotated[str, typer.Option("--question", "-q", help="The question that guides the choice.")] = "describe the picture .",
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("lightvlm-show.png"),
+    preset: Preset = "lightvlm", keep: Keep = "0.03", file: File = None, model: Model = None,
+) -> None:  # fmt: skip
+    """Draw which patches survive, and which were merged into which, stage by stage."""
+    from lightvlm_fx.pictures import open_picture
+
+    opened, schedule = open_picture(picture), _schedule(preset, keep, file)
+    if not schedule.cuts:
+        raise LightVLMError(f"schedule {schedule.name!r} reduces nothing, so there is nothing to show")
+    import lightvlm_fx as lightvlm
+    from lightvlm_fx import show as painter
+    from lightvlm_fx.demo import ask
+
+    source, processor = _load(model)
+    fast = lightvlm.compile(source, schedule, backend="eager")
+    text, _ = ask(fast, processor, opened, question)
+    painter.draw(fast, opened).save(output)
+    out.print(f"{question} -> {text}")
+    out.print(f"wrote {output}")
+
+
+@app.command("eval")
+def evaluate(
+    keep: Annotated[list[float] | None, typer.Option(help="Keep ratio; may be repeated.")] = None,
+    preset: Preset = "lightvlm",
+    samples: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 100,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the preset, e.g. score=peak.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Also random and uniform at equal visual tokens.")] = True,
+) -> None:
+    """Accuracy of the bundled model on held-out scenes: full, under the preset, and under baselines."""
+    from rich.progress import Progress
+
+    from lightvlm_fx import evaluate as program
+
+    options = dict(part.split("=", 1) for part in option or [])
+    schedules = {}
+    for ratio in keep or [0.35, 0.03]:
+        schedule = Schedule.preset(preset, keep=ratio, **{k: _option(v) for k, v in options.items()})
+        schedules[f"{preset} @ {ratio:g}"] = schedule
+        if baselines:
+            schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
+    with Progress(console=err) as progress:
+        tasks = {name: progress.add_task(name, total=samples * 6) for name in ["full model", *schedules]}
+        scores = program.run(schedules, samples, tick=lambda name, n: progress.update(tasks[name], advance=n))
+    full = scores[0]
+    table = Table("schedule", "mean visual tokens", "of full", *full.right, title=f"exact match, {samples} held-out questions a kind")
+    for score in scores:
+        tokens = program.mean_visual_tokens(schedules[score.name], 144, 8) if score.name in schedules else 144.0
+        table.add_row(score.name, f"{tokens:.1f}", f"{score.accuracy() / full.accuracy():.3f}",
+                      *(f"{score.accuracy(kind):.3f}" for kind in full.right))  # fmt: skip
+    Console(width=max(out.width, 120)).print(table)
+
+
+def _option(text: str) -> Any:
+    """`2,4,6` as a tuple of numbers, `0.5` as a number, anything else as it is."""
+    if "," in text:
+        return tuple(_number(part) for part in text.split(",") if part)
+    return {"true": True, "false": False}.get(text.lower(), _number(text))
+
+
+@bench.command("prefill")
+def bench_prefill(
+    shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
+    keep: Annotated[list[float] | None, typer.Option(help="Keep ratio; may be repeated.")] = None,
+    preset: Preset = "lightvlm",
+    batch: int = 1,
+    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
+    repeats: int = 7,
+    backend: Backend = "inductor",
+    dtype: str = "bfloat16",
+    device: str = "cpu",
+    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+) -> None:
+    """Time to first logits: full model, compiled full model, compiled schedules, and the FLOP-ideal."""
+    import dataclasses
+
+    import torch
+
+    from lightvlm_fx import bench as program
+    from lightvlm_fx.errors import UnknownName
+
+    if shape not in program.SHAPES:
+        raise UnknownName.of("shape", shape, program.SHAPES)
+    chosen = program.SHAPES[shape] if layers is None else dataclasses.replace(program.SHAPES[shape], layers=layers)
+    schedules = {f"{preset} @ {ratio:g}": Schedule.preset(preset, keep=ratio) for ratio in keep or [0.35, 0.03]}
+    with err.status("building the model") as status:
+        variants = program.prefill(chosen, schedules, batch=batch, text=text, repeats=repeats, backend=backend,
+                                   dtype=getattr(torch, dtype), device=device, tell=status.update)  # fmt: skip
+    table = Table("variant", "x compiled full", "FLOP-ideal", "of ideal", "x eager", "ms", "spread", "reduction", "rewrite s", "first s",
+                  title=f"prefill, {chosen}, batch {batch}, {text} text tokens, {dtype}, {backend}")  # fmt: skip
+    for row in program.rows(variants):
+        share = "-" if row.reduction_share is None else f"{100 * row.reduction_share:.1f} %"
+        table.add_row(row.name, f"{row.against_compiled:.2f}", f"{row.ideal:.2f}", f"{row.of_ideal:.2f}", f"{row.against_eager:.2f}",
+                      f"{row.ms:.0f}", f"{100 * row.spread:.0f} %", share, f"{row.rewrite_s:.1f}", f"{row.first_s:.0f}")  # fmt: skip
+    Console(width=max(out.width, 140)).print(table)
+    out.print(program.machine(device), highlight=False)
+
+
+def main() -> None:
+    """Entry point: our own errors print as one message and exit with 2."""
+    warnings.filterwarnings("ignore", module="torch")
+    try:
+        app()
+    except LightVLMError as error:
+        err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        err.print("\n".join([str(error), *getattr(error, "__notes__", [])]), markup=False, highlight=False)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

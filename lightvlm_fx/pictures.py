@@ -1,0 +1,20 @@
+"""Reading a user's picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from lightvlm_fx.errors import InputError
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture at `path` as RGB. Raises InputError naming the path where it is missing or no picture."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give the path of a picture (PNG, JPEG, ...)") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: not a picture that Pillow can read ({error})") from None
