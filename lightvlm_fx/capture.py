@@ -10,45 +10,60 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import SymBool, Tensor, fx, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 from torch.utils import _pytree as pytree
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 from lightvlm_fx import ops  # noqa: F401  (registers the marker op)
+from lightvlm_fx.edit import module_path, token_dims
 from lightvlm_fx.errors import CaptureError, RefusedModel
 from lightvlm_fx.families.side_inputs import accept_dense
-from lightvlm_fx.program import Facts, Program, Stage
+from lightvlm_fx.pretty import typed
+from lightvlm_fx.program import Facts, Program, Stage, value
 
 CAUSAL, MASKED, STEP = "lightvlm_causal", "lightvlm_masked", "lightvlm_step"  # registered attention implementations
 # Arguments of a decoder whose token dimension is known by name; others: every dimension of length S.
-TOKEN_DIMS = {"inputs_embeds": (1,), "visual_pos_masks": (1,), "deepstack_visual_embeds": (1,), "position_ids": (-1,)}
+TOKEN_DIMS = {
+    "inputs_embeds": (1,),
+    "visual_pos_masks": (1,),
+    "deepstack_visual_embeds": (1,),
+    "per_layer_inputs": (1,),
+    "position_ids": (-1,),
+}
+# Options of an attention call that the marker carries, or that change nothing in inference.
+EXPRESSED = {"scaling", "sliding_window", "softcap", "is_causal", "dropout", "position_ids", "use_cache", "cache_position"}
+LENGTHS = (2, 3, 17, 256, 4099)  # sequence lengths at which a check that torch.export put off must hold
 
 
 def _marker(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> tuple[Tensor, None]:
     """The attention implementation of a capture: one `lightvlm::attention` node."""
     name = type(module).__name__
-    for option in ("s_aux", "position_bias", "cache"):
-        if options.get(option) is not None:
+    for option, given in options.items():
+        if option not in EXPRESSED and (isinstance(given, Tensor) or given):
             raise RefusedModel(f"{name}: attention uses {option!r}, which the lowered attention cannot express")
+    stepping = module.config._attn_implementation == STEP
     not_causal = options.get("is_causal") is False or getattr(module, "is_causal", True) is False
-    if not_causal and mask is None and module.config._attn_implementation != STEP:
+    if not_causal and mask is None and not stepping:
         raise RefusedModel(f"{name}: a decoder layer attends bidirectionally without a mask")
+    if stepping and mask is not None:
+        raise RefusedModel(f"{name}: a decoder layer makes an attention mask of its own while decoding")
     scale = options.get("scaling")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     window = int(options.get("sliding_window") or 0)
-    out = torch.ops.lightvlm.attention(
-        q, k, v, mask, scale, module.layer_idx, window, float(options.get("softcap") or 0.0)
-    )
+    out = torch.ops.lightvlm.attention(q, k, v, mask, scale, module.layer_idx, window, float(options.get("softcap") or 0.0))
     return out, None
 
 
@@ -126,10 +141,12 @@ class Call:
 
     def signature(self) -> tuple[Any, ...]:
         """What must agree for two calls to share a capture, sequence length apart."""
-        s = dict(zip(self.names, self.tensors, strict=True))["inputs_embeds"].shape[1]
-        shapes = tuple((n, t.dtype, tuple(-1 if d == s else d for d in t.shape)) for n, t in zip(self.names, self.tensors, strict=True))
+        rows, s = dict(zip(self.names, self.tensors, strict=True))["inputs_embeds"].shape[:2]
+        shapes = tuple(
+            (n, t.dtype, tuple(-1 if d == s else d for d in t.shape)) for n, t in zip(self.names, self.tensors, strict=True)
+        )
         constants = tuple(repr(x) for x in self.leaves if not isinstance(x, Tensor))
-        return (shapes, constants, str(self.spec))
+        return (rows, shapes, constants, str(self.spec))
 
 
 @contextlib.contextmanager
@@ -167,31 +184,11 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     dynamic = _dynamic(call, length)
     if length == 1:
         dynamic = tuple({} for _ in dynamic)
-    static = False
     implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
     with _implementation(decoder, implementation), torch.no_grad(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
-        try:
-            exported = torch.export.export(
-                flat,
-                call.tensors,
-                dynamic_shapes=(dynamic,),
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,  # guards that hold for every S but are not proven
-            )
-        except RefusedModel:
-            raise
-        except Exception as symbolic:
-            try:
-                exported = torch.export.export(flat, call.tensors, strict=False)
-                static = True
-            except RefusedModel:
-                raise
-            except Exception as error:
-                raise CaptureError(
-                    f"torch.export could not trace {type(decoder).__name__} ({stage}, step 1 of 3: capture): {error}"
-                ) from symbolic
+        exported, static = _export(flat, call.tensors, dynamic, f"{type(decoder).__name__} ({stage}, step 1 of 3: capture)")
     gm = _unlift(exported, call.names)
     facts = Facts(
         layers=0,
@@ -202,20 +199,97 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
         output_class=flat.noted.output_class,
     )
     program = Program(gm, stage, facts, call.names)
-    markers = program.markers()
-    layers = len(decoder.layers)
+    _check_layers(program, decoder)
+    layers, markers = len(decoder.layers), program.markers()
+    # what a layer attends with, not what it hands its cache: the same, or (latent attention) made from that token by token
+    kept = (*(markers[i].args[1] for i in range(layers)), *(markers[i].args[2] for i in range(layers)))
+    program.output_node().args = ((program.output_node().args[0][0], *kept),)
+    names = ("hidden", *(f"keys.{i}" for i in range(layers)), *(f"values.{i}" for i in range(layers)))
+    program.with_facts(layers=layers, outputs=names)
+    return program
+
+
+def _export(flat: _Flat, tensors: tuple[Tensor, ...], dynamic: Any, what: str) -> tuple[Any, bool]:
+    """The exported program, and whether it holds for the length of `tensors` only."""
+    symbolic: Exception | None = None
+    try:
+        exported = torch.export.export(
+            flat,
+            tensors,
+            dynamic_shapes=(dynamic,),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,  # guards that hold for every S but are not proven
+        )
+        if _holds_for_every_length(exported, what):
+            return exported, False
+    except RefusedModel:
+        raise
+    except Exception as error:
+        symbolic = error
+    try:
+        exported = torch.export.export(flat, tensors, strict=False)
+    except RefusedModel:
+        raise
+    except GuardOnDataDependentSymNode as error:
+        raise RefusedModel(f"{what}: {_model_line(error)} branches on values, which a graph cannot follow") from error
+    except Exception as error:
+        raise CaptureError(f"torch.export could not trace {what}: {error}") from (symbolic or error)
+    _holds_for_every_length(exported, what)
+    return exported, True
+
+
+def _holds_for_every_length(exported: Any, what: str) -> bool:
+    """Whether the checks put off to run time, which drop-export-checks removes, hold whatever the length.
+
+    Raises RefusedModel where a shape or a check depends on values: a cut cannot give such a value a new length.
+    """
+    proven = True
+    for node in exported.graph.nodes:
+        val = node.meta.get("val")
+        if isinstance(val, Tensor) and free_unbacked_symbols(val):
+            raise RefusedModel(
+                f"{what}: the shape of {node.name} in {module_path(node) or 'the decoder'} depends on values, "
+                "so a cut cannot give it a new length"
+            )
+        if node.target is torch.ops.aten._assert_scalar.default:
+            check = value(node.args[0])
+            expression = check.node.expr if isinstance(check, SymBool) else check
+            symbols = getattr(expression, "free_symbols", ())
+            proven &= all((expression.subs(dict.fromkeys(symbols, n)) if symbols else expression) == True for n in LENGTHS)  # noqa: E712
+    return proven
+
+
+def _model_line(error: BaseException) -> str:
+    """The innermost line of a model file in a traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if Path(f.filename).name.startswith("modeling_")), frames[-1])
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def _check_layers(program: Program, decoder: nn.Module) -> None:
+    """Raise RefusedModel where layers do not each attend once, over the new tokens, with keys and values of their own."""
+    name, layers, markers = type(decoder).__name__, len(decoder.layers), program.markers()
     if sorted(markers) != list(range(layers)):
         missing = [i for i in range(layers) if i not in markers]
         raise RefusedModel(
-            f"{type(decoder).__name__}: expected one attention through transformers' AttentionInterface in each of "
+            f"{name}: expected one attention through transformers' AttentionInterface in each of "
             f"{layers} layers, found none in layers {missing}"
         )
     n_cached = (len(program.output_node().args[0]) - 1) // 2
     if n_cached != layers:
-        raise RefusedModel(f"{type(decoder).__name__}: {n_cached} of {layers} layers write a key-value cache of their own")
-    names = ("hidden", *(f"keys.{i}" for i in range(layers)), *(f"values.{i}" for i in range(layers)))
-    program.with_facts(layers=layers, outputs=names)
-    return program
+        raise RefusedModel(f"{name}: {n_cached} of {layers} layers write a key-value cache of their own")
+    kinds = getattr(decoder.config, "layer_types", None) or [""] * layers
+    named = getattr(decoder.config, "sliding_window", None)
+    length = value(program.sequence()).shape[1]
+    for layer, marker in markers.items():
+        window = marker.args[6]
+        if 2 not in token_dims(marker.args[1], length):
+            raise RefusedModel(f"{name}: layer {layer} attends to keys {typed(value(marker.args[1]))}, not one for each new token")
+        kind_differs = kinds[layer] and (kinds[layer] == "sliding_attention") != bool(window)
+        if kind_differs or window not in (0, named):
+            raise RefusedModel(
+                f"{name}: layer {layer} ({kinds[layer]}) attends over a window of {window} tokens, but its config says {named}"
+            )
 
 
 def _unlift(exported: Any, names: tuple[str, ...]) -> fx.GraphModule:

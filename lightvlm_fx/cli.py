@@ -147,6 +147,7 @@ def evaluate(
     keep: Annotated[list[float] | None, typer.Option(help="Keep ratio; may be repeated.")] = None,
     preset: Preset = "lightvlm",
     samples: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 100,
+    kind: Annotated[list[str] | None, typer.Option(help="Kind of question; may be repeated (default: all).")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the preset, e.g. score=peak.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also random and uniform at equal visual tokens.")] = True,
 ) -> None:
@@ -156,6 +157,7 @@ def evaluate(
     from lightvlm_fx import evaluate as program
 
     options = dict(part.split("=", 1) for part in option or [])
+    kinds = tuple(kind or program.KINDS)
     schedules = {}
     for ratio in keep or [0.35, 0.03]:
         schedule = Schedule.preset(preset, keep=ratio, **{k: _option(v) for k, v in options.items()})
@@ -163,8 +165,8 @@ def evaluate(
         if baselines:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
-        tasks = {name: progress.add_task(name, total=samples * 6) for name in ["full model", *schedules]}
-        scores = program.run(schedules, samples, tick=lambda name, n: progress.update(tasks[name], advance=n))
+        tasks = {name: progress.add_task(name, total=samples * len(kinds)) for name in ["full model", *schedules]}
+        scores = program.run(schedules, samples, kinds=kinds, tick=lambda name, n: progress.update(tasks[name], advance=n))
     full = scores[0]
     table = Table("schedule", "mean visual tokens", "of full", *full.right, title=f"exact match, {samples} held-out questions a kind")
     for score in scores:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from lightvlm_fx.bundled.scenes import KINDS, Question, ask, render, sample_scene
+from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.schedule import Schedule
 
 SEED = 7_000_000
@@ -45,8 +46,10 @@ class Score:
 def held_out(per_kind: int, kinds: Iterable[str] = KINDS, seed: int = SEED) -> list[Sample]:
     """`per_kind` questions of each kind, each about a scene of its own; descriptions of 60 tokens and more."""
     samples = []
-    for number, kind in enumerate(kinds):
-        rng = np.random.default_rng([seed, number])
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownName.of("kind of question", kind, KINDS)
+        rng = np.random.default_rng([seed, KINDS.index(kind)])
         made = 0
         while made < per_kind:
             scene = sample_scene(rng, int(rng.integers(6, 9)) if kind == "describe" else None)
@@ -104,14 +107,19 @@ def mean_visual_tokens(schedule: Schedule, tokens: int, depth: int) -> float:
 
 
 def run(
-    schedules: dict[str, Schedule], per_kind: int, *, backend: str = "eager", tick: Callable[[str, int], None] | None = None
+    schedules: dict[str, Schedule],
+    per_kind: int,
+    *,
+    kinds: Sequence[str] = KINDS,
+    backend: str = "eager",
+    tick: Callable[[str, int], None] | None = None,
 ) -> list[Score]:
     """The full bundled model and each schedule on the same held-out samples."""
     import lightvlm_fx as lightvlm
     from lightvlm_fx.bundled import load
 
     model, processor = load()
-    samples = held_out(per_kind)
+    samples = held_out(per_kind, kinds)
     scores = []
     with torch.inference_mode():
         for name, schedule in {"full model": None, **schedules}.items():

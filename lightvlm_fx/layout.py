@@ -33,7 +33,7 @@ class Placeholders:
 
         config = model.config
         fixed = getattr(config, "image_seq_length", None)
-        tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+        tower = getattr(getattr(config, "vision_config", None) or config, "model_type", None)
         return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None, tower in BREAKS_ROWS)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from lightvlm_fx.errors import RefusedModel
+from lightvlm_fx.families.embeds_only import EMBEDS_ONLY
 
 PLACEHOLDER_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+PLAIN_LAYERS = {"attention", "full_attention", "sliding_attention"}  # layer types that read every key, or a window of them
 
 
 def decoder_path(model: nn.Module) -> str:
@@ -58,10 +61,16 @@ def check_supported(model: nn.Module) -> None:
     state = sorted(t for t in types if any(w in t for w in ("linear", "mamba", "conv", "recurrent")))
     if state:
         raise refused(model, f"its decoder has layers with recurrent state ({', '.join(state)}), which no cut may cross")
-    if getattr(text, "cross_attention_layers", None):
+    if getattr(text, "cross_attention_layers", None) or getattr(text, "cross_layer_interval", None):
         raise refused(model, "its decoder reads the picture by cross-attention, not as tokens of its sequence")
     if "chunked_attention" in types or getattr(text, "attention_chunk_size", None):
         raise refused(model, "its decoder uses chunked attention, whose chunks would shift when tokens leave")
+    if types - PLAIN_LAYERS:
+        raise refused(model, f"its decoder has layers of a kind unknown to capture ({', '.join(sorted(types - PLAIN_LAYERS))})")
     visual_ids(model)
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
         raise refused(model, "its decoder keeps no list `layers` of decoder layers")
+    if "pixel_values" in inspect.signature(decoder.forward).parameters:
+        raise refused(model, "its get_decoder() takes the pictures itself, so there is no text decoder to capture on its own")
+    if model.config.model_type in EMBEDS_ONLY:
+        raise refused(model, "its generate() hands the language model embeddings alone, so nothing tells where the pictures are")

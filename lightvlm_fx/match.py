@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, fx
 
-from lightvlm_fx.edit import token_dims
+from lightvlm_fx.edit import module_path, token_dims
 from lightvlm_fx.errors import PreconditionError
 from lightvlm_fx.pretty import excerpt
 from lightvlm_fx.program import Program, value
@@ -39,12 +39,10 @@ def hidden_state(program: Program, values: list[fx.Node], length: object) -> fx.
     wanted = program.facts.hidden
     for node in reversed(values):
         val = value(node)
-        if isinstance(val, Tensor) and val.ndim == 3 and val.is_floating_point() and val.shape[-1] == wanted:
-            if token_dims(node, length) == [1]:
-                return node
-    raise PreconditionError(
-        f"expected a hidden state [B, S, {wanted}] to cross the cut, found {', '.join(n.name for n in values)}"
-    )
+        fits = isinstance(val, Tensor) and val.ndim == 3 and val.is_floating_point() and val.shape[-1] == wanted
+        if fits and token_dims(node, length) == [1] and "inputs_embeds" in inputs_of(node):  # a side input is none
+            return node
+    raise PreconditionError(f"expected a hidden state [B, S, {wanted}] to cross the cut, found {', '.join(n.name for n in values)}")
 
 
 def before_rope(program: Program, rotated: fx.Node) -> fx.Node:
@@ -66,14 +64,15 @@ def before_rope(program: Program, rotated: fx.Node) -> fx.Node:
         else:
             frontier.add(node)
     shape = list(value(rotated).shape)
+    layer = module_path(rotated).split(".")[:2]  # an earlier layer's query is an ancestor too, and of the same shape
     common = set.intersection(*(ancestors([n]) for n in frontier)) if frontier else set()
     for node in sorted(common, key=order.__getitem__, reverse=True):
         val = value(node)
-        if isinstance(val, Tensor) and list(map(str, val.shape)) == list(map(str, shape)):
+        same = isinstance(val, Tensor) and list(map(str, val.shape)) == list(map(str, shape))
+        if same and module_path(node).split(".")[:2] == layer:
             return node
     raise PreconditionError(
-        f"no value of shape {shape} before rotary embedding leads to %{rotated.name}; use rope=True\n"
-        + excerpt(program, rotated)
+        f"no value of shape {shape} before rotary embedding leads to %{rotated.name}; use rope=True\n" + excerpt(program, rotated)
     )
 
 

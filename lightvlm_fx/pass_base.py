@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 from lightvlm_fx.errors import ScheduleError
@@ -55,11 +55,16 @@ def _write(value: Any) -> str:
     return "/".join(map(str, value)) + "/" if isinstance(value, tuple) else str(value)
 
 
-def _read(text: str, kind: Any) -> Any:
+def _fits(value: Any, usual: Any) -> bool:
+    """Whether an option's value is of the kind of its default."""
+    return type(value) is type(usual) or (isinstance(usual, float) and type(value) is int)
+
+
+def _read(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
     if text.endswith("/"):
-        return tuple(_read(part, kind) for part in text[:-1].split("/")) if text != "/" else ()
+        return tuple(_read(part) for part in text[:-1].split("/")) if text != "/" else ()
     for number in (int, float):
         try:
             return number(text)
@@ -82,8 +87,11 @@ def parse_pass(text: str, catalogue: dict[str, type[Pass]]) -> Pass:
     known = {f.name: f for f in fields(kind)}
     values = {}
     for part in filter(None, (options or "").split(",")):
-        key, _, value = part.partition("=")
+        key, _, written = part.partition("=")
         if key not in known:
             raise UnknownName.of(f"option of pass {name!r}", key, known)
-        values[key] = _read(value, known[key].type)
+        value, usual = _read(written), known[key].default
+        if usual is not MISSING and not _fits(value, usual):
+            raise ScheduleError(f"{name}: {key} must be {type(usual).__name__} like {_write(usual)}, got {written!r}")
+        values[key] = value
     return kind(**values)

@@ -52,7 +52,7 @@ class Pipeline:
         """The pipeline that prints as `written`."""
         from lightvlm_fx.passes import CATALOGUE
 
-        return Pipeline([parse_pass(part, CATALOGUE) for part in written.split(" -> ")])
+        return Pipeline([parse_pass(part, CATALOGUE) for part in written.split(" -> ") if written])
 
     def run(
         self, program: Program, *, strict: bool = True, dump: str | Path | None = None, stop_after: int | None = None

@@ -77,6 +77,8 @@ def text(program: Program, only_pass: str | None = None, *, noise: bool = False)
 def excerpt(program: Program, node: fx.Node, around: int = 2) -> str:
     """A few lines of the graph with `node` marked."""
     nodes = _shown(program.graph.nodes)
+    if node not in nodes:
+        nodes = _shown(program.graph.nodes, noise=True)
     at = nodes.index(node) if node in nodes else 0
     part = nodes[max(0, at - around) : at + around + 1]
     return "\n".join(("  > " if n is node else "    ") + line(n) for n in part)

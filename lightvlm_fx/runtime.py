@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 from transformers.utils import ModelOutput
 
@@ -25,7 +25,7 @@ from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.families.side_inputs import FEATURES, MASK, make_dense
 from lightvlm_fx.layout import Layout, Placeholders, Plan
 from lightvlm_fx.passes import pipelines
-from lightvlm_fx.program import Program
+from lightvlm_fx.program import Program, value
 from lightvlm_fx.report import Bucket, Report
 from lightvlm_fx.schedule import Schedule
 
@@ -156,18 +156,28 @@ class Decoder:
         """Leave in `kwargs` only the mask that the batch needs; say whether layers read explicit masks."""
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         rows, length = embeds.shape[:2]
-        given = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+        given = isinstance(mask, dict) or (mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2))
         entries = mask if isinstance(mask, dict) else {"": mask}
+        window = getattr(self.source.config, "sliding_window", None) or length
+
+        def plain(key: str) -> Tensor:
+            causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril()
+            seen = causal & ~causal.tril(-window) if "sliding" in key else causal
+            return seen.expand(rows, 1, -1, -1)
+
         if given and any(m is not None for m in entries.values()):
-            causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril().expand(rows, 1, -1, -1)
-            full = {key: causal if m is None else m.expand(rows, -1, -1, -1) for key, m in entries.items()}
+            for m in entries.values():
+                if m is not None and not (isinstance(m, Tensor) and m.ndim == 4):
+                    raise NotSupported(
+                        f"the model makes attention masks of type {type(m).__name__} that a graph cannot carry; "
+                        "load it with attn_implementation='sdpa'"
+                    )
+            full = {key: plain(key) if m is None else m.expand(rows, -1, -1, -1) for key, m in entries.items()}
             kwargs["attention_mask"] = full if isinstance(mask, dict) else full[""]
             return True
-        windows = [w for w in (getattr(self.source.config, "sliding_window", None),) if w]
-        masked = plan.masked or any(length > w for w in windows) or (flat is not None and not bool(flat.all()))
+        masked = plan.masked or length > window or (flat is not None and not bool(flat.all()))
         if isinstance(mask, dict):
-            causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril().expand(rows, 1, -1, -1)
-            kwargs["attention_mask"] = dict.fromkeys(mask, causal if masked else None)
+            kwargs["attention_mask"] = {key: plain(key) if masked else None for key in mask}
             return masked
         kwargs.pop("attention_mask", None)
         if masked:
@@ -185,6 +195,8 @@ class Decoder:
         key = (*signature, schedule.fingerprint, plan.removed, width)
 
         def build() -> tuple[Program, Bucket]:
+            if signature in self.captured and _too_short(self.captured[signature][0], sum(plan.removed)):
+                del self.captured[signature]
             program, seconds = self._capture(signature, kwargs, "prefill", masked)
             pipe = pipelines.prefill(schedule, self.depth, plan.removed)
             tokens = _tokens(schedule, self.depth, length, plan)
@@ -208,9 +220,7 @@ class Decoder:
             stages.append(Stage(number, torch.where(segment == -2, -1, place)))
         owner = [sum(layer >= first for first in firsts) for layer in range(self.depth)]
         state = State(stages, owner, length, shifts, self)
-        state.layers = [
-            StageLayer(state, stages[owner[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(self.depth)
-        ]
+        state.layers = [StageLayer(state, stages[owner[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(self.depth)]
         return state
 
     # --- steps --------------------------------------------------------------------------------------
@@ -222,8 +232,14 @@ class Decoder:
         here = torch.arange(state.seen, state.seen + new, device=embeds.device)
         kwargs.setdefault("position_ids", here[None])
         mask = kwargs.pop("attention_mask", None)
+        _refuse_looking_ahead(mask, new)
         if isinstance(mask, dict):
             kwargs["attention_mask"] = dict.fromkeys(mask)
+        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
+        if new > 1 and flat is not None and not bool(flat[:, -new:].all()):
+            raise InputError(
+                f"the {new} tokens that continue the dialogue hold padding; continue rows of equal length, or one row at a time"
+            )
         if kwargs.get(FEATURES) is not None:
             make_dense(self.source, kwargs)
         else:
@@ -232,6 +248,8 @@ class Decoder:
         schedule = self.schedule if len(state.stages) > 1 or not self.schedule.cuts else NO_CUTS
         call = Call.of(kwargs)
         signature = ("decode", new == 1, call.signature())
+        if signature in self.captured and self.captured[signature][0].facts.static_length:
+            signature = (*signature, new)
 
         def build() -> tuple[Program, Bucket]:
             program, seconds = self._capture(signature, kwargs, "decode", False)
@@ -280,6 +298,24 @@ class Decoder:
             self.entries[key] = Entry(program, lower(program, self.backend, self.options))
             self.report.buckets.append(bucket)
         return self.entries[key]
+
+
+def _refuse_looking_ahead(mask: Any, new: int) -> None:
+    """Raise NotSupported where new tokens behind a cache attend to later ones: a step's mask is its own, and causal."""
+    for m in mask.values() if isinstance(mask, dict) else [mask]:
+        if new > 1 and isinstance(m, Tensor) and m.ndim == 4:
+            seen = m[..., -new:] if m.dtype == torch.bool else m[..., -new:] >= 0
+            if bool(seen.triu(1).any()):
+                raise NotSupported(
+                    "a later turn brings a picture whose tokens attend to each other in both directions, "
+                    "which only the first prompt of a compiled model can do; start again without past_key_values"
+                )
+
+
+def _too_short(program: Program, removed: int) -> bool:
+    """Whether the example of a capture is too short to lose `removed` tokens: its sizes would become negative."""
+    length = value(program.sequence()).shape[1]
+    return isinstance(length, SymInt) and length.node.hint - removed < 2  # a size of 1 would be taken for a constant
 
 
 def _tokens(schedule: Schedule, depth: int, length: int, plan: Plan) -> tuple[int, ...]:

@@ -547,36 +547,24 @@ def clip(layers: int) -> dict[str, Any]:
 
 FAMILIES |= {
     "aya_vision": plain(lambda n: cohere_config(n, image_token_index=IMAGE), 32),
-    "cohere2_vision": plain(
-        lambda n: cohere_config(n, image_token_id=IMAGE, alignment_intermediate_size=64), 32
-    ),
+    "cohere2_vision": plain(lambda n: cohere_config(n, image_token_id=IMAGE, alignment_intermediate_size=64), 32),
     "deepseek_vl": Recipe(siglip, span(16), pixels(32, 32)),
     "deepseek_vl_hybrid": Recipe(deepseek_hybrid_config, span(16), hybrid_picture),
     "got_ocr2": plain(got_config, 64),
     "pp_chart2table": plain(got_config, 64),
-    "idefics2": Recipe(
-        idefics2_config, span(9, [FAKE], [FAKE]), pixels(64, 64, mask="pixel_attention_mask"), per_row=True
-    ),
+    "idefics2": Recipe(idefics2_config, span(9, [FAKE], [FAKE]), pixels(64, 64, mask="pixel_attention_mask"), per_row=True),
     "janus": plain(janus_config, 32),
     "lighton_ocr": Recipe(
-        lambda n: simple_config(
-            n, "qwen3", tower(64, 8, "pixtral"), image_token_id=IMAGE, spatial_merge_size=2
-        ),
+        lambda n: simple_config(n, "qwen3", tower(64, 8, "pixtral"), image_token_id=IMAGE, spatial_merge_size=2),
         ROWS_SPAN,
         sized_pixels(64, 48),
     ),
     "mistral_large4": Recipe(mistral_large4_config, ROWS_SPAN, sized_pixels(64, 48)),
-    "qianfan_ocr": plain(
-        lambda n: simple_config(n, "qwen3", tower(32, 4), image_token_id=IMAGE, image_seq_length=16), 32
-    ),
+    "qianfan_ocr": plain(lambda n: simple_config(n, "qwen3", tower(32, 4), image_token_id=IMAGE, image_seq_length=16), 32),
     "lfm2_vl": Recipe(lfm2_config, span(12, [BOI], [EOI]), lfm2_picture),
     "llama4": plain(llama4_config, 32),
-    "llava_next_video": tiled(
-        lambda n: tiled_config(n, "llama", "clip_vision_model", video_token_index=VIDEO)
-    ),
-    "video_llava": Recipe(
-        clip, span(16), lambda draw: {"pixel_values_images": pixels(32, 32)(draw)["pixel_values"]}
-    ),
+    "llava_next_video": tiled(lambda n: tiled_config(n, "llama", "clip_vision_model", video_token_index=VIDEO)),
+    "video_llava": Recipe(clip, span(16), lambda draw: {"pixel_values_images": pixels(32, 32)(draw)["pixel_values"]}),
     "granite_docling": Recipe(granite_docling_config, MARKED_16, docling_picture, per_row=True),
     "granite4_vision": Recipe(granite4_config, span(4 + 4 * (2 + 1)), tiles(3, 32, (64, 32))),
     "molmo2": Recipe(molmo2_config, span(9, [BOI], [EOI]), molmo2_picture, molmo2_finish),
@@ -604,18 +592,14 @@ FAMILIES |= {
     "kimi_k25": grid(kimi_config, 3, 8, 8, finish=no_kinds),
     "lfm3_vl": grid(lfm3_config, finish=no_kinds),
     "minicpmv4_6": Recipe(minicpm_config, span(9, [BOI], [EOI]), strip(12, 12), one_strip),
-    "minicpmv4_7": Recipe(
-        minicpm4_7_config, span(9, [BOI], [EOI]), strip(12, 12), lambda batch: KINDS(batch) | one_strip(batch)
-    ),
+    "minicpmv4_7": Recipe(minicpm4_7_config, span(9, [BOI], [EOI]), strip(12, 12), lambda batch: KINDS(batch) | one_strip(batch)),
     "minicpm_ocr": Recipe(minicpm_config, span(12, [BOI], [EOI]), strip(6, 8), one_strip),
     "minimax_m3_vl": grid(minimax_config, finish=no_kinds),
     "muse_glimmer": grid(muse_config, finish=no_kinds),
     "muse_spark": grid(muse_spark_config, finish=no_kinds),
     "paddleocr_vl": grid(paddle_config, 3, 8, 8),
     "qwen2_5_omni_thinker": grid(omni2_5_config, finish=no_kinds),
-    "qwen3_omni_moe_thinker": grid(
-        lambda n: omni(qwen3_vl_config(n, **EXPERTS), audio_token_id=AUDIO), finish=no_kinds
-    ),
+    "qwen3_omni_moe_thinker": grid(lambda n: omni(qwen3_vl_config(n, **EXPERTS), audio_token_id=AUDIO), finish=no_kinds),
     "qwen3_5": grid(qwen3_5_config),
     "qwen3_5_moe": grid(lambda n: qwen3_5_config(n, **EXPERTS, shared_expert_intermediate_size=32)),
     "video_llama_3": grid(
@@ -659,9 +643,7 @@ FAMILIES |= {
         mark("image_embeds_position_mask", IMAGE),
         caveat=SOME_PICTURE,
     ),
-    "blip-2": Recipe(
-        lambda n: blip2_config(n, image_token_index=IMAGE), span(9), pixels(32, 32), caveat=SOME_PICTURE
-    ),
+    "blip-2": Recipe(lambda n: blip2_config(n, image_token_index=IMAGE), span(9), pixels(32, 32), caveat=SOME_PICTURE),
     "instructblip": Recipe(
         lambda n: blip2_config(n, image_token_index=IMAGE),
         span(9),
@@ -684,4 +666,28 @@ FAMILIES |= {
         caveat=f"{ENCODER_DECODER}; left padding changes the answer",
     ),
     "t5gemma2": plain(t5gemma2_config, 64, finish=decoder_start, caveat=ENCODER_DECODER),
+}
+
+# Types without a recipe, and why; `lightvlm_fx.support` lists them as not tried.
+NO_RECIPE: dict[str, str] = {
+    "deepseek_ocr2": "two stacked towers with local crops",
+    "diffusion_gemma": "block diffusion, not autoregressive",
+    "dots3_note": "mixture-of-experts tower, sparse indexer in the decoder",
+    "evolla": "protein to text, no pictures",
+    "fast_vlm": "its tower needs timm",
+    "gemma3n": "its tower needs timm",
+    "glm5_next": "sparse indexers and linear attention in the decoder",
+    "inkling2": "decoder with relative bias, convolutions and experts",
+    "inkling_mm_model": "decoder with relative bias, convolutions and experts",
+    "kosmos-2.5": "pictures as flattened patches with row and column ids",
+    "mistral4": "a text decoder only, no tower",
+    "nemotron_h_omni": "Mamba hybrid with an audio tower",
+    "perception_lm": "its tower needs timm",
+    "pi0": "robot policy, no text answer",
+    "pix2struct": "encoder-decoder on flattened patches",
+    "pp_formulanet": "encoder-decoder on pixels alone",
+    "qwen4_exp": "sparse indexers and hyper-connections in the decoder",
+    "udop": "encoder-decoder with bounding boxes",
+    "unlimited_ocr": "two stacked towers with local crops",
+    "vision-encoder-decoder": "generic encoder-decoder wrapper, no text prompt",
 }

@@ -59,10 +59,11 @@ class ReduceTokens(Pass):
             raise PreconditionError(f"{self}: score {self.score!r} needs the attention of a layer before, got layer 0")
         if program.facts.cuts and program.facts.cuts[-1].layer >= self.layer:
             raise PreconditionError(f"{self}: layer must be behind the cut before layer {program.facts.cuts[-1].layer}")
+        if program.facts.static_length:
+            raise PreconditionError(f"{self}: tokens cannot leave a graph that was captured for one sequence length only")
         if self.positions == "compact" and program.facts.positions_rank != 2:
             raise PreconditionError(
-                f"{self}: positions=compact renumbers one position a token, but this model has M-RoPE triples; "
-                "use positions=keep"
+                f"{self}: positions=compact renumbers one position a token, but this model has M-RoPE triples; use positions=keep"
             )
 
     def call(self, program: Program) -> PassResult:
@@ -88,8 +89,7 @@ class ReduceTokens(Pass):
         renumbered = index
         if self.positions == "compact":
             renumbered = edit.call(f"renumber_{number}", OPS.compact_index.default, segment, left)
-        mine = {n for n in program.graph.nodes if n.name.endswith(f"_{number}") and n.op == "call_function"}
-        replace_behind(program, cut, hidden, new_hidden, mine)
+        replace_behind(program, cut, hidden, new_hidden)
         sizes: dict[fx.Node, fx.Node] = {}  # numbers computed from the length, made anew
         for old in [v for v in values if v is not hidden and v not in (segment, size)]:
             if isinstance(value(old), Tensor):
@@ -97,7 +97,7 @@ class ReduceTokens(Pass):
             else:
                 new = sizes[old] = _resized(edit, old, stay, length, sizes)
             if new is not old:
-                replace_behind(program, cut, old, new, mine)
+                replace_behind(program, cut, old, new)
         program.with_facts(
             size=new_size.name if new_size is not None else "",
             removed=(*program.facts.removed, self.removed),
@@ -128,7 +128,7 @@ class ReduceTokens(Pass):
     def _score(self, program: Program, edit: Editor, hidden: fx.Node, segment: fx.Node, budget: fx.Node) -> fx.Node:
         name = f"score_{len(program.facts.cuts)}"
         if self.score == "random":
-            return edit.call(name, OPS.score_random.default, hidden, self.seed)
+            return edit.call(name, OPS.score_random.default, segment, 64 * self.seed + self.layer)
         if self.score == "uniform":
             return edit.call(name, OPS.score_uniform.default, segment, budget)
         q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
@@ -209,5 +209,3 @@ def _length(program: Program) -> Any:
     if program.facts.cuts:
         return value(program.node(program.facts.cuts[-1].index)).shape[1]
     return value(program.sequence()).shape[1]
-
-

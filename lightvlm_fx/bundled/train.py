@@ -9,6 +9,8 @@ bind a colour to a place:
     decoder   the decoder alone answers questions about symbolic scenes: 16 cell tokens, each such a sum
     describe  the same, mostly long descriptions
     join      both together on pictures
+    polish    the same again, more descriptions
+    finish    once more, with a smaller step
 
 The first two and the next two share nothing but the frozen word embeddings and can run in two processes.
 Questions of one scene are packed behind one picture: each sees the picture and itself only, at the
@@ -271,14 +273,34 @@ def _train_symbolic(path: Path, model, seed: int, steps: int, lr: float, long_ro
 
 
 def train_join(out: Path, steps: int) -> None:
-    model, rng = fresh_model(), np.random.default_rng(SEED + 3)
+    model = fresh_model()
     model.load_state_dict(torch.load(out / "describe.pt"))
     _load_tower(model, out / "digits.pt")
+    _train_pictures(out, "join", model, SEED + 3, steps, 4e-4, lambda step: step % 2 == 0)
+
+
+def train_polish(out: Path, steps: int) -> None:
+    model = fresh_model()
+    model.load_state_dict(torch.load(out / "join.pt"))
+    _train_pictures(out, "polish", model, SEED + 6, steps, 5e-4, lambda step: step % 3 != 0)
+
+
+def train_finish(out: Path, steps: int) -> None:
+    model = fresh_model()
+    model.load_state_dict(torch.load(out / "polish.pt"))
+    _train_pictures(out, "finish", model, SEED + 7, steps, 3.5e-4, lambda step: step % 3 != 0)
+
+
+def _train_pictures(out: Path, name: str, model, seed: int, steps: int, lr: float, is_long) -> None:
+    """Questions (half of them as turns of one dialogue) and descriptions about pictures."""
+    rng, shorts = np.random.default_rng(seed), 0
     params = [p for p in model.parameters() if p.requires_grad]
-    opt, schedule = optimiser(params, 4e-4, steps, warmup=20)
-    log = Log("join", 20)
+    opt, schedule = optimiser(params, lr, steps, warmup=20)
+    log = Log(name, 20)
     for step in range(1, steps + 1):
-        long, chat = step % 2 == 0, step % 4 == 1
+        long = is_long(step)
+        shorts += not long
+        chat = not long and shorts % 2 == 1
         batch = [sample_scene(rng) for _ in range(24)]
         visual = visual_tokens(model, pictures(batch, rng))
         packed = pack(batch, rng, ("describe",) if long else SHORT_KINDS, 1 if long else 10, chat=chat)
@@ -286,6 +308,7 @@ def train_join(out: Path, steps: int) -> None:
         update(opt, schedule, loss, params)
         log(step, **({"long_loss": loss, "long": right} if long else {"loss": loss, "right": right}))
         if step % 100 == 0 or step == steps:
+            torch.save(model.state_dict(), out / f"{name}.pt")
             save(model, out / "model")
 
 
@@ -306,6 +329,8 @@ STEPS = {
     "decoder": (train_decoder, 2000),
     "describe": (train_describe, 1300),
     "join": (train_join, 800),
+    "polish": (train_polish, 900),
+    "finish": (train_finish, 600),
 }
 
 

@@ -10,7 +10,7 @@ from lightvlm_fx.ops.segments import PADDING
 
 @torch.library.custom_op("lightvlm::mask_out", mutates_args=())
 def mask_out(mask: Tensor, left: Tensor) -> Tensor:
-    """Mask [B, 1, K, K] (boolean or additive) with the keys closed that `left` [B, K] calls padding."""
+    """`mask` [B, 1, K, K] (boolean or additive) with the keys closed that `left` [B, K] calls padding."""
     real = (left != PADDING)[:, None, None, :]
     if mask.dtype == torch.bool:
         return mask & real

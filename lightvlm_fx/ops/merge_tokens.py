@@ -5,21 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightvlm_fx.ops.segments import same_image, unit
+from lightvlm_fx.ops.segments import PADDING, same_image, unit
 
 
 def nearest_survivor(hidden: Tensor, index: Tensor, segment: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     """For each token the survivor it belongs to [B, S], and whether it has one [B, S].
 
-    Survivors belong to themselves; others to the survivor of the same image with the largest cosine.
+    Survivors belong to themselves; others, fillers among them, to the survivor of the same image with the
+    largest cosine: where a token goes must not depend on how long the other rows of the batch are.
     """
     x = unit(hidden)
     kept = x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
     alike = (x @ kept.transpose(1, 2)).masked_fill(~same_image(segment, left), -2.0)
     best = alike.max(-1)
     here = torch.arange(index.shape[1], device=index.device).expand_as(index)
-    belongs = best.indices.scatter(1, index, here)
-    has = (best.values > -2.0).scatter(1, index, True)
+    filler = (left == PADDING) & (segment.gather(1, index) != PADDING)
+    some = best.values > -2.0
+    belongs = best.indices.scatter(1, index, torch.where(filler, best.indices.gather(1, index), here))
+    has = some.scatter(1, index, ~filler | some.gather(1, index))
     return belongs, has
 
 
@@ -40,7 +43,7 @@ def merge_tokens(
     merged = torch.zeros(*index.shape, hidden.shape[2], device=hidden.device)
     merged.scatter_add_(1, wide, hidden.float() * weight.unsqueeze(-1))
     merged = (merged / total.unsqueeze(-1)).to(hidden.dtype)
-    alone = total == size.gather(1, index)  # nothing joined: keep the exact value
+    alone = (total == size.gather(1, index)) | (total == 0)  # nothing joined: keep the exact value
     own = hidden.gather(1, index.unsqueeze(-1).expand_as(merged))
     merged = torch.where(alone.unsqueeze(-1), own, merged)
     return merged, total, torch.where(has, belongs, -1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightvlm_fx.ops.segments import same_image, unit
+from lightvlm_fx.ops.segments import PADDING, same_image, unit
 
 
 @torch.library.custom_op("lightvlm::recover_tokens", mutates_args=())
@@ -50,7 +50,8 @@ def recover_tokens(
     grown = size.gather(1, index) + (joined @ size.unsqueeze(-1)).squeeze(-1)
     went = torch.where(joined.sum(1) > 0, joined.argmax(1), -1)
     here = torch.arange(index.shape[1], device=index.device).expand_as(index)
-    return merged, grown, went.scatter(1, index, here)
+    filler = (left == PADDING) & (segment.gather(1, index) != PADDING)  # dropped, though its slot is used
+    return merged, grown, went.scatter(1, index, torch.where(filler, went.gather(1, index), here))
 
 
 @recover_tokens.register_fake

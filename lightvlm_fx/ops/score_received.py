@@ -37,7 +37,8 @@ def column_sums(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scal
 def score_received(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Score [B, S]: attention received, divided by the number of rows that can see the token.
 
-    q [B, H, S, d], k [B, G, S, d], segment [B, S]. The division removes the bias towards early tokens.
+    q [B, H, S, d], k [B, G, S, d], segment [B, S]; mask [B, 1, S, S] (boolean or additive) replaces the
+    causal rule where given. The division removes the bias towards early tokens.
     """
     valid = (segment != PADDING).float()
     total = column_sums(q, k, segment, mask, scale, valid)

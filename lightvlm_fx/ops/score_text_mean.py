@@ -12,7 +12,8 @@ from lightvlm_fx.ops.score_received import column_sums, text_rows
 def score_text_mean(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Score [B, S]: mean attention row of the text tokens behind the first visual token.
 
-    q [B, H, S, d], k [B, G, S, d], segment [B, S].
+    q [B, H, S, d], k [B, G, S, d], segment [B, S]; mask [B, 1, S, S] (boolean or additive) replaces the
+    causal rule where given.
     """
     return column_sums(q, k, segment, mask, scale, text_rows(segment))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @torch.library.custom_op("lightvlm::take_tokens", mutates_args=())
 def take_tokens(x: Tensor, index: Tensor, batch_dim: int, dim: int) -> Tensor:
-    """X with its token dimension `dim` replaced by the tokens `index` [B, K] of each row.
+    """`x` with its token dimension `dim` replaced by the tokens `index` [B, K] of each row.
 
     `batch_dim` (before `dim`, size B or 1; -1: x has none and gets one in front) tells the rows apart.
     """

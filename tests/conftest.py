@@ -1,0 +1,93 @@
+"""Golden texts (`assert text == golden`; `--update-golden` writes them) and the tiny models that tests share."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch
+from hypothesis import HealthCheck, settings
+
+from lightvlm_fx import zoo
+from lightvlm_fx.testing import tiny_programs
+
+torch.set_num_threads(1)
+# the same examples at every run, so that a verdict is about the commit; --hypothesis-profile=default looks further
+slow_to_draw = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+settings.register_profile("same", max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=slow_to_draw)
+settings.load_profile("same")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="write the golden texts anew; read the diff")
+
+
+class Golden:
+    """What a text should be; compare with `==`. Names of symbolic sizes (torch's choice) read as S."""
+
+    def __init__(self, path, update):
+        self.path, self.update = path, update
+
+    def __eq__(self, text):
+        text = _neutral(text)
+        if self.update:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(text, encoding="utf-8")
+        if not self.path.exists():
+            pytest.fail(f"no golden text {self.path}: make it with `pytest --update-golden`, then read it")
+        return text == self.path.read_text(encoding="utf-8")
+
+    __hash__ = None
+
+
+def _neutral(text):
+    return re.sub(r"\bs\d+\b", "S", text).rstrip("\n") + "\n"
+
+
+def pytest_assertrepr_compare(op, left, right):
+    if op != "==" or not isinstance(right, Golden):
+        return None
+    old, new = right.path.read_text(encoding="utf-8").splitlines(), _neutral(left).splitlines()
+    diff = difflib.unified_diff(old, new, right.path.name, "now", lineterm="", n=1)
+    return ["text differs from its golden; if that is meant, `pytest --update-golden`", *diff]
+
+
+@pytest.fixture
+def golden(request):
+    """The golden text of this test: tests/golden/<file stem>/<test name>.txt."""
+    name = re.sub(r"[^\w.-]+", "_", request.node.name).strip("_")
+    return Golden(GOLDEN / request.path.stem / f"{name}.txt", request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session")
+def llava():
+    """A tiny random LLaVA of 4 decoder layers and 36 visual tokens a picture. Shared: leave it as it is."""
+    return zoo.build("llava", layers=4)
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """Its captured stages for one row, by name; a row has no padding, so attention is plainly causal."""
+    return tiny_programs()
+
+
+@pytest.fixture(scope="session")
+def masked_programs():
+    """The same for two rows of different length, with explicit masks."""
+    return tiny_programs(text=(7, 11), images=(1, 2))
+
+
+@pytest.fixture
+def prefill(programs):
+    return programs["prefill"]
+
+
+@pytest.fixture
+def decode(programs):
+    return programs["decode"]

@@ -1,0 +1,132 @@
+"""`explain` before anything runs, and the report after: the same counts, and true ones."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import lightvlm_fx as lightvlm
+from lightvlm_fx import zoo
+from lightvlm_fx.schedule import Cut, Schedule
+
+FASTV = Schedule.preset("fastv", layer=1, keep=9)
+PYRAMID = Schedule.preset("lightvlm", keep=0.1, layers=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def inputs(llava):
+    return llava.inputs(text=(7, 11), images=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def fast(llava, inputs):
+    """A compiled model that has answered a batch of two rows and one of a single row."""
+    made = lightvlm.compile(llava.model, PYRAMID, backend="eager")
+    made.lightvlm.warm_up(inputs)
+    return made
+
+
+def neutral(report):
+    """Without seconds, which differ from run to run."""
+    return re.sub(r"\d+\.\d s", "_ s", str(report))
+
+
+def test_prints_a_table(llava, golden):
+    assert str(lightvlm.explain(llava.model, FASTV)) == golden
+
+
+def test_prints_a_table_for_a_batch(llava, inputs, golden):
+    assert str(lightvlm.explain(llava.model, PYRAMID, inputs)) == golden
+
+
+def test_takes_a_preset_by_name(llava):
+    assert lightvlm.explain(llava.model, "fastv").schedule == Schedule.preset("fastv")
+
+
+def test_the_full_model_costs_the_full_model(llava):
+    for schedule in ("none", Schedule.preset("lightvlm", keep=1.0, layers=(1, 2))):
+        told = lightvlm.explain(llava.model, schedule)
+        assert told.flops_ratio == told.ideal_speedup == 1
+        assert told.kv_bytes == told.full_kv_bytes
+        assert told.mean_visual_tokens == 36
+
+
+def test_text_alone_costs_the_full_model(llava):
+    told = lightvlm.explain(llava.model, FASTV, llava.inputs(text=(20,), images=(0,)))
+    assert told.flops_ratio == 1
+    assert told.visual_per_layer == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl_moe"])
+def test_flops_are_those_that_torch_counts(family):
+    """Matrices to the digit, experts that run only; attention, which torch does not count here, by its formula."""
+    tiny = zoo.build(family, layers=2)
+    batch = tiny.inputs(text=(7,), images=(1,))
+    length = batch["input_ids"].shape[1]
+    decoder = tiny.model.get_decoder()
+    decoder.set_experts_implementation("eager")  # torch counts no grouped matrix product
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        decoder(inputs_embeds=torch.randn(1, length, zoo.HIDDEN), use_cache=False)
+    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    matrices = sum(n for op, n in counted.items() if not re.search("attention|bmm", op))
+    square = 2 * 4 * zoo.HEAD_DIM * length * length * 2  # q k^T and p v under the diagonal, two layers
+    assert lightvlm.explain(tiny.model, "none", batch).full_flops == matrices + square
+
+
+def test_counts_are_those_of_the_run(llava, inputs, fast):
+    told = lightvlm.explain(llava.model, PYRAMID, inputs)
+    prefill = fast.lightvlm.report.buckets[0]
+    assert prefill.tokens_per_layer == told.tokens_per_layer
+    assert prefill.visual_per_layer == told.visual_per_layer
+    assert fast.lightvlm.explain(inputs) == told
+
+
+def test_kv_bytes_are_those_of_the_run(llava, inputs, fast):
+    told, written = lightvlm.explain(llava.model, PYRAMID, inputs), fast.lightvlm._decoder.last
+    parts = [x for name, x in written.items() if name.split(".")[0] in ("keys", "values")]
+    assert told.kv_bytes == sum(x.numel() * x.element_size() for x in parts)
+
+
+def test_runs_nothing(llava, monkeypatch):
+    monkeypatch.setattr(torch.nn.Linear, "forward", None)
+    lightvlm.explain(llava.model, PYRAMID)
+
+
+def test_the_report_prints_what_was_done(fast, golden):
+    assert neutral(fast.lightvlm.report) == golden
+
+
+def test_the_report_says_when_nothing_was_done_yet(llava):
+    report = lightvlm.compile(llava.model, FASTV, backend="eager").lightvlm.report
+    assert str(report).endswith("nothing compiled yet: call warm_up(inputs) or generate()")
+
+
+def test_the_report_is_data_too(fast):
+    data = json.loads(json.dumps(fast.lightvlm.report.data()))
+    assert data["schedule"] == "lightvlm"
+    assert data["fingerprint"] == PYRAMID.fingerprint
+    assert [b["stage"] for b in data["buckets"]] == ["prefill", "decode"]
+    for bucket in data["buckets"]:
+        for step in bucket["passes"]:
+            assert step["matched"] == step["expected"] > 0
+
+
+def test_survivors_are_as_many_as_the_schedule_says(fast, inputs):
+    fast.lightvlm.warm_up(inputs)
+    for cut in range(2):
+        left = fast.lightvlm.survivors[f"segment.{cut}"]
+        wanted = PYRAMID.budgets(36)[cut]
+        assert [int((left[0] == 0).sum()), int((left[1] == 0).sum()), int((left[1] == 1).sum())] == [wanted] * 3
+
+
+def test_the_graph_can_be_read_at_any_stage(fast, golden):
+    """What two cuts of the default method insert, in a batch with masks."""
+    assert fast.lightvlm.graph("prefill", only_pass="reduce-tokens") == golden
+
+
+def test_shares_that_fall_together_are_refused_before_anything_runs(llava):
+    schedule = Schedule(cuts=[Cut(layer=0.3, keep=0.5), Cut(layer=0.35, keep=0.4)])
+    with pytest.raises(lightvlm.LightVLMError, match=r"the cuts fall on layers \[1, 1\]"):
+        lightvlm.explain(llava.model, schedule)

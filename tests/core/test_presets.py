@@ -1,0 +1,85 @@
+import pytest
+
+from lightvlm_fx.errors import ScheduleError, UnknownName
+from lightvlm_fx.presets import PRESETS, STAGES
+from lightvlm_fx.schedule import Schedule
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_prints_as_expected(name, golden):
+    """The recipe of each preset, field by field: a change here changes published figures."""
+    schedule = Schedule.preset(name)
+    assert "\n".join([f"{schedule.name} {schedule.fingerprint}", *map(str, schedule.cuts)]) == golden
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.35, 0.03])
+def test_the_pyramid_falls_by_equal_factors_to_keep(keep):
+    kept = [cut.keep for cut in Schedule.preset("lightvlm", keep=keep).cuts]
+    assert kept[-1] == keep
+    assert kept == pytest.approx([keep ** (1 / 3), keep ** (2 / 3), keep])
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.35, 0.03])
+@pytest.mark.parametrize("baseline", ["random", "uniform"])
+def test_baselines_have_the_layers_and_counts_of_lightvlm(baseline, keep):
+    ours, theirs = Schedule.preset("lightvlm", keep=keep), Schedule.preset(baseline, keep=keep)
+    assert ours.layers(24) == theirs.layers(24)
+    assert ours.budgets(576) == theirs.budgets(576)
+    assert {cut.score for cut in theirs.cuts} == {baseline}
+
+
+@pytest.mark.parametrize("baseline", ["random", "uniform"])
+def test_baselines_run_with_merge_too(baseline):
+    assert {cut.combine for cut in Schedule.preset(baseline).cuts} == {"prune"}
+    assert {cut.combine for cut in Schedule.preset(baseline, combine="merge").cuts} == {"merge"}
+
+
+def test_options_reach_every_cut():
+    options = {"score": "received", "combine": "recover", "positions": "compact", "rope": False, "power": 0.5,
+               "centres": 0.2, "group": 3}  # fmt: skip
+    for cut in Schedule.preset("lightvlm", keep=0.1, layers=(2, 5), **options).cuts:
+        assert {key: getattr(cut, key) for key in options} == options
+
+
+def test_fastv_is_one_cut_and_takes_a_count():
+    (cut,) = Schedule.preset("fastv", layer=2, keep=25).cuts
+    assert (cut.layer, cut.keep, cut.score, cut.combine) == (2, 25, "last-query", "prune")
+
+
+def test_pyramiddrop_renumbers_its_survivors():
+    cuts = Schedule.preset("pyramiddrop").cuts
+    assert [(cut.layer, cut.keep) for cut in cuts] == list(zip(STAGES, (0.5, 0.25, 0.125), strict=True))
+    assert {cut.positions for cut in cuts} == {"compact"}
+
+
+def test_none_cuts_nothing():
+    assert Schedule.preset("none").cuts == ()
+
+
+def test_refuses_an_unknown_preset_with_a_guess():
+    with pytest.raises(UnknownName, match=r"no preset named 'lightvml'; did you mean 'lightvlm'\?\n  known: fastv, light"):
+        Schedule.preset("lightvml")
+
+
+def test_refuses_an_unknown_option_with_a_guess():
+    with pytest.raises(UnknownName, match="no option of preset 'fastv' named 'layers'; did you mean 'layer'"):
+        Schedule.preset("fastv", layers=(2,))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lightvlm", {"layers": 3}, r"lightvlm: layers must be a list such as \[0.25, 0.5, 0.75\], got 3"),
+        ("lightvlm", {"layers": ()}, "layers must name at least one layer"),
+        ("lightvlm", {"keep": 64}, r"lightvlm: keep as a count needs a single layer \(layers=\(k,\)\), got"),
+        ("pyramiddrop", {"keep": 0.3}, "pyramiddrop: keep must be a list such as"),
+        ("pyramiddrop", {"keep": (0.3,)}, "pyramiddrop: keep has 1 stages and layers 3; give one each"),
+    ],
+)
+def test_refuses_options_that_do_not_fit(name, options, message):
+    with pytest.raises(ScheduleError, match=message):
+        Schedule.preset(name, **options)
+
+
+def test_a_count_fits_a_single_layer():
+    assert Schedule.preset("lightvlm", keep=64, layers=(2,)).budgets(576) == [64]

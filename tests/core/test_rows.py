@@ -1,0 +1,71 @@
+"""Rows of a batch do not know of each other: what a compiled model says of one does not depend on the rest."""
+
+import pytest
+import torch
+
+import lightvlm_fx as lightvlm
+from lightvlm_fx.schedule import Cut, Schedule
+
+CASES = [
+    ("last-query", "prune", "compact"),
+    ("peak", "merge", "keep"),
+    ("received", "recover", "keep"),
+    ("random", "merge", "compact"),
+]
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits[:, -1]
+
+
+@pytest.fixture(scope="module")
+def captured(llava):
+    """Captures, which know of no schedule: made once, long batches first, and lent to every compiled model here."""
+    fast = lightvlm.compile(llava.model, "none", backend="eager")
+    for rows in (1, 2):
+        logits(fast, llava.inputs(text=(11,) * rows, images=(2,) * rows))
+    logits(fast, llava.inputs(text=(7, 11), images=(1, 2)))
+    return fast.lightvlm._decoder.captured
+
+
+@pytest.fixture(params=CASES, ids="-".join, scope="module")
+def fast(request, llava, captured):
+    score, combine, positions = request.param
+    cuts = [Cut(layer=at, keep=k, score=score, combine=combine, positions=positions) for at, k in ((1, 12), (2, 4))]
+    made = lightvlm.compile(llava.model, Schedule(cuts=cuts), backend="eager")
+    made.lightvlm._decoder.captured = captured
+    return made
+
+
+@pytest.mark.parametrize(("text", "images"), [((7, 41), (1, 0)), ((7, 11), (1, 2))], ids=["beside-text", "beside-two-pictures"])
+def test_a_row_says_the_same_alone_and_in_a_batch(llava, fast, text, images):
+    """Beside a long text nothing can be removed from, and beside a row that is longer and keeps more."""
+    batch = llava.inputs(text=text, images=images)
+    together = logits(fast, batch)
+    for row in range(2):
+        alone = llava.inputs(text=text[row : row + 1], images=images[row : row + 1], seed=row)
+        torch.testing.assert_close(together[row], logits(fast, alone)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_rows_commute(llava, fast):
+    batch = llava.inputs(text=(7, 11), images=(1, 2))
+    swapped = {key: x.flip(0) for key, x in batch.items() if key != "pixel_values"}
+    swapped["pixel_values"] = batch["pixel_values"][[1, 2, 0]]  # pictures in the order of the rows
+    torch.testing.assert_close(logits(fast, batch).flip(0), logits(fast, swapped), atol=1e-4, rtol=1e-4)
+
+
+def test_the_schedule_does_change_the_answer(llava, fast):
+    """Or the checks above would compare the full model with itself."""
+    batch = llava.inputs(text=(7, 11), images=(1, 2))
+    assert (logits(fast, batch) - logits(llava.model, batch)).abs().max() > 0.1
+
+
+def test_a_later_batch_may_lose_more_tokens_than_the_first_one_had(llava):
+    """The capture of a short prompt cannot stand for one whose cuts are longer than all of it; it is made anew."""
+    fast = lightvlm.compile(llava.model, Schedule.preset("fastv", layer=1, keep=4), backend="eager")
+    for pictures in (1, 3, 1, 2):
+        batch = llava.inputs(text=(9,), images=(pictures,))
+        assert logits(fast, batch).isfinite().all()
+    prefills = [bucket.tokens_per_layer for bucket in fast.lightvlm.report.buckets]
+    assert prefills == [(45, 13, 13, 13), (117, 21, 21, 21), (81, 17, 17, 17)]

@@ -1,0 +1,117 @@
+"""The command line as a user meets it: output, files, and one clear message for each mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from lightvlm_fx import bundled, cli
+from lightvlm_fx.schedule import Schedule
+
+PICTURE = str(bundled.PICTURES / "1-crowd.png")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, output, errors."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lightvlm", *words])
+        monkeypatch.setattr(cli, "out", cli.Console(width=200))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        text = capsys.readouterr()
+        return end.value.code or 0, text.out, text.err
+
+    return call
+
+
+def test_help_needs_no_torch():
+    code = "import sys; sys.argv=['lightvlm','--help']\nfrom lightvlm_fx.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "bad = {'torch', 'transformers'} & set(sys.modules)\nassert not bad, bad"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "show", "bench", "eval", "explain", "presets"):
+        assert command in done.stdout
+
+
+def test_presets_lists_every_preset(run):
+    code, text, _ = run("presets")
+    assert code == 0
+    for name in ("lightvlm", "fastv", "pyramiddrop", "random", "uniform", "none"):
+        assert name in text
+
+
+def test_explain_prints_the_table(run):
+    code, text, _ = run("explain", "--keep", "0.03")
+    assert code == 0
+    assert "merge by peak, keep 0.03" in text
+    assert "ideal speed-up" in text
+
+
+def test_explain_takes_a_schedule_file(run, tmp_path):
+    Schedule.preset("fastv", layer=3, keep=25).save(tmp_path / "s.toml")
+    code, text, _ = run("explain", "--schedule", str(tmp_path / "s.toml"))
+    assert code == 0
+    assert "keep 25" in text
+
+
+def test_demo_answers_with_both_models(run):
+    code, text, _ = run("demo", "--backend", "eager", PICTURE, "-q", "how many objects are there ?", "-q", "where is the red circle ?")
+    assert code == 0
+    assert text.count("full  ") == text.count("compiled  ") == 2
+    assert "2 of 2 answers equal" in text
+    assert "tokens per layer: 15" in text
+
+
+def test_show_draws_one_panel_a_stage(run, tmp_path):
+    code, text, _ = run("show", PICTURE, "-q", "where is the red circle ?", "-o", str(tmp_path / "s.png"), "--keep", "0.03")
+    assert code == 0
+    assert "wrote" in text
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.width > 4 * 384
+
+
+def test_show_draws_pruning_too(run, tmp_path):
+    assert run("show", PICTURE, "-p", "fastv", "--keep", "0.1", "-o", str(tmp_path / "s.png"))[0] == 0
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert 2 * 384 < sheet.width < 3 * 384
+
+
+def test_eval_compares_with_baselines(run):
+    code, text, _ = run("eval", "--samples", "4", "--keep", "0.35", "--kind", "where")
+    assert code == 0
+    for row in ("full model", "lightvlm @ 0.35", "random + prune @ 0.35", "uniform + merge @ 0.35"):
+        assert row in text
+
+
+def test_bench_prints_ratios(run):
+    code, text, _ = run("bench", "prefill", "--shape", "tiny", "--backend", "eager", "--repeats", "2", "--dtype", "float32")
+    assert code == 0
+    for part in ("full model, eager", "full model, compiled", "lightvlm @ 0.35", "FLOP-ideal", "torch 2."):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("demo", "no-such.png"), "no-such.png: no such file; give the path of a picture"),
+        (("demo", __file__), "not a picture that Pillow can read"),
+        (("show", __file__), "not a picture that Pillow can read"),
+        (("explain", "--preset", "lightvml"), "no preset named 'lightvml'; did you mean 'lightvlm'?"),
+        (("explain", "--keep", "1.5"), "keep as a ratio must be in (0, 1], got 1.5"),
+        (("explain", "--keep", "much"), "keep must be a ratio in (0, 1] or a count of tokens, got 'much'"),
+        (("explain", "--schedule", "missing.toml"), "missing.toml: not a readable schedule file"),
+        (("bench", "prefill", "--shape", "0.5"), "no shape named '0.5'; did you mean '0.5b'?"),
+        (("show", PICTURE, "-p", "none", "--keep", "1"), "no option of preset 'none' named 'keep'"),
+    ],
+)
+def test_refuses_with_one_clear_message(run, words, message):
+    code, _, text = run(*words)
+    assert code == 2
+    assert message in text
+    assert "Traceback" not in text

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.passes.attach_cache import AttachCache
+from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.pretty import text
+from lightvlm_fx.testing import real_inputs, run
+
+
+def test_gives_every_stage_one_mask_and_every_layer_its_buffers(decode, golden):
+    after, _ = Pipeline([AttachCache(layers=(1, 3))]).run(decode)
+    assert text(after, "*") == golden
+
+
+@pytest.mark.parametrize("layers", [(), (1, 2), (0, 3)])
+@pytest.mark.parametrize("capacity", [9, 64])
+def test_a_step_over_a_cache_is_the_last_row_of_a_prefill(prefill, decode, layers, capacity):
+    """Eight tokens in the cache, wherever stages begin and however long the buffers are, and the ninth as a step."""
+    embeds = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0))
+    whole = run(prefill, [torch.arange(9)[None], embeds])
+    step, _ = Pipeline([AttachCache(layers=layers)]).run(decode)
+    given = {"position_ids": torch.tensor([[8]]), "inputs_embeds": embeds[:, 8:], "query_index": torch.tensor([8])}
+    for stage in range(len(layers) + 1):
+        given[f"slot_{stage}"] = torch.tensor([8])
+        given[f"position_{stage}"] = torch.where(torch.arange(capacity) < 8, torch.arange(capacity), -1)[None]
+    for layer in range(4):
+        for kind in ("keys", "values"):
+            given[f"{kind}_{layer}"] = torch.zeros(1, 2, capacity, 16)
+            given[f"{kind}_{layer}"][:, :, :8] = whole[f"{kind}.{layer}"][:, :, :8]
+    inputs = [given[name] for name in step.inputs]
+    with torch.no_grad():
+        (hidden,) = step.graph_module(*inputs)
+    torch.testing.assert_close(hidden[:, 0], whole["hidden"][:, 8])
+    for layer in range(4):
+        for kind in ("keys", "values"):
+            torch.testing.assert_close(given[f"{kind}_{layer}"][:, :, :9], whole[f"{kind}.{layer}"])
+
+
+def test_keeps_the_hidden_state_only(decode):
+    after, (step,) = Pipeline([AttachCache(layers=(1,))]).run(decode)
+    assert after.facts.outputs == ("hidden",)
+    assert step.result.note == "2 stages"
+    assert list(run(after, real_inputs(after))) == ["hidden"]
+
+
+@pytest.mark.parametrize("layers", [(2, 1), (1, 1), (4,), (-1, 2)])
+def test_refuses_layers_unsorted_repeated_or_beyond(decode, layers):
+    with pytest.raises(PreconditionError, match="layers must rise within 0 to 3, got"):
+        Pipeline([AttachCache(layers=layers)]).run(decode)
+
+
+def test_refuses_a_program_without_markers(decode):
+    after, _ = Pipeline([AttachCache()]).run(decode)
+    with pytest.raises(PreconditionError, match=r"expected an attention marker in each of 4 layers, found layers \[\]"):
+        Pipeline([AttachCache()]).run(after)
+
+
+def test_refuses_a_result_with_markers_left(decode):
+    with pytest.raises(PostconditionError, match=r"attach-cache: markers left in layers \[0, 1, 2, 3\]"):
+        AttachCache().ensures(decode)

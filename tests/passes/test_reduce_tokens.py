@@ -1,0 +1,209 @@
+import pytest
+import torch
+
+from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
+from lightvlm_fx.ops.segments import TEXT
+from lightvlm_fx.passes.reduce_tokens import ReduceTokens
+from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.pretty import text
+from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES
+from lightvlm_fx.testing import LEAD, real_inputs, run
+
+S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones behind LEAD, and what a cut leaves of them
+
+
+def rewritten(program, *passes):
+    return Pipeline(passes).run(program)[0]
+
+
+def named_inputs(program, seed=0, **sizes):
+    """Inputs of S tokens with VISUAL visual ones, of which every cut leaves STAY, or as many as `sizes` say."""
+    draw = torch.Generator().manual_seed(seed)
+    segment = torch.full((1, S), TEXT)
+    segment[:, LEAD : LEAD + VISUAL] = 0
+    given = {"position_ids": torch.arange(S)[None], "inputs_embeds": torch.randn(1, S, 64, generator=draw), "visual_segment": segment}
+    given |= {name: torch.tensor([[sizes.get(name, STAY), 0, 0, 0]]) for name in program.inputs if "budget" in name}
+    return given
+
+
+def answers(program, given):
+    return run(program, [given[name] for name in program.inputs])
+
+
+def tap(program, given, *names):
+    """Values inside the graph."""
+    tapped = program.clone()
+    tapped.output_node().args = (tuple(map(tapped.node, names)),)
+    tapped.graph_module.recompile()
+    with torch.no_grad():
+        return tapped.graph_module(*(given[name] for name in tapped.inputs))
+
+
+# --- what it inserts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layer": 1},
+        {"layer": 2, "rope": False, "image_softmax": True},
+        {"layer": 1, "score": "peak", "combine": "merge"},
+        {"layer": 3, "score": "received", "combine": "recover", "positions": "compact"},
+        {"layer": 0, "score": "uniform"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_inserts(prefill, golden, options):
+    assert text(rewritten(prefill, ReduceTokens(removed=7, **options)), "*") == golden
+
+
+def test_inserts_masks_for_fillers(masked_programs, golden):
+    assert text(rewritten(masked_programs["prefill"], ReduceTokens(layer=1, removed=7, combine="merge")), "*") == golden
+
+
+def test_a_second_cut_reads_what_the_first_left(prefill, golden):
+    cuts = (ReduceTokens(layer=1, removed=7, score="random"), ReduceTokens(layer=2, removed=3, combine="merge"))
+    assert text(rewritten(prefill, *cuts), "*") == golden
+
+
+# --- what it computes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("score", SCORES)
+def test_is_the_identity_when_all_stay(prefill, score, combine, positions):
+    after = rewritten(prefill, ReduceTokens(layer=2, removed=0, score=score, combine=combine, positions=positions))
+    given = named_inputs(after, visual_budget_0=VISUAL)
+    expected, got = answers(prefill, given), answers(after, given)
+    for name, tensor in expected.items():
+        assert tensor.equal(got[name])
+    assert got["index.0"].tolist() == [list(range(S))]
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("score", ["random", "uniform"])
+def test_pruning_before_layer_0_is_the_model_on_the_survivors(prefill, score, positions):
+    """With the positions they had, or renumbered from 0."""
+    after = rewritten(prefill, ReduceTokens(layer=0, removed=VISUAL - STAY, score=score, positions=positions))
+    given = named_inputs(after)
+    got = answers(after, given)
+    index = got["index.0"][0]
+    there = index if positions == "keep" else torch.arange(len(index))
+    expected = answers(prefill, {"inputs_embeds": given["inputs_embeds"][:, index], "position_ids": there[None]})
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("score", SCORES)
+def test_layers_before_the_cut_are_untouched_and_those_behind_it_are_short(prefill, score, combine):
+    removed = VISUAL - STAY
+    after = rewritten(prefill, ReduceTokens(layer=2, removed=removed, score=score, combine=combine))
+    given = named_inputs(after)
+    full, got = answers(prefill, given), answers(after, given)
+    for kind in ("keys", "values"):
+        for layer in range(4):
+            if layer < 2:
+                assert got[f"{kind}.{layer}"].equal(full[f"{kind}.{layer}"])
+            else:
+                assert got[f"{kind}.{layer}"].shape[2] == S - removed
+    assert got["hidden"].shape[1] == S - removed
+    assert int((got["segment.0"] == 0).sum()) == STAY
+    assert bool((got["index.0"].diff() > 0).all())
+
+
+def test_the_last_query_chooses_what_the_last_row_attends_to(prefill):
+    """The survivors are those with the largest attention of the last token in the layer before."""
+    after = rewritten(prefill, ReduceTokens(layer=2, removed=VISUAL - STAY))
+    given = named_inputs(after)
+    marker = prefill.markers()[1]
+    q, k = tap(prefill, given, *(n.name for n in marker.args[:2]))
+    row = (q[:, :, -1:] @ k.repeat_interleave(2, 1).transpose(2, 3) * marker.args[4]).softmax(-1).mean(1)[0, 0]
+    best = LEAD + row[LEAD : LEAD + VISUAL].topk(STAY).indices
+    kept = [i for i in answers(after, given)["index.0"][0].tolist() if LEAD <= i < LEAD + VISUAL]
+    assert kept == sorted(best.tolist())
+
+
+def test_scores_without_rope_do_not_depend_on_positions(prefill):
+    """Layer 0 sees no positions in its inputs, so only rotated queries and keys can tell them apart."""
+    for rope in (True, False):
+        after = rewritten(prefill, ReduceTokens(layer=1, removed=VISUAL - STAY, rope=rope))
+        given = named_inputs(after)
+        moved = given | {"position_ids": torch.arange(S)[None] * 3 + 5}
+        assert tap(after, given, "score_0")[0].equal(tap(after, moved, "score_0")[0]) == (not rope)
+
+
+def test_two_cuts_add_up(prefill):
+    cuts = (ReduceTokens(layer=1, removed=4, combine="merge"), ReduceTokens(layer=3, removed=3, combine="merge"))
+    after = rewritten(prefill, *cuts)
+    got = answers(after, named_inputs(after, visual_budget_0=8, visual_budget_1=5))
+    assert [got[f"keys.{layer}"].shape[2] for layer in range(4)] == [S, S - 4, S - 4, S - 7]
+    visual = got["segment.1"] == 0
+    assert float(got["size.1"][visual].sum()) == VISUAL
+    assert int(got["went.1"].max()) == S - 8
+
+
+def test_survivors_are_chosen_by_content(prefill):
+    after = rewritten(prefill, ReduceTokens(layer=1, removed=VISUAL - STAY, score="peak"))
+    chosen = {tuple(answers(after, named_inputs(after, seed=seed))["index.0"][0].tolist()) for seed in range(5)}
+    assert len(chosen) > 1
+
+
+# --- what it refuses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [4, -1])
+def test_refuses_a_layer_beyond_the_decoder(prefill, layer):
+    with pytest.raises(PreconditionError, match=rf"reduce-tokens\{{layer={layer}\}}: layer must be 0 to 3, got {layer}"):
+        rewritten(prefill, ReduceTokens(layer=layer))
+
+
+@pytest.mark.parametrize("score", [s for s in SCORES if s not in ("random", "uniform")])
+def test_refuses_attention_before_layer_0(prefill, score):
+    with pytest.raises(PreconditionError, match=f"score '{score}' needs the attention of a layer before, got layer 0"):
+        rewritten(prefill, ReduceTokens(layer=0, score=score))
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_refuses_a_layer_that_is_not_behind_the_cut_before(prefill, layer):
+    with pytest.raises(PreconditionError, match="layer must be behind the cut before layer 2"):
+        rewritten(prefill, ReduceTokens(layer=2, removed=1), ReduceTokens(layer=layer, removed=1))
+
+
+def test_refuses_to_renumber_position_triples(prefill):
+    triples = prefill.clone()
+    triples.with_facts(positions_rank=3)
+    with pytest.raises(PreconditionError, match="this model has M-RoPE triples; use positions=keep"):
+        rewritten(triples, ReduceTokens(positions="compact"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": "peek"}, "no score named 'peek'; did you mean 'peak'"),
+        ({"combine": "merg"}, "no combine named 'merg'; did you mean 'merge'"),
+        ({"positions": "kept"}, "no position policy named 'kept'; did you mean 'keep'"),
+    ],
+)
+def test_refuses_unknown_names_with_a_guess(prefill, options, message):
+    with pytest.raises(UnknownName, match=message):
+        rewritten(prefill, ReduceTokens(**options))
+
+
+def test_refuses_queries_before_rope_where_there_are_none(prefill):
+    """A graph whose keys come straight from an input cannot be scored without RoPE."""
+    odd = prefill.clone()
+    marker = odd.markers()[0]
+    with odd.graph.inserting_before(marker):
+        fresh = odd.graph.call_function(torch.ops.aten.mul.Tensor, (odd.node("unsqueeze_1"), 1.0))
+        fresh.meta["val"] = odd.node("unsqueeze_1").meta["val"]
+    marker.args = (marker.args[0], fresh, *marker.args[2:])
+    with pytest.raises(PreconditionError, match=r"no value of shape \[1, 1, .*, 16\] before rotary embedding leads to %"):
+        rewritten(odd, ReduceTokens(layer=1, rope=False))
+
+
+def test_refuses_a_result_whose_layers_are_still_long(prefill):
+    after = rewritten(prefill, ReduceTokens(layer=2, removed=4))
+    with pytest.raises(PostconditionError, match=r"reduce-tokens: keys.1 should hold .* tokens, holds s\d+"):
+        ReduceTokens(layer=1).ensures(after)

@@ -1,0 +1,224 @@
+"""Is everything listed, documented, tested, and does every import point the right way? Instant."""
+
+import ast
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lightvlm_fx
+from lightvlm_fx import errors, presets
+from lightvlm_fx.pass_base import Pass
+from lightvlm_fx.passes import CATALOGUE, EXAMPLES
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lightvlm_fx"
+NO_PASS = {"__init__", "pipelines"}
+PASS_FILES = sorted(p for p in (ROOT / "passes").glob("*.py") if p.stem not in NO_PASS)
+OP_FILES = sorted(p for p in (PACKAGE / "ops").glob("*.py") if p.stem not in {"__init__", "segments"})
+CORE = """errors schedule presets program pretty pass_base pipeline match edit locate layout capture cache report pictures""".split()
+LAZY = {("pipeline", "passes")}  # Pipeline.parse looks names up in the catalogue when it is called
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def text_of_tests(*folders):
+    """The text of all test files below some folders of tests/."""
+    files = [p for folder in folders or (".",) for p in sorted((ROOT / "tests" / folder).rglob("test_*.py"))]
+    return "\n".join(p.read_text(encoding="utf-8") for p in files if p.name != "test_catalogue.py")
+
+
+# --- passes ----------------------------------------------------------------------------------------------
+
+
+def passes_in(path):
+    """Names of the passes that a file defines: frozen dataclasses on Pass."""
+    return [n.name for n in tree(path).body if isinstance(n, ast.ClassDef) and any(getattr(b, "id", "") == "Pass" for b in n.bases)]
+
+
+@pytest.mark.parametrize("path", PASS_FILES, ids=lambda p: p.stem)
+def test_a_file_is_one_pass_in_the_catalogue_under_its_name(path):
+    (cls,) = passes_in(path)
+    name = path.stem.replace("_", "-")
+    assert CATALOGUE[name].__name__ == cls
+    assert cls == "".join(word.capitalize() for word in path.stem.split("_"))
+    assert CATALOGUE[name].name == name
+
+
+def test_the_catalogue_holds_nothing_else():
+    assert {name.replace("-", "_") for name in CATALOGUE} == {p.stem for p in PASS_FILES}
+
+
+@pytest.mark.parametrize("pass_", CATALOGUE.values(), ids=CATALOGUE)
+def test_a_pass_says_what_it_does(pass_):
+    """Before, After, Ensures and Source in its docstring, every field described there or beside it, a frozen value."""
+    for heading in ("Before:", "After:", "Ensures:", "Source:"):
+        assert re.search(rf"^    {heading} +\S", pass_.__doc__, re.MULTILINE), f"no {heading} in {pass_.__name__}"
+    assert issubclass(pass_, Pass)
+    assert pass_.__dataclass_params__.frozen
+    assert set(pass_.stages) <= {"prefill", "decode"}
+    assert set(pass_.after) <= set(CATALOGUE)
+    assert all(f.default is not dataclasses.MISSING for f in dataclasses.fields(pass_))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_pass_has_an_example_and_a_test_file_with_a_golden_and_a_refusal(name):
+    assert any(example.name == name for example in EXAMPLES)
+    tests = (ROOT / "tests" / "passes" / f"test_{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    assert CATALOGUE[name].__name__ in tests
+    assert re.search(r"^def test_\w+\(.*golden.*\):", tests, re.MULTILINE)
+    assert "def test_refuses_" in tests
+
+
+# --- ops -------------------------------------------------------------------------------------------------
+
+
+def registered_ops():
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted({name.split("::")[1].split(".")[0] for name in names if name.startswith("lightvlm::")})
+
+
+def op_functions():
+    """Functions decorated as custom ops, by the name they register."""
+    found = {}
+    for path in OP_FILES:
+        for node in tree(path).body:
+            for mark in getattr(node, "decorator_list", []):
+                if "custom_op" in ast.unparse(mark):
+                    found[mark.args[0].value.removeprefix("lightvlm::")] = (path, node)
+    return found
+
+
+def test_every_registered_op_has_a_file_of_its_name():
+    assert registered_ops() == sorted(op_functions())
+    for name, (path, node) in op_functions().items():
+        assert (path.stem, node.name) == (name, name)
+
+
+@pytest.mark.parametrize("name", registered_ops())
+def test_an_op_says_its_shapes_and_is_tested(name):
+    _, node = op_functions()[name]
+    doc = ast.get_docstring(node) or ""
+    assert re.search(r"\[B, ", doc), f"{name}: no shape such as [B, S] in its docstring"
+    tensors = [a.arg for a in node.args.args if "Tensor" in ast.unparse(a.annotation)]
+    silent = [a for a in tensors if not re.search(rf"\b{a}\b", doc)]
+    assert not silent, f"{name}: nothing about {silent} in its docstring"
+    assert re.search(rf"\b{name}\b", text_of_tests("ops")), f"no test in tests/ops mentions {name}"
+
+
+# --- presets, errors, public names ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_is_documented_builds_and_is_tested(name):
+    preset = presets.PRESETS[name]
+    assert preset.__name__ == name
+    assert re.search(r"arXiv \d{4}\.\d{5}|Baseline|baseline", preset.__doc__), f"{name} names no source"
+    assert lightvlm_fx.Schedule.preset(name).name == name
+    assert f'"{name}"' in text_of_tests() or name in (ROOT / "tests/core/test_presets.py").read_text(encoding="utf-8")
+
+
+def test_every_error_is_documented_and_tested():
+    tests = text_of_tests()
+    for name, error in vars(errors).items():
+        if isinstance(error, type) and issubclass(error, errors.LightVLMError):
+            assert error.__doc__
+            assert re.search(rf"\b{name}\b", tests), f"no test mentions {name}"
+
+
+def test_public_names_resolve():
+    for name in lightvlm_fx.__all__:
+        assert getattr(lightvlm_fx, name) is not None
+    assert set(lightvlm_fx.__all__) <= set(dir(lightvlm_fx))
+    with pytest.raises(AttributeError, match="module 'lightvlm_fx' has no attribute 'complie'"):
+        _ = lightvlm_fx.complie
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", ["lightvlm_fx", "lightvlm_fx.schedule", "lightvlm_fx.presets", "lightvlm_fx.errors"])
+def test_importing_needs_neither_torch_nor_transformers(module):
+    done = python(f"import sys, {module}; print(sorted({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))")
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_verbs_stay_verbs_when_their_modules_are_imported():
+    """A submodule named like a verb would take its place in the package."""
+    modules = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__init__", "__main__"))
+    assert not set(modules) & set(lightvlm_fx.__all__)
+
+
+# --- direction of imports ----------------------------------------------------------------------------------
+
+
+def level(module):
+    """0 ops and families, 1 core, 2 passes, 3 exporters, 4 the front door: everything that uses them."""
+    part = module.split(".")[1] if "." in module else "__init__"
+    if part in ("ops", "families"):
+        return 0
+    return 1 if part in CORE else {"passes": 2, "exporters": 3}.get(part, 4)
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("lightvlm_fx", *parts) if parts[0] in ("passes", "exporters") else parts).removesuffix(".__init__")
+
+
+def imports(path):
+    """(module, whether only when a function is called) of everything of ours that a file imports."""
+    top = tree(path)
+    lazy = {id(n) for f in ast.walk(top) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    for node in ast.walk(top):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightvlm_fx"):
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "lightvlm_fx" else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("lightvlm_fx")]
+        else:
+            continue
+        for name in names:
+            yield name, id(node) in lazy
+
+
+SOURCES = sorted(p for folder in ("lightvlm_fx", "passes", "exporters") for p in (ROOT / folder).rglob("*.py"))
+SOURCES = [p for p in SOURCES if p.relative_to(ROOT).parts[:2] not in (("lightvlm_fx", "passes"), ("lightvlm_fx", "exporters"))]
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if level(module_of(p)) < 4], ids=module_of)
+def test_imports_point_down(path):
+    mine = module_of(path)
+    for other, lazy in imports(path):
+        if not (lazy and (mine.split(".")[1], other.split(".")[1]) in LAZY):
+            assert level(other) <= level(mine), f"{mine} imports {other}, which stands above it"
+
+
+def test_every_core_module_is_there():
+    assert all((PACKAGE / f"{name}.py").exists() for name in CORE)
+
+
+def test_only_the_front_door_imports_the_zoo_and_the_test_helpers():
+    for path in SOURCES:
+        if path.stem not in ("zoo", "zoo_more", "testing", "support"):
+            assert not {"lightvlm_fx.zoo", "lightvlm_fx.testing"} & {name for name, _ in imports(path)}, path
+
+
+# --- goldens -----------------------------------------------------------------------------------------------
+
+
+def test_no_golden_is_left_behind():
+    """Every golden text belongs to a test function that asks for one."""
+    wanted = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        wanted[path.stem] = [
+            n.name for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef) and any(a.arg == "golden" for a in n.args.args)
+        ]
+    for text in (ROOT / "tests" / "golden").rglob("*.txt"):
+        owners = wanted.get(text.parent.name, [])
+        assert any(text.stem == name or text.stem.startswith(name + "_") for name in owners), f"{text} belongs to no test"
