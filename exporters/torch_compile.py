@@ -11,7 +11,7 @@ from torch import SymInt, Tensor
 from lightvlm_fx.program import Program
 
 Compiled = Callable[..., tuple[Tensor, ...]]
-CAPACITY_DIMS = {"keys": 2, "values": 2, "position": 1}  # inputs of attach-cache, by the name before "_<number>"
+CAPACITY_DIMS = {"keys": 2, "values": 2, "position": 1, "size": 1}  # inputs of attach-cache, by the name before "_<number>"
 
 
 def dynamic_dims(program: Program) -> list[tuple[int, int]]:

@@ -20,10 +20,12 @@ CHUNK = 256  # slots a buffer grows by
 class Stage:
     """What the layers between two cuts share: which sequence index each slot holds, and how many are used."""
 
-    def __init__(self, number: int, position: Tensor) -> None:
+    def __init__(self, number: int, position: Tensor, size: Tensor | None = None) -> None:
         self.number = number
         self.used = position.shape[1]
         self.position = _grown(position, 1, self.capacity(self.used), -1)
+        # original tokens that each slot stands for, where attention counts them
+        self.size = None if size is None else _grown(size.clamp_min(1), 1, self.capacity(self.used), 1)
 
     def capacity(self, tokens: int) -> int:
         """Slots for `tokens` and a step more. The stage's number keeps capacities of two stages apart, so
@@ -48,6 +50,7 @@ class State:
             if stage.used + n > stage.position.shape[1]:
                 size = stage.capacity(stage.used + n)
                 stage.position = _grown(stage.position, 1, size, -1)
+                stage.size = None if stage.size is None else _grown(stage.size, 1, size, 1)
                 for layer in self.layers:
                     if layer.stage is stage:
                         layer.keys, layer.values = (_grown(x, 2, size, 0) for x in (layer.keys, layer.values))
@@ -61,6 +64,7 @@ class State:
         """Replace the batch rows by `rows` of them (beam search)."""
         for stage in self.stages:
             stage.position = stage.position.index_select(0, rows)
+            stage.size = None if stage.size is None else stage.size.index_select(0, rows)
         self.shifts = [shift.index_select(0, rows) for shift in self.shifts]
         for layer in self.layers:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)

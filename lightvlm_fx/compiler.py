@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.explanation import Explanation, explain
@@ -20,6 +22,9 @@ from lightvlm_fx.report import Report
 from lightvlm_fx.runtime import Decoder
 from lightvlm_fx.schedule import Schedule
 
+# Tensors of a call that carry no picture; any other argument of a model might, whatever it is called.
+TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "cache_position",
+                  "token_type_ids", "mm_token_type_ids")  # fmt: skip
 TESTED_TRANSFORMERS = ((5, 17), (5, 23))  # first and last minor release that the tests ran on
 
 
@@ -103,6 +108,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     object.__setattr__(stand_in, "forward", decoder.forward)
     fast.get_submodule(path.rpartition(".")[0]).register_forward_pre_hook(decoder.note_ids, with_kwargs=True)
     fast.register_forward_pre_hook(_refuse_labels, with_kwargs=True)
+    fast.register_forward_pre_hook(partial(_expect_pictures, decoder.placeholders.ids), with_kwargs=True)
     object.__setattr__(fast, "train", partial(_refuse_training, fast))
     fast.generation_config = copy.deepcopy(model.generation_config)
     object.__setattr__(fast, "lightvlm", Handle(decoder, fast))
@@ -139,6 +145,21 @@ def _along(model: nn.Module, path: str) -> nn.Module:
 def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if kwargs.get("labels") is not None:
         raise NotSupported("labels ask for a training loss, but a compiled model runs inference only; train the source model")
+
+
+def _expect_pictures(placeholders: tuple[int, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A first prompt with placeholders and no picture would be answered by transformers, from their embeddings."""
+    ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+    if not isinstance(ids, Tensor) or (isinstance(cache, Cache) and cache.get_seq_length()):
+        return
+    others = [v for k, v in kwargs.items() if k not in TEXT_ARGUMENTS]
+    given = any(isinstance(v, Tensor | list | tuple | dict) and len(v) for v in others)
+    count = int(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum())
+    if count and not given:
+        raise InputError(
+            f"the prompt holds {count} placeholder tokens for pictures, but no picture came with it; "
+            "pass everything that the processor returned, as in generate(**inputs)"
+        )
 
 
 def _refuse_training(fast: nn.Module, mode: bool = True) -> nn.Module:

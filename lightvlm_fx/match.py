@@ -69,11 +69,20 @@ def before_rope(program: Program, rotated: fx.Node) -> fx.Node:
     for node in sorted(common, key=order.__getitem__, reverse=True):
         val = value(node)
         same = isinstance(val, Tensor) and list(map(str, val.shape)) == list(map(str, shape))
-        if same and module_path(node).split(".")[:2] == layer:
+        if same and module_path(node).split(".")[:2] == layer and not _is_written(node):
             return node
     raise PreconditionError(
         f"no value of shape {shape} before rotary embedding leads to %{rotated.name}; use rope=True\n" + excerpt(program, rotated)
     )
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether the value, or a view of it, is written in place: then a graph does not say what it is made of."""
+    users = [user for user in node.users if user.args and user.args[0] is node]
+    schemas = [(user, getattr(user.target, "_schema", None)) for user in users]
+    if any(schema is not None and schema.is_mutable for _, schema in schemas):
+        return True
+    return any(_is_written(user) for user in users if str(user.target).startswith(("aten.slice", "aten.select", "aten.view")))
 
 
 def _reads_positions_nearby(node: fx.Node, reach: int = 12) -> bool:

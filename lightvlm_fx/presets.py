@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from lightvlm_fx.errors import ScheduleError, UnknownName
 from lightvlm_fx.schedule import Cut, Schedule, _keep
 
-STAGES = (0.25, 0.5, 0.75)  # shares of the depth at which the pyramid's three stages begin
+# Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
+STAGES = (0.25, 0.625, 0.875)
+EQUAL_STAGES = (0.25, 0.5, 0.75)
 
 
 def _pyramid(name: str, keep: float | int, layers: Sequence[int | float], **options: object) -> Schedule:
@@ -40,6 +42,7 @@ def lightvlm(
     power: float = 0.25,
     centres: float = 0.1,
     group: int = 5,
+    proportional: bool | None = None,
 ) -> Schedule:
     """LightVLM (arXiv 2509.00419), reconstructed: pyramid token merging over the decoder's layers."""
     return _pyramid(
@@ -53,6 +56,7 @@ def lightvlm(
         power=power,
         centres=centres,
         group=group,
+        proportional=combine != "prune" if proportional is None else proportional,
     )
 
 
@@ -63,7 +67,7 @@ def fastv(keep: float | int = 0.5, layer: int | float = 2, rope: bool = True) ->
 
 def pyramiddrop(
     keep: Sequence[float | int] = (0.5, 0.25, 0.125),
-    layers: Sequence[int | float] = STAGES,
+    layers: Sequence[int | float] = EQUAL_STAGES,
     positions: str = "compact",
 ) -> Schedule:
     """PyramidDrop (arXiv 2410.17247): geometric drops at equal stages, survivors renumbered.

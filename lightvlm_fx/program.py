@@ -38,6 +38,7 @@ class Facts:
     removed: tuple[int, ...] = ()  # tokens that every row loses at each cut, in order
     cuts: tuple[Cut, ...] = ()
     size: str = ""  # node [B, S] float32: original tokens that each one stands for
+    biased: bool = False  # keys behind the latest cut carry the log of their size
     outputs: tuple[str, ...] = ()  # what each graph output is
     masked: bool = False  # attention carries explicit masks
     positions_rank: int = 2  # 2: [B, S]; 3: M-RoPE [3 or 4, B, S]

@@ -217,7 +217,9 @@ class Decoder:
                 segment = named[f"segment.{number - 1}"]
                 if schedule.cuts[number - 1].positions == "compact":
                     shifts.append(count - (segment != -2).sum(1))
-            stages.append(Stage(number, torch.where(segment == -2, -1, place)))
+            counted = any(cut.proportional for cut in schedule.cuts[:number])
+            size = named[f"size.{number - 1}"] if counted else None
+            stages.append(Stage(number, torch.where(segment == -2, -1, place), size))
         owner = [sum(layer >= first for first in firsts) for layer in range(self.depth)]
         state = State(stages, owner, length, shifts, self)
         state.layers = [StageLayer(state, stages[owner[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(self.depth)]
@@ -260,6 +262,8 @@ class Decoder:
         given |= {f"shift_{i}": shift for i, shift in enumerate(state.shifts)}
         for stage in state.stages:
             given[f"position_{stage.number}"], given[f"slot_{stage.number}"] = stage.position, stage.slots(new)
+            if stage.size is not None:
+                given[f"size_{stage.number}"] = stage.size
         for i, layer in enumerate(state.layers):
             given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
         (hidden,) = entry.run(*(given[name] for name in entry.program.inputs))

@@ -88,7 +88,14 @@ class Cut(_Frozen):
     power: float = Field(0.25, ge=0, le=4)  # peak: exponent of the attention in weight = attention^power * distance
     centres: float = Field(0.1, ge=0, le=1)  # recover: share of the kept tokens that absorb others
     group: int = Field(5, ge=1)  # recover: tokens each centre absorbs
+    proportional: bool = False  # merged keys count as the tokens they stand for, from this layer on
     seed: int = Field(0, ge=0, lt=2**32)  # random
+
+    @model_validator(mode="after")
+    def _sizes_to_count(self) -> Cut:
+        if self.proportional and self.combine == "prune":
+            raise ScheduleError("proportional=True counts merged tokens, but combine='prune' merges none; use 'merge' or 'recover'")
+        return self
 
     def tokens(self, n: int) -> int:
         """Tokens left of an image of `n` tokens (0 for an image of none).

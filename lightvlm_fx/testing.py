@@ -1,4 +1,4 @@
-"""Tiny programs, real inputs for them, and the contract that every pass keeps. For tests here and of plug-ins.
+"""Tiny programs, real inputs for them, and the contract that every pass keeps. For our tests and plug-ins'.
 
 A plug-in's contract test is one line: `check_pass(tiny_program("prefill"), MyPass(layer=2))`.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 
-from lightvlm_fx.compiler import compile
+from lightvlm_fx import compiler
 from lightvlm_fx.errors import PreconditionError
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.pass_base import Pass, parse_pass
@@ -47,7 +47,7 @@ def tiny_programs(
 ) -> dict[Stage, Program]:
     """All stages of `tiny_program` from one capture."""
     tiny = build(family, layers=layers)
-    fast = compile(tiny.model, "none", backend="eager")
+    fast = compiler.compile(tiny.model, "none", backend="eager")
     fast.lightvlm.warm_up(tiny.inputs(text=text, images=images), new_tokens=2)
     return {program.stage: program for program, _ in fast.lightvlm._decoder.captured.values()}
 
@@ -101,7 +101,7 @@ def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def run(program: Program, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The program's outputs on `inputs`, by name. The inputs are copied: decode programs write their caches."""
+    """The program's outputs on `inputs`, by name. The inputs are copied: decode programs write to them."""
     with torch.no_grad():
         outputs = program.graph_module(*(x.clone() for x in inputs))
     return dict(zip(program.facts.outputs, outputs, strict=True))
@@ -116,14 +116,20 @@ def check_pass(program: Program, pass_: Pass) -> Program:
     is refused; the result runs on real tensors and gives the shapes that its nodes promise.
     """
     catalogue = {**CATALOGUE, pass_.name: type(pass_)}
-    assert parse_pass(str(pass_), catalogue) == pass_, f"{pass_!r} prints as {pass_}, which parses to another pass"
+    assert parse_pass(str(pass_), catalogue) == pass_, (
+        f"{pass_!r} prints as {pass_}, which parses to another pass"
+    )
     before, facts, inputs = printed(program, noise=True), program.facts, program.inputs
     after, (step,) = Pipeline([pass_]).run(program)
 
     assert printed(program, noise=True) == before, f"{pass_} changed the text of the program it was given"
-    assert (program.facts, program.inputs) == (facts, inputs), f"{pass_} changed the facts of the program it was given"
+    assert (program.facts, program.inputs) == (facts, inputs), (
+        f"{pass_} changed the facts of the program it was given"
+    )
     changed = printed(after, noise=True) != before
-    assert step.result.changed == changed, f"{pass_} reports changed={step.result.changed}, but the text did otherwise"
+    assert step.result.changed == changed, (
+        f"{pass_} reports changed={step.result.changed}, but the text did otherwise"
+    )
     for name, tensor in _weights(program).items():
         twin = _weights(after).get(name)
         assert twin is None or twin.data_ptr() == tensor.data_ptr(), f"{pass_} copied the weight {name}"
@@ -137,12 +143,18 @@ def check_pass(program: Program, pass_: Pass) -> Program:
 def _check_interface(before: Program, after: Program, pass_: Pass) -> None:
     names = tuple(n.name for n in after.placeholders())
     assert names == after.inputs, f"{pass_}: placeholders {names} are not the declared inputs {after.inputs}"
-    assert names[: len(before.inputs)] == before.inputs, f"{pass_} took inputs away: had {before.inputs}, left {names}"
+    assert names[: len(before.inputs)] == before.inputs, (
+        f"{pass_} took inputs away: had {before.inputs}, left {names}"
+    )
     for old, new in zip(before.placeholders(), after.placeholders(), strict=False):
-        assert _kind(old) == _kind(new), f"{pass_} changed input {old.name}: {typed(value(old))} to {typed(value(new))}"
+        assert _kind(old) == _kind(new), (
+            f"{pass_} changed input {old.name}: {typed(value(old))} to {typed(value(new))}"
+        )
     was, now = _outputs(before), _outputs(after)
     kept = [name for name in was if name.split(".")[0] not in pass_.drops]
-    assert list(now)[: len(kept)] == kept, f"{pass_} took outputs away without declaring it: had {list(was)}, left {list(now)}"
+    assert list(now)[: len(kept)] == kept, (
+        f"{pass_} took outputs away without declaring it: had {list(was)}, left {list(now)}"
+    )
     for name in kept:
         assert _kind(was[name]) == _kind(now[name]), f"{pass_} changed the dtype or rank of output {name}"
 
@@ -170,7 +182,9 @@ def _check_runs(after: Program, pass_: Pass) -> None:
     length = inputs[after.inputs.index("inputs_embeds")].shape[1]
     for name, tensor in run(after, inputs).items():
         promised = tuple(_number(after, n, length) for n in value(_outputs(after)[name]).shape)
-        assert tuple(tensor.shape) == promised, f"{pass_}: output {name} has shape {tuple(tensor.shape)}, promised {promised}"
+        assert tuple(tensor.shape) == promised, (
+            f"{pass_}: output {name} has shape {tuple(tensor.shape)}, promised {promised}"
+        )
         assert bool(torch.isfinite(tensor).all()), f"{pass_}: output {name} is not finite"
 
 

@@ -28,6 +28,7 @@ class AttachCache(Pass):
     """
 
     layers: tuple[int, ...] = ()  # first layer of every stage but the first
+    biased: tuple[int, ...] = ()  # stages whose keys count as the tokens they stand for
 
     name = "attach-cache"
     stages = ("decode",)
@@ -50,6 +51,7 @@ class AttachCache(Pass):
         query = program.add_input("query_index", integers.new_empty(queries))
         stages = range(len(self.layers) + 1)
         positions = [program.add_input(f"position_{s}", integers) for s in stages]
+        sizes = {s: program.add_input(f"size_{s}", integers.new_empty(integers.shape, dtype=torch.float32)) for s in self.biased}
         slots = [program.add_input(f"slot_{s}", integers.new_empty(queries)) for s in stages]
         masks: dict[tuple[int, int], fx.Node] = {}
         held: dict[int, fx.Node] = {}
@@ -64,7 +66,7 @@ class AttachCache(Pass):
                     )
                 if (stage, window) not in masks:
                     masks[stage, window] = graph.create_node(
-                        "call_function", cache_mask, (held[stage], query, window), {}, name=f"mask_{stage}_{window}"
+                        "call_function", cache_mask, (held[stage], query, window, sizes.get(stage)), {}, name=f"mask_{stage}_{window}"
                     )
                 arguments = (q, k, v, *kv, slots[stage], masks[stage, window], scale, softcap)
                 node = graph.create_node("call_function", attend_cached, arguments, {}, name=f"attend_{layer}")

@@ -34,4 +34,5 @@ def decode(schedule: Schedule, depth: int) -> Pipeline:
     passes: list[Pass] = [DropExportChecks()]
     if compact:
         passes.append(ShiftPositions(layers=compact))  # before attach-cache: it counts inputs by layer
-    return Pipeline([*passes, AttachCache(layers=layers)])
+    first = next((i + 1 for i, cut in enumerate(schedule.cuts) if cut.proportional), len(layers) + 1)
+    return Pipeline([*passes, AttachCache(layers=layers, biased=tuple(range(first, len(layers) + 1)))])

@@ -42,6 +42,7 @@ class ReduceTokens(Pass):
     power: float = 0.25
     centres: float = 0.1
     group: int = 5
+    proportional: bool = False
     seed: int = 0
 
     name = "reduce-tokens"
@@ -71,6 +72,7 @@ class ReduceTokens(Pass):
         cut = first_of_layer(program, self.layer)
         edit = Editor(program, cut)
         length = _length(program)
+        plain = self._unbiased_masks(program)
         values = crossing(program, cut)
         hidden = hidden_state(program, values, length)
         segment, size = self._state(program, edit)
@@ -98,7 +100,10 @@ class ReduceTokens(Pass):
                 new = sizes[old] = _resized(edit, old, stay, length, sizes)
             if new is not old:
                 replace_behind(program, cut, old, new)
+        if self.proportional or program.facts.biased:
+            self._bias(program, edit, plain, new_size)
         program.with_facts(
+            biased=self.proportional or program.facts.biased,
             size=new_size.name if new_size is not None else "",
             removed=(*program.facts.removed, self.removed),
             cuts=(*program.facts.cuts, Cut(self.layer, index.name, left.name, went.name if went else "", self.positions)),
@@ -109,6 +114,24 @@ class ReduceTokens(Pass):
             if node is not None:
                 program.add_output(f"{what}.{number}", node)
         return PassResult(1, 1, f"before layer {self.layer}: {value(arrived)} -> {value(stay)} tokens")
+
+    def _unbiased_masks(self, program: Program) -> list[fx.Node]:
+        """The attention markers from this layer on, with the bias of an earlier cut taken off their masks."""
+        markers = [m for layer, m in sorted(program.markers().items()) if layer >= self.layer]
+        for marker in markers:
+            mask = marker.args[3]
+            if isinstance(mask, fx.Node) and mask.target == OPS.key_bias.default:
+                marker.update_arg(3, mask.args[0])
+        return markers
+
+    def _bias(self, program: Program, edit: Editor, markers: list[fx.Node], size: fx.Node | None) -> None:
+        """Let every key count as the tokens it stands for, in one mask for each kind of mask there is."""
+        made: dict[Any, fx.Node] = {}
+        for marker in markers:
+            mask = marker.args[3]
+            if mask not in made:
+                made[mask] = edit.call(f"bias_{len(program.facts.cuts)}", OPS.key_bias.default, mask, size)
+            marker.update_arg(3, made[mask])
 
     def _state(self, program: Program, edit: Editor) -> tuple[fx.Node, fx.Node | None]:
         """Segment [B, S] and, where sizes are carried, size [B, S] of the tokens that arrive."""

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what the ops read: left-padded batches of text and pictures, and tensors over them."""
+"""Hypothesis strategies for what the ops read: left-padded batches of text and pictures, their tensors."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,9 @@ class Batch:
 
     def select(self, score=None):
         """What `select_tokens` returns: index, left, rank."""
-        return OPS.select_tokens(self.score() if score is None else score, self.segment, self.budget, self.length)
+        return OPS.select_tokens(
+            self.score() if score is None else score, self.segment, self.budget, self.length
+        )
 
     def images(self):
         """(row, number) of every picture."""
@@ -52,7 +54,7 @@ class Batch:
 
 @st.composite
 def batches(draw, keep_all=False, rows=(1, 3)):
-    """A batch of 1 to 3 rows with 0 to 3 pictures of 1 to 6 tokens each, text around them, padding on the left."""
+    """A batch of 1 to 3 rows with 0 to 3 pictures of 1 to 6 tokens each, text around, padding on the left."""
     built, budgets = [], []
     for _ in range(draw(st.integers(*rows))):
         row, kept = [TEXT] * draw(st.integers(0, 2)), []

@@ -1,4 +1,4 @@
-"""Golden texts (`assert text == golden`; `--update-golden` writes them) and the tiny models that tests share."""
+"""Golden texts (`assert text == golden`; `--update-golden` writes them) and tiny models that tests share."""
 
 import difflib
 import os
@@ -16,16 +16,25 @@ from lightvlm_fx import zoo
 from lightvlm_fx.testing import tiny_programs
 
 torch.set_num_threads(1)
-# the same examples at every run, so that a verdict is about the commit; --hypothesis-profile=default looks further
+# the same examples at every run, so a verdict is about the commit; --hypothesis-profile=default looks further
 slow_to_draw = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-settings.register_profile("same", max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=slow_to_draw)
+settings.register_profile(
+    "same",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=slow_to_draw,
+)
 settings.load_profile("same")
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--update-golden", action="store_true", help="write the golden texts anew; read the diff")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden texts anew; read the diff"
+    )
 
 
 class Golden:

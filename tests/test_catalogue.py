@@ -20,7 +20,10 @@ PACKAGE = ROOT / "lightvlm_fx"
 NO_PASS = {"__init__", "pipelines"}
 PASS_FILES = sorted(p for p in (ROOT / "passes").glob("*.py") if p.stem not in NO_PASS)
 OP_FILES = sorted(p for p in (PACKAGE / "ops").glob("*.py") if p.stem not in {"__init__", "segments"})
-CORE = """errors schedule presets program pretty pass_base pipeline match edit locate layout capture cache report pictures""".split()
+CORE = [
+    "errors", "schedule", "presets", "program", "pretty", "pass_base", "pipeline", "match", "edit", "locate",
+    "layout", "capture", "cache", "report", "pictures",
+]  # fmt: skip
 LAZY = {("pipeline", "passes")}  # Pipeline.parse looks names up in the catalogue when it is called
 
 
@@ -39,7 +42,11 @@ def text_of_tests(*folders):
 
 def passes_in(path):
     """Names of the passes that a file defines: frozen dataclasses on Pass."""
-    return [n.name for n in tree(path).body if isinstance(n, ast.ClassDef) and any(getattr(b, "id", "") == "Pass" for b in n.bases)]
+    return [
+        n.name
+        for n in tree(path).body
+        if isinstance(n, ast.ClassDef) and any(getattr(b, "id", "") == "Pass" for b in n.bases)
+    ]
 
 
 @pytest.mark.parametrize("path", PASS_FILES, ids=lambda p: p.stem)
@@ -57,9 +64,11 @@ def test_the_catalogue_holds_nothing_else():
 
 @pytest.mark.parametrize("pass_", CATALOGUE.values(), ids=CATALOGUE)
 def test_a_pass_says_what_it_does(pass_):
-    """Before, After, Ensures and Source in its docstring, every field described there or beside it, a frozen value."""
+    """Before, After, Ensures and Source in its docstring; a frozen value with defaults."""
     for heading in ("Before:", "After:", "Ensures:", "Source:"):
-        assert re.search(rf"^    {heading} +\S", pass_.__doc__, re.MULTILINE), f"no {heading} in {pass_.__name__}"
+        assert re.search(rf"^    {heading} +\S", pass_.__doc__, re.MULTILINE), (
+            f"no {heading} in {pass_.__name__}"
+        )
     assert issubclass(pass_, Pass)
     assert pass_.__dataclass_params__.frozen
     assert set(pass_.stages) <= {"prefill", "decode"}
@@ -121,7 +130,9 @@ def test_a_preset_is_documented_builds_and_is_tested(name):
     assert preset.__name__ == name
     assert re.search(r"arXiv \d{4}\.\d{5}|Baseline|baseline", preset.__doc__), f"{name} names no source"
     assert lightvlm_fx.Schedule.preset(name).name == name
-    assert f'"{name}"' in text_of_tests() or name in (ROOT / "tests/core/test_presets.py").read_text(encoding="utf-8")
+    assert f'"{name}"' in text_of_tests() or name in (ROOT / "tests/core/test_presets.py").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_every_error_is_documented_and_tested():
@@ -144,9 +155,13 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("module", ["lightvlm_fx", "lightvlm_fx.schedule", "lightvlm_fx.presets", "lightvlm_fx.errors"])
+@pytest.mark.parametrize(
+    "module", ["lightvlm_fx", "lightvlm_fx.schedule", "lightvlm_fx.presets", "lightvlm_fx.errors"]
+)
 def test_importing_needs_neither_torch_nor_transformers(module):
-    done = python(f"import sys, {module}; print(sorted({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))")
+    done = python(
+        f"import sys, {module}; print(sorted({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))"
+    )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
@@ -169,7 +184,9 @@ def level(module):
 
 def module_of(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(("lightvlm_fx", *parts) if parts[0] in ("passes", "exporters") else parts).removesuffix(".__init__")
+    return ".".join(("lightvlm_fx", *parts) if parts[0] in ("passes", "exporters") else parts).removesuffix(
+        ".__init__"
+    )
 
 
 def imports(path):
@@ -178,7 +195,11 @@ def imports(path):
     lazy = {id(n) for f in ast.walk(top) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for node in ast.walk(top):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightvlm_fx"):
-            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "lightvlm_fx" else [node.module]
+            names = (
+                [f"{node.module}.{a.name}" for a in node.names]
+                if node.module == "lightvlm_fx"
+                else [node.module]
+            )
         elif isinstance(node, ast.Import):
             names = [a.name for a in node.names if a.name.startswith("lightvlm_fx")]
         else:
@@ -187,8 +208,14 @@ def imports(path):
             yield name, id(node) in lazy
 
 
-SOURCES = sorted(p for folder in ("lightvlm_fx", "passes", "exporters") for p in (ROOT / folder).rglob("*.py"))
-SOURCES = [p for p in SOURCES if p.relative_to(ROOT).parts[:2] not in (("lightvlm_fx", "passes"), ("lightvlm_fx", "exporters"))]
+SOURCES = sorted(
+    p for folder in ("lightvlm_fx", "passes", "exporters") for p in (ROOT / folder).rglob("*.py")
+)
+SOURCES = [
+    p
+    for p in SOURCES
+    if p.relative_to(ROOT).parts[:2] not in (("lightvlm_fx", "passes"), ("lightvlm_fx", "exporters"))
+]
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if level(module_of(p)) < 4], ids=module_of)
@@ -217,8 +244,12 @@ def test_no_golden_is_left_behind():
     wanted = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
         wanted[path.stem] = [
-            n.name for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef) and any(a.arg == "golden" for a in n.args.args)
+            n.name
+            for n in ast.walk(tree(path))
+            if isinstance(n, ast.FunctionDef) and any(a.arg == "golden" for a in n.args.args)
         ]
     for text in (ROOT / "tests" / "golden").rglob("*.txt"):
         owners = wanted.get(text.parent.name, [])
-        assert any(text.stem == name or text.stem.startswith(name + "_") for name in owners), f"{text} belongs to no test"
+        assert any(text.stem == name or text.stem.startswith(name + "_") for name in owners), (
+            f"{text} belongs to no test"
+        )

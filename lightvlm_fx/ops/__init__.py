@@ -10,6 +10,7 @@ from lightvlm_fx.ops import (  # noqa: F401
     attention,
     cached_attention,
     compact_index,
+    key_bias,
     mask_out,
     merge_tokens,
     recover_tokens,

@@ -29,11 +29,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     """What the marker means, on scaled_dot_product_attention where that can express it."""
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
     if not softcap:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
         return out.transpose(1, 2).contiguous()
     logits = torch.tanh(q @ k.transpose(2, 3) * scale / softcap) * softcap
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    lowest = torch.finfo(logits.dtype).min  # not -inf: a padding query sees no key, and NaN would spread through its value
+    logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask
     return (logits.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).contiguous()

@@ -9,15 +9,18 @@ from torch.nn import functional as F
 from lightvlm_fx.ops.attention import attend
 
 
-def cache_mask(position: Tensor, query: Tensor, window: int) -> Tensor:
-    """Which slots a query may read: boolean [B, 1, Q, C].
+def cache_mask(position: Tensor, query: Tensor, window: int, size: Tensor | None = None) -> Tensor:
+    """Which slots a query may read: boolean [B, 1, Q, C]; with `size`, additive with the log of it.
 
     `position` [B, C] is the sequence index that each slot holds (-1: empty, padding or unused), `query` [Q]
-    the sequence index of each new token, `window` the layer's sliding window (0 for none).
+    the sequence index of each new token, `window` the layer's sliding window (0 for none), `size` [B, C] the
+    tokens that each slot stands for.
     """
     held, now = position[:, None, None, :], query[None, None, :, None]
     seen = (held >= 0) & (held <= now)
-    return seen & (now - held < window) if window else seen
+    if window:
+        seen = seen & (now - held < window)
+    return seen if size is None else torch.where(seen, size.log()[:, None, None, :], float("-inf"))
 
 
 def attend_cached(
@@ -33,6 +36,8 @@ def attend_cached(
     g = keys.shape[1]
     if n > 1 or softcap:
         return attend(q, keys, values, mask, scale, softcap)
+    if mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
     grouped = q.reshape(b, g, h // g, d)
     out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     return out.reshape(b, 1, h, values.shape[3])

@@ -1,4 +1,4 @@
-"""Bad input gets one clear error, and nothing changes: not the source model, not its config, not the compiled one."""
+"""Bad input gets one clear error, and nothing changes: neither the source model nor the compiled one."""
 
 import pytest
 import torch
@@ -7,7 +7,14 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
-from lightvlm_fx.errors import CaptureError, InputError, NotSupported, RefusedModel, ScheduleError, UnknownName
+from lightvlm_fx.errors import (
+    CaptureError,
+    InputError,
+    NotSupported,
+    RefusedModel,
+    ScheduleError,
+    UnknownName,
+)
 from lightvlm_fx.pictures import open_picture
 from lightvlm_fx.schedule import Cut, Schedule
 
@@ -19,7 +26,7 @@ def compiled(model, schedule=SCHEDULE):
 
 
 def state(model):
-    """What a refusal must not change: config, attention implementation, mode, hooks and methods of every module."""
+    """What a refusal must not change: config, attention, mode, hooks and attributes of every module."""
     return {
         name: (
             m.config.to_dict() if hasattr(m, "config") else None,
@@ -42,7 +49,9 @@ def answer(inputs):
     """Greedy tokens of a model, and its first logits."""
 
     def call(model):
-        out = model.generate(**inputs, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        out = model.generate(
+            **inputs, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
         return out.sequences.tolist(), out.logits[0]
 
     return call
@@ -50,7 +59,7 @@ def answer(inputs):
 
 @pytest.fixture(scope="module")
 def shared(llava, answer):
-    """One compiled model for all refusals, what it and its source answered at first, and the source's state."""
+    """One compiled model for all refusals, what it and its source said at first, and the source's state."""
     full = answer(llava.model)
     before = state(llava.model)  # behind the first answer: transformers adds hooks of its own there
     fast = compiled(llava.model)
@@ -88,10 +97,16 @@ def test_compiling_and_answering_changes_nothing(fast, llava, answer):
         ("florence2", "it is an encoder-decoder; its decoder has no visual tokens in its own sequence"),
         ("t5gemma2", "it is an encoder-decoder"),
         ("mllama", "its decoder reads the picture by cross-attention, not as tokens of its sequence"),
-        ("qwen3_5", r"its decoder has layers with recurrent state \(linear_attention\), which no cut may cross"),
+        (
+            "qwen3_5",
+            r"its decoder has layers with recurrent state \(linear_attention\), which no cut may cross",
+        ),
         ("lfm2_vl", r"its decoder has layers with recurrent state \(conv\), which no cut may cross"),
         ("llama4", "its decoder uses chunked attention, whose chunks would shift when tokens leave"),
-        ("kosmos-2", "its config names no image or video placeholder token, so it has no visual tokens to reduce"),
+        (
+            "kosmos-2",
+            "its config names no image or video placeholder token, so it has no visual tokens to reduce",
+        ),
         ("blip-2", "its decoder keeps no list `layers` of decoder layers"),
     ],
 )
@@ -99,20 +114,28 @@ def test_refuses_a_family_and_says_why(family, reason):
     model = zoo.build(family).model
     before = state(model)
     for verb in (compiled, lambda m: lightvlm.explain(m, SCHEDULE)):
-        with pytest.raises(RefusedModel, match=rf"{type(model).__name__} \({family}\) cannot be compiled: {reason}"):
+        with pytest.raises(
+            RefusedModel, match=rf"{type(model).__name__} \({family}\) cannot be compiled: {reason}"
+        ):
             verb(model)
     assert state(model) == before
 
 
 def test_refuses_a_model_without_visual_tokens():
-    config = LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
-    with pytest.raises(RefusedModel, match=r"LlamaForCausalLM \(llama\) cannot be compiled: its config names no image"):
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
+    )
+    with pytest.raises(
+        RefusedModel, match=r"LlamaForCausalLM \(llama\) cannot be compiled: its config names no image"
+    ):
         compiled(LlamaForCausalLM(config))
 
 
 @pytest.mark.parametrize("pick", [lambda m: m.model, lambda m: "llava-hf/llava-1.5-7b-hf", lambda m: None])
 def test_refuses_what_cannot_generate(llava, pick):
-    with pytest.raises(RefusedModel, match=r"has no generate\(\); pass the ...ForConditionalGeneration model"):
+    with pytest.raises(
+        RefusedModel, match=r"has no generate\(\); pass the ...ForConditionalGeneration model"
+    ):
         compiled(pick(llava.model))
 
 
@@ -134,8 +157,7 @@ def broken(layer_forward):
         (lambda x, **k: x if bool(x.sum() > 0) else -x, CaptureError,
          r"LlamaModel \(prefill, step 1 of 3: capture\): .* branches on values, which a graph cannot follow"),
         (lambda x, **k: x, RefusedModel,
-         "LlamaModel: expected one attention through transformers' AttentionInterface in each of 2 layers, "
-         r"found none in layers \[0\]"),
+         r"LlamaModel: expected one attention through transformers' .*, found none in layers \[0\]"),
     ],
     ids=["untraceable", "no-attention"],
 )  # fmt: skip
@@ -157,7 +179,10 @@ def test_refuses_a_decoder_that_cannot_be_captured(inputs, answer, layer, error,
     ("cut", "message"),
     [
         (Cut(layer=4, keep=0.5), r"cut before layer 4: the decoder has 4 layers \(0 to 3\)"),
-        (Cut(layer=0, keep=0.5), "cut before layer 0: score 'last-query' reads the attention of the layer before"),
+        (
+            Cut(layer=0, keep=0.5),
+            "cut before layer 0: score 'last-query' reads the attention of the layer before",
+        ),
     ],
 )
 def test_refuses_a_schedule_that_does_not_fit_the_model(llava, cut, message):
@@ -168,7 +193,9 @@ def test_refuses_a_schedule_that_does_not_fit_the_model(llava, cut, message):
 
 def test_refuses_a_keep_above_the_tokens_that_arrive(llava, inputs):
     fast = compiled(llava.model, Schedule.preset("fastv", layer=1, keep=64))
-    with pytest.raises(ScheduleError, match="keep=64 is above the 36 visual tokens of an image; use a smaller count"):
+    with pytest.raises(
+        ScheduleError, match="keep=64 is above the 36 visual tokens of an image; use a smaller count"
+    ):
         fast.generate(**inputs, max_new_tokens=1)
     with pytest.raises(ScheduleError, match="keep=64 is above the 36 visual tokens"):
         fast.lightvlm.explain(inputs)
@@ -180,9 +207,9 @@ def test_refuses_an_unknown_preset(llava):
 
 
 def test_refuses_an_unreadable_schedule_file(llava, tmp_path):
-    with pytest.raises(ScheduleError, match="missing.toml: not a readable schedule file"):
+    with pytest.raises(ScheduleError, match=r"missing\.toml: not a readable schedule file"):
         compiled(llava.model, tmp_path / "missing.toml")
-    with pytest.raises(ScheduleError, match="missing.toml: not a readable schedule file"):
+    with pytest.raises(ScheduleError, match=r"missing\.toml: not a readable schedule file"):
         compiled(llava.model, str(tmp_path / "missing.toml"))
 
 
@@ -207,14 +234,34 @@ def test_refuses_a_picture_without_placeholders(fast, inputs):
         fast.generate(input_ids=ids, pixel_values=inputs["pixel_values"], max_new_tokens=1)
 
 
+def test_refuses_placeholders_without_a_picture(fast, inputs):
+    """Which transformers itself answers, from the embedding of the placeholder."""
+    ids = inputs["input_ids"]
+    with pytest.raises(
+        InputError,
+        match="the prompt holds 36 placeholder tokens for pictures, but no picture came with it; pass",
+    ):
+        fast.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1)
+
+
+def test_takes_a_prompt_of_text_alone(fast, llava):
+    text = llava.inputs(text=(9,), images=(0,))
+    both = [m.generate(**text, max_new_tokens=3, do_sample=False).tolist() for m in (fast, llava.model)]
+    assert both[0] == both[1]
+
+
 def test_refuses_padding_on_the_right(fast, inputs):
     ids, mask = (torch.nn.functional.pad(inputs[key], (0, 2)) for key in ("input_ids", "attention_mask"))
     with pytest.raises(InputError, match=r"rows \[0\] of the batch are padded on the right; pad on the left"):
-        fast.generate(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"], max_new_tokens=1)
+        fast.generate(
+            input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"], max_new_tokens=1
+        )
 
 
 def test_refuses_embeddings_without_ids(fast):
-    with pytest.raises(InputError, match="input_ids are needed to find the visual tokens; pass input_ids instead"):
+    with pytest.raises(
+        InputError, match="input_ids are needed to find the visual tokens; pass input_ids instead"
+    ):
         fast.generate(inputs_embeds=torch.randn(1, 8, 64), max_new_tokens=1)
 
 
@@ -225,9 +272,13 @@ def test_refuses_a_batch_beyond_frozen_buckets(fast, llava, inputs):
         with pytest.raises(InputError) as error:
             fast.generate(**llava.inputs(text=(7, 11), images=(1, 1)), max_new_tokens=1)
         message = str(error.value)
-        assert message.startswith("this batch (2 rows, 47 tokens, images of ((36,), (36,)) tokens) exceeds the buckets")
+        assert message.startswith(
+            "this batch (2 rows, 47 tokens, images of ((36,), (36,)) tokens) exceeds the buckets"
+        )
         assert "\n  prefill: 1 rows x 43 tokens\n" in message
-        assert message.endswith("call fast.lightvlm.warm_up(inputs) with such a batch before freezing, or fast.lightvlm.thaw()")
+        assert message.endswith(
+            "call fast.lightvlm.warm_up(inputs) with such a batch before freezing, or fast.lightvlm.thaw()"
+        )
         assert len(fast.lightvlm.report.buckets) == known
     finally:
         fast.lightvlm.thaw()
@@ -235,7 +286,9 @@ def test_refuses_a_batch_beyond_frozen_buckets(fast, llava, inputs):
 
 def test_refuses_a_graph_that_is_not_there(llava, fast):
     for handle, stage in ((fast.lightvlm, "vision"), (compiled(llava.model).lightvlm, "prefill")):
-        with pytest.raises(InputError, match=rf"no {stage} graph yet: call warm_up\(inputs\) or generate\(\) first"):
+        with pytest.raises(
+            InputError, match=rf"no {stage} graph yet: call warm_up\(inputs\) or generate\(\) first"
+        ):
             handle.graph(stage)
 
 
@@ -248,7 +301,7 @@ def test_refuses_a_file_that_is_no_picture(tmp_path, content):
 
 
 def test_refuses_a_picture_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="missing.png: no such file; give the path of a picture"):
+    with pytest.raises(InputError, match=r"missing\.png: no such file; give the path of a picture"):
         open_picture(tmp_path / "missing.png")
 
 
@@ -258,7 +311,9 @@ def test_refuses_a_picture_that_is_not_there(tmp_path):
 def test_refuses_a_source_in_training_mode(fast, llava, inputs):
     llava.model.train()
     try:
-        with pytest.raises(NotSupported, match=r"the model is in training mode; .* inference only: call .eval\(\) first"):
+        with pytest.raises(
+            NotSupported, match=r"the model is in training mode; .* inference only: call .eval\(\) first"
+        ):
             fast.generate(**inputs, max_new_tokens=1)
     finally:
         llava.model.eval()
@@ -271,23 +326,31 @@ def test_refuses_to_be_trained(fast):
 
 
 def test_refuses_labels(fast, inputs):
-    with torch.no_grad(), pytest.raises(NotSupported, match="labels ask for a training loss, .* train the source model"):
+    with (
+        torch.no_grad(),
+        pytest.raises(NotSupported, match=r"labels ask for a training loss, .* train the source model"),
+    ):
         fast(**inputs, labels=inputs["input_ids"])
 
 
 def test_refuses_to_give_a_gradient(fast, inputs):
-    with pytest.raises(NotSupported, match=r"a gradient is wanted, .* call it under torch.inference_mode\(\) or torch.no_grad\(\)"):
+    with pytest.raises(
+        NotSupported,
+        match=r"a gradient is wanted, .* call it under torch.inference_mode\(\) or torch.no_grad\(\)",
+    ):
         fast(**inputs)
 
 
-# --- caches, and what a compiled graph does not keep ---------------------------------------------------------
+# --- caches, and what a compiled graph does not keep -------------------------------------------------------
 
 
 def test_refuses_a_cache_that_the_source_wrote(fast, llava, inputs):
     cache = DynamicCache()
     with torch.no_grad():
         llava.model(**inputs, past_key_values=cache)
-        with pytest.raises(InputError, match="past_key_values holds tokens that another model wrote; start without it"):
+        with pytest.raises(
+            InputError, match="past_key_values holds tokens that another model wrote; start without it"
+        ):
             fast(input_ids=torch.tensor([[30]]), past_key_values=cache)
 
 
@@ -301,31 +364,42 @@ def test_refuses_a_cache_of_another_compiled_model(fast, llava, inputs):
 def test_the_source_refuses_a_compiled_cache(fast, llava, inputs):
     with torch.no_grad():
         cache = fast(**inputs, use_cache=True).past_key_values
-        with pytest.raises(NotSupported, match="this cache belongs to a compiled model .*; give the source model a new one"):
+        with pytest.raises(
+            NotSupported, match=r"this cache belongs to a compiled model .*; give the source model a new one"
+        ):
             llava.model(input_ids=torch.tensor([[30]]), past_key_values=cache)
 
 
 def test_refuses_what_is_no_cache(fast, inputs):
-    with torch.no_grad(), pytest.raises(InputError, match="past_key_values must be a transformers Cache, got tuple"):
+    with (
+        torch.no_grad(),
+        pytest.raises(InputError, match="past_key_values must be a transformers Cache, got tuple"),
+    ):
         fast(**inputs, past_key_values=((torch.ones(1), torch.ones(1)),))
 
 
 @pytest.mark.parametrize("kind", ["static", "offloaded"])
 def test_refuses_caches_with_buffers_of_their_own(fast, inputs, kind):
-    with pytest.raises(NotSupported, match="a compiled model brings its own buffers; leave cache_implementation unset"):
+    with pytest.raises(
+        NotSupported, match="a compiled model brings its own buffers; leave cache_implementation unset"
+    ):
         fast.generate(**inputs, max_new_tokens=2, cache_implementation=kind)
 
 
-@pytest.mark.parametrize("change", [lambda cache: cache.crop(-1), lambda cache: cache.crop(10), lambda cache: cache.reset()])
+@pytest.mark.parametrize(
+    "change", [lambda cache: cache.crop(-1), lambda cache: cache.crop(10), lambda cache: cache.reset()]
+)
 def test_refuses_to_shorten_its_cache(fast, inputs, change):
     with torch.no_grad():
         cache = fast(**inputs, use_cache=True).past_key_values
-    with pytest.raises(NotSupported, match="a compiled model's cache cannot be (cropped|reset)"):
+    with pytest.raises(NotSupported, match=r"a compiled model's cache cannot be (cropped|reset)"):
         change(cache)
 
 
 def test_refuses_generation_that_needs_cropping(fast, inputs):
-    with pytest.raises(NotSupported, match="cannot be cropped, so assisted and contrastive generation are not available"):
+    with pytest.raises(
+        NotSupported, match="cannot be cropped, so assisted and contrastive generation are not available"
+    ):
         fast.generate(**inputs, max_new_tokens=3, prompt_lookup_num_tokens=2)
 
 
@@ -339,7 +413,10 @@ def test_refuses_values_that_the_graph_does_not_keep(fast, inputs, option):
 
 
 def test_refuses_positional_arguments_to_the_decoder(fast):
-    with torch.no_grad(), pytest.raises(NotSupported, match="call the compiled decoder with keyword arguments"):
+    with (
+        torch.no_grad(),
+        pytest.raises(NotSupported, match="call the compiled decoder with keyword arguments"),
+    ):
         fast.get_decoder()(torch.ones(1, 3, dtype=torch.int64))
 
 
@@ -349,7 +426,9 @@ def test_refuses_positional_arguments_to_the_decoder(fast):
 @pytest.mark.parametrize("version", ["5.16.2", "5.24.0.dev0", "6.0.0"])
 def test_warns_of_an_untested_transformers(llava, monkeypatch, version):
     monkeypatch.setattr(transformers, "__version__", version)
-    with pytest.warns(UserWarning, match=f"transformers {version} is outside the tested range 5.17 to 5.23; check keep=1.0"):
+    with pytest.warns(
+        UserWarning, match=f"transformers {version} is outside the tested range 5.17 to 5.23; check keep=1.0"
+    ):
         fast = compiled(llava.model)
     assert fast.lightvlm.report.warnings[0] in str(fast.lightvlm.report)
 

@@ -61,7 +61,7 @@ def test_text_alone_costs_the_full_model(llava):
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl_moe"])
 def test_flops_are_those_that_torch_counts(family):
-    """Matrices to the digit, experts that run only; attention, which torch does not count here, by its formula."""
+    """Matrices to the digit, experts that run only; attention, which torch counts not here, by formula."""
     tiny = zoo.build(family, layers=2)
     batch = tiny.inputs(text=(7,), images=(1,))
     length = batch["input_ids"].shape[1]
@@ -118,7 +118,9 @@ def test_survivors_are_as_many_as_the_schedule_says(fast, inputs):
     for cut in range(2):
         left = fast.lightvlm.survivors[f"segment.{cut}"]
         wanted = PYRAMID.budgets(36)[cut]
-        assert [int((left[0] == 0).sum()), int((left[1] == 0).sum()), int((left[1] == 1).sum())] == [wanted] * 3
+        assert [int((left[0] == 0).sum()), int((left[1] == 0).sum()), int((left[1] == 1).sum())] == [
+            wanted
+        ] * 3
 
 
 def test_the_graph_can_be_read_at_any_stage(fast, golden):

@@ -73,7 +73,9 @@ def test_breaks_stay_as_text():
 def test_refuses_padding_on_the_right_and_names_the_rows():
     ids = torch.tensor([[T, P, T], [P, T, 0], [T, T, 0]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 0]])
-    with pytest.raises(InputError, match=r"rows \[1, 2\] of the batch are padded on the right; pad on the left"):
+    with pytest.raises(
+        InputError, match=r"rows \[1, 2\] of the batch are padded on the right; pad on the left"
+    ):
         Layout.of(ids, mask, Placeholders((P,)))
 
 
@@ -93,7 +95,9 @@ def test_even_rows_need_no_mask():
     assert not layout([T, *[P] * 8, T]).plan(half()).masked
     assert not layout([T, *[P] * 8, T], [*[P] * 8, T, T]).plan(half()).masked
     assert layout([T, *[P] * 8, T], [*[P] * 8, T]).plan(half()).masked  # padded
-    assert layout([T, *[P] * 8, T, T], [T, *[P] * 4, *[T] * 6][:11]).plan(half()).masked  # as long, but keeps more
+    assert (
+        layout([T, *[P] * 8, T, T], [T, *[P] * 4, *[T] * 6][:11]).plan(half()).masked
+    )  # as long, but keeps more
 
 
 def test_many_pictures_widen_the_budgets_to_a_power_of_two():
@@ -112,7 +116,7 @@ row = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9)), max_size=3)
 
 @given(st.lists(row, min_size=1, max_size=3), st.floats(0.01, 1))
 def test_every_row_fits_after_every_cut(rows, keep):
-    """Counts per layer equal the schedule: the longest row is full, none is longer, budgets are the schedule's."""
+    """Counts per layer equal the schedule: the longest row is full, budgets are the schedule's."""
     made = layout(*[[x for text, n in parts for x in [T] * text + [P] * n] + [T] for parts in rows])
     schedule = Schedule.preset("uniform", keep=keep, layers=(1, 2, 3))
     plan, length = made.plan(schedule), made.segment.shape[1]

@@ -41,7 +41,9 @@ class Tinker(Pass):
         if self.how == "wrongly":
             node = program.markers()[0]
             node.args = (node.args[0], node.args[1].args[0], *node.args[2:])
-            program.sequence().replace_all_uses_with(next(n for n in program.placeholders() if n.name == "position_ids"))
+            program.sequence().replace_all_uses_with(
+                next(n for n in program.placeholders() if n.name == "position_ids")
+            )
         return PassResult(0 if self.how == "silently" else 1, 1)
 
     def ensures(self, program):
@@ -53,19 +55,29 @@ class Tinker(Pass):
 
 
 def test_refuses_passes_in_an_order_that_one_forbids():
-    with pytest.raises(OrderError, match=r"lower-attention must run after reduce-tokens\n  order given: lower-attention -> reduce"):
+    with pytest.raises(
+        OrderError,
+        match=r"lower-attention must run after reduce-tokens\n  order given: lower-attention -> reduce",
+    ):
         Pipeline([LowerAttention(), ReduceTokens()])
 
 
 def test_names_every_pass_that_stands_wrong():
-    with pytest.raises(OrderError, match="attach-cache must run after shift-positions; lower-attention must run after reduce-t"):
+    with pytest.raises(
+        OrderError,
+        match="attach-cache must run after shift-positions; lower-attention must run after reduce-t",
+    ):
         Pipeline([AttachCache(), ShiftPositions(), LowerAttention(), ReduceTokens()])
 
 
 def test_parses_what_it_prints():
     written = "drop-export-checks -> reduce-tokens{layer=2,removed=4,score=peak} -> lower-attention"
     assert str(Pipeline.parse(written)) == written
-    assert Pipeline.parse(written).passes == (DropExportChecks(), ReduceTokens(2, 4, "peak"), LowerAttention())
+    assert Pipeline.parse(written).passes == (
+        DropExportChecks(),
+        ReduceTokens(2, 4, "peak"),
+        LowerAttention(),
+    )
     assert Pipeline.parse(str(Pipeline([]))).passes == ()
 
 
@@ -77,6 +89,7 @@ fields = {
     "positions": st.sampled_from(POSITIONS),
     "rope": st.booleans(),
     "image_softmax": st.booleans(),
+    "proportional": st.booleans(),
     "power": st.floats(0, 4),
     "centres": st.floats(0, 1),
     "group": st.integers(1, 99),
@@ -84,7 +97,10 @@ fields = {
 }
 layers = st.lists(st.integers(0, 99), unique=True).map(sorted).map(tuple)
 passes = st.one_of(
-    st.builds(ReduceTokens, **fields), st.builds(AttachCache, layers), st.builds(ShiftPositions, layers), st.just(LowerAttention())
+    st.builds(ReduceTokens, **fields),
+    st.builds(AttachCache, layers, layers),
+    st.builds(ShiftPositions, layers),
+    st.just(LowerAttention()),
 )
 
 
@@ -106,7 +122,11 @@ def test_examples_parse_back(example):
     ("written", "error", "message"),
     [
         ("reduce-token", UnknownName, "no pass named 'reduce-token'; did you mean 'reduce-tokens'"),
-        ("reduce-tokens{layr=1}", UnknownName, "no option of pass 'reduce-tokens' named 'layr'; did you mean 'layer'"),
+        (
+            "reduce-tokens{layr=1}",
+            UnknownName,
+            "no option of pass 'reduce-tokens' named 'layr'; did you mean 'layer'",
+        ),
         ("reduce-tokens{layer=first}", ScheduleError, "reduce-tokens: layer must be int like 1, got 'first'"),
         ("reduce-tokens{layer=True}", ScheduleError, "reduce-tokens: layer must be int like 1, got 'True'"),
         ("reduce-tokens{layer}", ScheduleError, "reduce-tokens: layer must be int like 1, got ''"),
@@ -150,7 +170,10 @@ def test_the_pipelines_of_a_schedule_are_literal(golden):
 
 
 def test_a_schedule_without_compact_positions_shifts_none():
-    assert [p.name for p in pipelines.decode(Schedule.preset("lightvlm"), 8).passes] == ["drop-export-checks", "attach-cache"]
+    assert [p.name for p in pipelines.decode(Schedule.preset("lightvlm"), 8).passes] == [
+        "drop-export-checks",
+        "attach-cache",
+    ]
 
 
 def test_writes_the_text_around_every_pass(prefill, tmp_path):
@@ -165,7 +188,10 @@ def test_writes_the_text_around_every_pass(prefill, tmp_path):
 def test_a_failing_pass_leaves_the_text_before_it(prefill, tmp_path):
     with pytest.raises(PreconditionError):
         Pipeline([DropExportChecks(), ReduceTokens(layer=99)]).run(prefill, dump=tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["prefill-00-captured.txt", "prefill-01-drop-export-checks.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "prefill-00-captured.txt",
+        "prefill-01-drop-export-checks.txt",
+    ]
 
 
 def test_stops_after_a_number_of_passes(prefill):
@@ -182,7 +208,9 @@ def test_stops_after_a_number_of_passes(prefill):
 
 def test_refuses_fewer_matches_than_expected_when_strict(prefill):
     lowered, _ = Pipeline([LowerAttention()]).run(prefill)
-    with pytest.raises(PreconditionError, match="lower-attention: expected to match 4 places, matched 0; pass strict=False"):
+    with pytest.raises(
+        PreconditionError, match="lower-attention: expected to match 4 places, matched 0; pass strict=False"
+    ):
         Pipeline([LowerAttention()]).run(lowered)
 
 
@@ -209,15 +237,22 @@ def test_says_which_pass_of_which_run_failed(prefill):
 
 
 def test_refuses_a_pass_for_another_stage(prefill, decode):
-    with pytest.raises(PreconditionError, match="attach-cache: applies to decode programs, got a prefill program"):
+    with pytest.raises(
+        PreconditionError, match="attach-cache: applies to decode programs, got a prefill program"
+    ):
         Pipeline([AttachCache()]).run(prefill)
-    with pytest.raises(PreconditionError, match="lower-attention: applies to prefill programs, got a decode program"):
+    with pytest.raises(
+        PreconditionError, match="lower-attention: applies to prefill programs, got a decode program"
+    ):
         Pipeline([LowerAttention()]).run(decode)
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("boastfully", "reports 1 changes, but the graph did not change"), ("silently", "reports 0 changes, but the graph did change")],
+    [
+        ("boastfully", "reports 1 changes, but the graph did not change"),
+        ("silently", "reports 0 changes, but the graph did change"),
+    ],
 )
 def test_holds_a_pass_to_what_it_reports(prefill, how, message):
     with pytest.raises(PostconditionError, match=message):
@@ -235,7 +270,10 @@ def test_removing_hidden_checks_counts_as_a_change(prefill):
 
 
 def test_shows_the_line_where_shapes_no_longer_fit(prefill):
-    with pytest.raises(PostconditionError, match=r"shapes no longer fit at %(\S+) (.*\n)+  > %\1: (.*\n)+.*defect of lightvlm_fx; dump="):
+    with pytest.raises(
+        PostconditionError,
+        match=r"shapes no longer fit at %(\S+) (.*\n)+  > %\1: (.*\n)+.*defect of lightvlm_fx; dump=",
+    ):
         Pipeline([Tinker("wrongly")]).run(prefill)
 
 
@@ -252,4 +290,6 @@ def test_talks_as_much_as_lightvlm_debug_asks(prefill, monkeypatch, capsys, leve
     monkeypatch.setenv("LIGHTVLM_DEBUG", level)
     Pipeline([LowerAttention()]).run(prefill)
     out = capsys.readouterr().out
-    assert [out.startswith("lower-attention   "), "--- before" in out, "prefill(%position_ids" in out] == [i < parts for i in range(3)]
+    assert [out.startswith("lower-attention   "), "--- before" in out, "prefill(%position_ids" in out] == [
+        i < parts for i in range(3)
+    ]

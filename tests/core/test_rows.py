@@ -1,4 +1,4 @@
-"""Rows of a batch do not know of each other: what a compiled model says of one does not depend on the rest."""
+"""Rows of a batch do not know of each other: what a compiled model says of one depends on no other."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def logits(model, inputs):
 
 @pytest.fixture(scope="module")
 def captured(llava):
-    """Captures, which know of no schedule: made once, long batches first, and lent to every compiled model here."""
+    """Captures, which know of no schedule: made once, long batches first, lent to every compiled model."""
     fast = lightvlm.compile(llava.model, "none", backend="eager")
     for rows in (1, 2):
         logits(fast, llava.inputs(text=(11,) * rows, images=(2,) * rows))
@@ -32,13 +32,18 @@ def captured(llava):
 @pytest.fixture(params=CASES, ids="-".join, scope="module")
 def fast(request, llava, captured):
     score, combine, positions = request.param
-    cuts = [Cut(layer=at, keep=k, score=score, combine=combine, positions=positions) for at, k in ((1, 12), (2, 4))]
+    cuts = [
+        Cut(layer=at, keep=k, score=score, combine=combine, positions=positions)
+        for at, k in ((1, 12), (2, 4))
+    ]
     made = lightvlm.compile(llava.model, Schedule(cuts=cuts), backend="eager")
     made.lightvlm._decoder.captured = captured
     return made
 
 
-@pytest.mark.parametrize(("text", "images"), [((7, 41), (1, 0)), ((7, 11), (1, 2))], ids=["beside-text", "beside-two-pictures"])
+@pytest.mark.parametrize(
+    ("text", "images"), [((7, 41), (1, 0)), ((7, 11), (1, 2))], ids=["beside-text", "beside-two-pictures"]
+)
 def test_a_row_says_the_same_alone_and_in_a_batch(llava, fast, text, images):
     """Beside a long text nothing can be removed from, and beside a row that is longer and keeps more."""
     batch = llava.inputs(text=text, images=images)
@@ -62,7 +67,7 @@ def test_the_schedule_does_change_the_answer(llava, fast):
 
 
 def test_a_later_batch_may_lose_more_tokens_than_the_first_one_had(llava):
-    """The capture of a short prompt cannot stand for one whose cuts are longer than all of it; it is made anew."""
+    """The capture of a short prompt cannot serve one whose cuts are longer than all of it; it is redone."""
     fast = lightvlm.compile(llava.model, Schedule.preset("fastv", layer=1, keep=4), backend="eager")
     for pictures in (1, 3, 1, 2):
         batch = llava.inputs(text=(9,), images=(pictures,))

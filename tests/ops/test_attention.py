@@ -19,14 +19,20 @@ def plain(q, k, v, allowed, softcap):
     return (logits.masked_fill(~allowed, float("-inf")).softmax(-1) @ v).transpose(1, 2)
 
 
-@given(st.integers(1, 9), repeats, caps, st.sampled_from(["causal", "boolean", "additive"]), st.integers(0, 999))
+@given(
+    st.integers(1, 9), repeats, caps, st.sampled_from(["causal", "boolean", "additive"]), st.integers(0, 999)
+)
 def test_attend_is_softmax_attention(s, repeat, softcap, kind, seed):
     draw = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(B, heads, s, D, generator=draw) for heads in (G * repeat, G, G))
     allowed = torch.ones(s, s, dtype=torch.bool).tril()
     if kind != "causal":
         allowed = allowed & (torch.rand(B, 1, s, s, generator=draw) > 0.3) | torch.eye(s, dtype=torch.bool)
-    mask = {"causal": None, "boolean": allowed, "additive": torch.where(allowed, 0.0, torch.finfo(torch.float32).min)}[kind]
+    mask = {
+        "causal": None,
+        "boolean": allowed,
+        "additive": torch.where(allowed, 0.0, torch.finfo(torch.float32).min),
+    }[kind]
     expected = plain(q, k, v, allowed, softcap)
     torch.testing.assert_close(attend(q, k, v, mask, SCALE, softcap), expected)
     marker = torch.ops.lightvlm.attention(q, k, v, mask, SCALE, 0, 0, softcap)
@@ -51,7 +57,7 @@ def test_cache_mask_lets_a_query_read_what_came_before_it(held, new, window, see
 
 @given(st.integers(1, 3), repeats, caps, windows, st.integers(0, 999))
 def test_attention_over_a_cache_is_attention_over_what_it_holds(new, repeat, softcap, window, seed):
-    """Tokens removed at a cut leave gaps in the sequence indices; unused slots hold garbage that nobody reads."""
+    """Tokens removed at a cut leave gaps in the sequence indices; unused slots hold garbage nobody reads."""
     draw = torch.Generator().manual_seed(seed)
     past, capacity, seen = 5, 12, 9
     kept = torch.stack([torch.randperm(seen, generator=draw)[:past].sort().values for _ in range(B)])

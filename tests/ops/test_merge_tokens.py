@@ -19,7 +19,7 @@ def sizes(batch: Batch):
 
 @given(batches())
 def test_equals_a_loop(batch: Batch):
-    """Every dropped token joins the survivor of its picture with the largest cosine; means are weighted by size."""
+    """Every dropped token joins its picture's survivor with the largest cosine; means weigh by size."""
     hidden, size, (index, left, _) = batch.hidden(), sizes(batch), batch.select()
     merged, grown, went = OPS.merge_tokens(hidden, size, index, batch.segment, left)
     for b, number in batch.images():
@@ -53,7 +53,10 @@ def test_conserves_the_weighted_sum_and_the_size_of_each_picture(batch: Batch):
         was, now = batch.segment[b] == number, left[b] == number
         torch.testing.assert_close(grown[b, now].sum(), size[b, was].sum())
         torch.testing.assert_close(
-            (grown[b, now, None] * merged[b, now]).sum(0), (size[b, was, None] * hidden[b, was]).sum(0), atol=1e-5, rtol=1e-5
+            (grown[b, now, None] * merged[b, now]).sum(0),
+            (size[b, was, None] * hidden[b, was]).sum(0),
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 
@@ -67,11 +70,13 @@ def test_leaves_text_as_it_is(batch: Batch):
 
 @given(batches())
 def test_duplicates_merge_losslessly(batch: Batch):
-    """Where all tokens of a picture are equal, every survivor still is that token, to the bit if nothing joined it."""
+    """Where all tokens of a picture are equal, every survivor still is that token."""
     hidden = torch.randn(8, 5, generator=torch.Generator().manual_seed(batch.seed))[batch.segment]
     merged, _, _, left = merge(batch, hidden)
     kept = left >= 0
-    torch.testing.assert_close(merged[kept], torch.randn(8, 5, generator=torch.Generator().manual_seed(batch.seed))[left[kept]])
+    torch.testing.assert_close(
+        merged[kept], torch.randn(8, 5, generator=torch.Generator().manual_seed(batch.seed))[left[kept]]
+    )
 
 
 @given(batches())
@@ -80,13 +85,20 @@ def test_merging_twice_weighs_by_what_each_token_stands_for(batch: Batch):
     hidden = batch.hidden()
     once, size, _, left = merge(batch, hidden)
     budget = batch.budget.new_ones(left.shape)
-    length = int(((left == TEXT).sum(1) + torch.tensor([len([i for b, i in batch.images() if b == row]) for row in range(batch.rows)])).max())
+    length = int(
+        (
+            (left == TEXT).sum(1)
+            + torch.tensor([len([i for b, i in batch.images() if b == row]) for row in range(batch.rows)])
+        ).max()
+    )
     index, last, _ = OPS.select_tokens(torch.rand(left.shape), left, budget, length)
     twice, total, _ = OPS.merge_tokens(once, size, index, left, last)
     for b, number in batch.images():
         tokens = batch.segment[b] == number
         torch.testing.assert_close(total[b, last[b] == number], tokens.sum()[None].float())
-        torch.testing.assert_close(twice[b, last[b] == number][0], hidden[b, tokens].mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            twice[b, last[b] == number][0], hidden[b, tokens].mean(0), atol=1e-5, rtol=1e-5
+        )
 
 
 @given(batches())
@@ -102,7 +114,9 @@ def test_nothing_crosses_pictures(batch: Batch):
 def test_rows_commute(batch: Batch):
     hidden, size, (index, left, _) = batch.hidden(), sizes(batch), batch.select()
     arguments = (hidden, size, index, batch.segment, left)
-    for a, b in zip(OPS.merge_tokens(*arguments), OPS.merge_tokens(*(x.flip(0) for x in arguments)), strict=True):
+    for a, b in zip(
+        OPS.merge_tokens(*arguments), OPS.merge_tokens(*(x.flip(0) for x in arguments)), strict=True
+    ):
         torch.testing.assert_close(a, b.flip(0))
 
 
@@ -112,9 +126,13 @@ def test_a_row_does_not_depend_on_the_length_of_the_others(batch: Batch):
     hidden, size = batch.hidden(), sizes(batch)
     merged, grown, _, left = merge(batch, hidden, size)
     for b in range(batch.rows):
-        alone = int(((batch.segment[b] == TEXT).sum() + batch.table[b].sum()))
-        index, own, _ = OPS.select_tokens(batch.score()[b : b + 1], batch.segment[b : b + 1], batch.budget[b : b + 1], alone)
-        one, one_size, _ = OPS.merge_tokens(hidden[b : b + 1], size[b : b + 1], index, batch.segment[b : b + 1], own)
+        alone = int((batch.segment[b] == TEXT).sum() + batch.table[b].sum())
+        index, own, _ = OPS.select_tokens(
+            batch.score()[b : b + 1], batch.segment[b : b + 1], batch.budget[b : b + 1], alone
+        )
+        one, one_size, _ = OPS.merge_tokens(
+            hidden[b : b + 1], size[b : b + 1], index, batch.segment[b : b + 1], own
+        )
         torch.testing.assert_close(merged[b, left[b] != PADDING], one[0])
         torch.testing.assert_close(grown[b, left[b] != PADDING], one_size[0])
 

@@ -1,4 +1,4 @@
-"""torch.library's own check of every op: the schema tells the truth, and the fake result looks like the real one."""
+"""torch.library's own check of every op: schemas tell the truth, fake results look like real ones."""
 
 import pytest
 import torch
@@ -13,15 +13,23 @@ def arguments():
     """Arguments for every op, by name; two rows, two pictures in the first."""
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 8, 4, generator=draw) for heads in (4, 2, 2))
-    hidden, score, size = torch.randn(2, 8, 5, generator=draw), torch.rand(2, 8, generator=draw), torch.ones(2, 8)
+    hidden, score, size = (
+        torch.randn(2, 8, 5, generator=draw),
+        torch.rand(2, 8, generator=draw),
+        torch.ones(2, 8),
+    )
     mask = torch.ones(2, 1, 8, 8, dtype=torch.bool).tril()
     index, left, rank = OPS.select_tokens(score, SEGMENT, BUDGET, K)
     small = mask[:, :, :K, :K]
     return {
         "attention": [(q, k, v, None, 0.5, 0, 0, 0.0), (q, k, v, mask, 0.5, 0, 0, 3.0)],
         "compact_index": [(SEGMENT, left)],
+        "key_bias": [(None, size[:, :K]), (small, size[:, :K]), (torch.where(small, 0.0, -1e9), size[:, :K])],
         "mask_out": [(small, left), (torch.where(small, 0.0, -1e9)[:1], left)],
-        "merge_tokens": [(hidden, size, index, SEGMENT, left), (hidden.bfloat16(), size, index, SEGMENT, left)],
+        "merge_tokens": [
+            (hidden, size, index, SEGMENT, left),
+            (hidden.bfloat16(), size, index, SEGMENT, left),
+        ],
         "recover_tokens": [(hidden, size, score, rank, BUDGET, index, SEGMENT, left, 0.5, 2)],
         "score_last_query": [(q, k, SEGMENT, 0.5, False), (q.half(), k.half(), SEGMENT, 0.5, True)],
         "score_peak": [(score, hidden, SEGMENT, 0.25)],
@@ -30,7 +38,12 @@ def arguments():
         "score_text_mean": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],
         "score_uniform": [(SEGMENT, BUDGET)],
         "select_tokens": [(score, SEGMENT, BUDGET, K)],
-        "take_tokens": [(hidden, index, 0, 1), (hidden[:1], index, 0, 1), (hidden[0], index, -1, 0), (mask, index, 0, 3)],
+        "take_tokens": [
+            (hidden, index, 0, 1),
+            (hidden[:1], index, 0, 1),
+            (hidden[0], index, -1, 0),
+            (mask, index, 0, 3),
+        ],
     }
 
 
@@ -39,9 +52,15 @@ CASES = [(name, i) for name, cases in arguments().items() for i in range(len(cas
 
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_schema_and_fake_agree_with_the_op(name, case):
-    torch.library.opcheck(getattr(OPS, name).default, arguments()[name][case], test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        getattr(OPS, name).default, arguments()[name][case], test_utils=("test_schema", "test_faketensor")
+    )
 
 
 def test_every_registered_op_has_arguments_here():
-    registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("lightvlm::")}
+    registered = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("lightvlm::")
+    }
     assert registered == set(arguments())

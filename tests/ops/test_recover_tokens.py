@@ -13,12 +13,18 @@ def recover(batch: Batch, hidden, centres, group, score=None):
     score = batch.score() if score is None else score
     index, left, rank = batch.select(score)
     size = torch.ones(batch.segment.shape)
-    return *OPS.recover_tokens(hidden, size, score, rank, batch.budget, index, batch.segment, left, centres, group), index, left
+    return (
+        *OPS.recover_tokens(
+            hidden, size, score, rank, batch.budget, index, batch.segment, left, centres, group
+        ),
+        index,
+        left,
+    )
 
 
 @given(batches(), shares, groups)
 def test_equals_a_loop(batch: Batch, centres, group):
-    """The last survivors by score are centres; each is averaged, by score, with the dropped tokens most like it."""
+    """The last survivors by score are centres, each averaged, by score, with the dropped tokens like it."""
     hidden, score = batch.hidden(), batch.score()
     merged, grown, _, index, left = recover(batch, hidden, centres, group)
     for b, number in batch.images():
@@ -29,7 +35,9 @@ def test_equals_a_loop(batch: Batch, centres, group):
         last = survivors[m - int(m * centres + 0.5) :]
         for i in survivors:
             slot = int(torch.nonzero((index[b] == i) & (left[b] == number)))
-            near = sorted(dropped, key=lambda j: -torch.cosine_similarity(hidden[b, i], hidden[b, j], dim=0))[:group]
+            near = sorted(dropped, key=lambda j: -torch.cosine_similarity(hidden[b, i], hidden[b, j], dim=0))[
+                :group
+            ]
             joined = [j for j in near if score[b, j] > 0] if i in last else []
             weight = torch.stack([score[b, i].clamp_min(1e-12), *(score[b, j] for j in joined)])
             mean = (weight[:, None] * hidden[b, [i, *joined]]).sum(0) / weight.sum()

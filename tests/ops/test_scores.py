@@ -103,9 +103,13 @@ def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(b
         visual = torch.nonzero(segment[b] >= 0).flatten().tolist()
         x = {i: hidden[b, i] - hidden[b, visual].mean(0) for i in visual}
         for i in visual:
-            above = [j for j in visual if segment[b, j] == segment[b, i] and (-score[b, j], j) < (-score[b, i], i)]
+            above = [
+                j for j in visual if segment[b, j] == segment[b, i] and (-score[b, j], j) < (-score[b, i], i)
+            ]
             far = min((1 - float(torch.cosine_similarity(x[i], x[j], dim=0)) for j in above), default=2.0)
-            torch.testing.assert_close(float(peak[b, i]), float(score[b, i]) ** power * max(far, 0.0), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                float(peak[b, i]), float(score[b, i]) ** power * max(far, 0.0), atol=1e-5, rtol=1e-5
+            )
 
 
 @given(batches())
@@ -161,7 +165,9 @@ def test_uniform_spreads_evenly(n, data):
 def test_rows_commute(batch: Batch, name):
     def score(b):
         q, k = (x.flip(0) if b else x for x in batch.qk())
-        segment, budget, hidden = (x.flip(0) if b else x for x in (batch.segment, batch.budget, batch.hidden()))
+        segment, budget, hidden = (
+            x.flip(0) if b else x for x in (batch.segment, batch.budget, batch.hidden())
+        )
         attended = OPS.score_last_query(q, k, segment, SCALE, False)
         return {
             "last-query": lambda: attended,

@@ -8,7 +8,9 @@ from lightvlm_fx.ops.segments import PADDING, TEXT
 def reference(score, segment, budget, length):
     """One row, token by token: index, left and rank as lists."""
     tokens = range(len(segment))
-    ahead = [[j for j in tokens if segment[j] == segment[i] and (-score[j], j) < (-score[i], i)] for i in tokens]
+    ahead = [
+        [j for j in tokens if segment[j] == segment[i] and (-score[j], j) < (-score[i], i)] for i in tokens
+    ]
     rank = [len(a) for a in ahead]
     stays = [i for i in tokens if segment[i] == TEXT or (segment[i] >= 0 and rank[i] < budget[i])]
     padding = [i for i in tokens if segment[i] == PADDING]
@@ -22,7 +24,9 @@ def test_equals_the_reference(batch: Batch):
     score = batch.score()
     index, left, rank = batch.select(score)
     for b in range(batch.rows):
-        wanted = reference(score[b].tolist(), batch.segment[b].tolist(), batch.budget[b].tolist(), batch.length)
+        wanted = reference(
+            score[b].tolist(), batch.segment[b].tolist(), batch.budget[b].tolist(), batch.length
+        )
         assert (index[b].tolist(), left[b].tolist(), rank[b].tolist()) == wanted
 
 

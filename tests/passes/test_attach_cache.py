@@ -16,11 +16,15 @@ def test_gives_every_stage_one_mask_and_every_layer_its_buffers(decode, golden):
 @pytest.mark.parametrize("layers", [(), (1, 2), (0, 3)])
 @pytest.mark.parametrize("capacity", [9, 64])
 def test_a_step_over_a_cache_is_the_last_row_of_a_prefill(prefill, decode, layers, capacity):
-    """Eight tokens in the cache, wherever stages begin and however long the buffers are, and the ninth as a step."""
+    """Eight tokens in the cache, wherever stages begin, however long the buffers; the ninth as a step."""
     embeds = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0))
     whole = run(prefill, [torch.arange(9)[None], embeds])
     step, _ = Pipeline([AttachCache(layers=layers)]).run(decode)
-    given = {"position_ids": torch.tensor([[8]]), "inputs_embeds": embeds[:, 8:], "query_index": torch.tensor([8])}
+    given = {
+        "position_ids": torch.tensor([[8]]),
+        "inputs_embeds": embeds[:, 8:],
+        "query_index": torch.tensor([8]),
+    }
     for stage in range(len(layers) + 1):
         given[f"slot_{stage}"] = torch.tensor([8])
         given[f"position_{stage}"] = torch.where(torch.arange(capacity) < 8, torch.arange(capacity), -1)[None]
@@ -35,6 +39,28 @@ def test_a_step_over_a_cache_is_the_last_row_of_a_prefill(prefill, decode, layer
     for layer in range(4):
         for kind in ("keys", "values"):
             torch.testing.assert_close(given[f"{kind}_{layer}"][:, :, :9], whole[f"{kind}.{layer}"])
+
+
+def test_stages_whose_keys_count_have_sizes(decode, golden):
+    after, _ = Pipeline([AttachCache(layers=(1, 3), biased=(2,))]).run(decode)
+    assert text(after, "*") == golden
+
+
+def test_a_key_of_size_n_counts_as_n_keys(decode):
+    """A step over five equal tokens in the cache, and over one that stands for them."""
+    step, _ = Pipeline([AttachCache(layers=(0,), biased=(1,))]).run(decode)
+    given = dict(zip(step.inputs, real_inputs(step), strict=True))
+    full, merged = dict(given), dict(given)
+    here = torch.arange(128)
+    full["position_1"] = torch.where(here < 8, here, -1)[None]
+    merged["position_1"] = torch.where(here < 4, here, -1)[None]
+    full["size_1"], merged["size_1"] = torch.ones(1, 128), torch.ones(1, 128)
+    merged["size_1"][:, 0] = 5
+    merged["slot_1"] = torch.tensor([4])
+    for name in (n for n in given if n.startswith(("keys", "values"))):
+        full[name] = torch.cat([given[name][:, :, :1]] * 4 + [given[name][:, :, :124]], 2)
+    hidden = [run(step, [x[name] for name in step.inputs])["hidden"] for x in (full, merged)]
+    torch.testing.assert_close(hidden[0], hidden[1])
 
 
 def test_keeps_the_hidden_state_only(decode):
@@ -52,7 +78,9 @@ def test_refuses_layers_unsorted_repeated_or_beyond(decode, layers):
 
 def test_refuses_a_program_without_markers(decode):
     after, _ = Pipeline([AttachCache()]).run(decode)
-    with pytest.raises(PreconditionError, match=r"expected an attention marker in each of 4 layers, found layers \[\]"):
+    with pytest.raises(
+        PreconditionError, match=r"expected an attention marker in each of 4 layers, found layers \[\]"
+    ):
         Pipeline([AttachCache()]).run(after)
 
 

@@ -1,4 +1,4 @@
-"""Every pass of the catalogue keeps the contract, on plain and on masked programs; and the contract can be broken."""
+"""Every pass of the catalogue keeps the contract, on plain and masked programs; and it can be broken."""
 
 import dataclasses
 

@@ -27,7 +27,11 @@ def test_changes_no_value(programs):
 
 def test_leaves_casts_that_change_the_type(prefill):
     after, _ = Pipeline([DropExportChecks()]).run(prefill)
-    kinds = [(n.args[0].meta["val"].dtype, n.meta["val"].dtype) for n in after.graph.nodes if n.target == torch.ops.aten.to.dtype]
+    kinds = [
+        (n.args[0].meta["val"].dtype, n.meta["val"].dtype)
+        for n in after.graph.nodes
+        if n.target == torch.ops.aten.to.dtype
+    ]
     assert kinds == [(torch.int64, torch.float32)]
 
 
@@ -40,5 +44,7 @@ def test_says_that_there_is_nothing_to_do(prefill):
 
 def test_refuses_a_result_with_checks_left(prefill):
     assert any(n.target in CHECKS for n in prefill.graph.nodes)
-    with pytest.raises(PostconditionError, match="drop-export-checks: checks left in the graph: _assert_scalar_default, "):
+    with pytest.raises(
+        PostconditionError, match="drop-export-checks: checks left in the graph: _assert_scalar_default, "
+    ):
         DropExportChecks().ensures(prefill)

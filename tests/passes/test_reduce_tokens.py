@@ -7,7 +7,7 @@ from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.pretty import text
 from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES
-from lightvlm_fx.testing import LEAD, real_inputs, run
+from lightvlm_fx.testing import LEAD, run
 
 S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones behind LEAD, and what a cut leaves of them
 
@@ -17,12 +17,18 @@ def rewritten(program, *passes):
 
 
 def named_inputs(program, seed=0, **sizes):
-    """Inputs of S tokens with VISUAL visual ones, of which every cut leaves STAY, or as many as `sizes` say."""
+    """Inputs of S tokens with VISUAL visual ones, of which a cut leaves STAY, or as many as `sizes` say."""
     draw = torch.Generator().manual_seed(seed)
     segment = torch.full((1, S), TEXT)
     segment[:, LEAD : LEAD + VISUAL] = 0
-    given = {"position_ids": torch.arange(S)[None], "inputs_embeds": torch.randn(1, S, 64, generator=draw), "visual_segment": segment}
-    given |= {name: torch.tensor([[sizes.get(name, STAY), 0, 0, 0]]) for name in program.inputs if "budget" in name}
+    given = {
+        "position_ids": torch.arange(S)[None],
+        "inputs_embeds": torch.randn(1, S, 64, generator=draw),
+        "visual_segment": segment,
+    }
+    given |= {
+        name: torch.tensor([[sizes.get(name, STAY), 0, 0, 0]]) for name in program.inputs if "budget" in name
+    }
     return given
 
 
@@ -50,6 +56,7 @@ def tap(program, given, *names):
         {"layer": 1, "score": "peak", "combine": "merge"},
         {"layer": 3, "score": "received", "combine": "recover", "positions": "compact"},
         {"layer": 0, "score": "uniform"},
+        {"layer": 2, "combine": "merge", "proportional": True},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -57,12 +64,26 @@ def test_inserts(prefill, golden, options):
     assert text(rewritten(prefill, ReduceTokens(removed=7, **options)), "*") == golden
 
 
+def test_a_later_cut_counts_anew_what_its_survivors_stand_for(prefill, golden):
+    """One bias per stage; the mask of the first cut, without its bias, is what the second one starts from."""
+    cuts = [ReduceTokens(layer=at, removed=4, combine="merge", proportional=True) for at in (1, 3)]
+    after = rewritten(prefill, *cuts)
+    lines = text(after).splitlines()
+    assert "\n".join(x for x in lines if "key_bias" in x or "lightvlm.attention" in x) == golden
+
+
 def test_inserts_masks_for_fillers(masked_programs, golden):
-    assert text(rewritten(masked_programs["prefill"], ReduceTokens(layer=1, removed=7, combine="merge")), "*") == golden
+    assert (
+        text(rewritten(masked_programs["prefill"], ReduceTokens(layer=1, removed=7, combine="merge")), "*")
+        == golden
+    )
 
 
 def test_a_second_cut_reads_what_the_first_left(prefill, golden):
-    cuts = (ReduceTokens(layer=1, removed=7, score="random"), ReduceTokens(layer=2, removed=3, combine="merge"))
+    cuts = (
+        ReduceTokens(layer=1, removed=7, score="random"),
+        ReduceTokens(layer=2, removed=3, combine="merge"),
+    )
     assert text(rewritten(prefill, *cuts), "*") == golden
 
 
@@ -73,7 +94,9 @@ def test_a_second_cut_reads_what_the_first_left(prefill, golden):
 @pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.parametrize("score", SCORES)
 def test_is_the_identity_when_all_stay(prefill, score, combine, positions):
-    after = rewritten(prefill, ReduceTokens(layer=2, removed=0, score=score, combine=combine, positions=positions))
+    after = rewritten(
+        prefill, ReduceTokens(layer=2, removed=0, score=score, combine=combine, positions=positions)
+    )
     given = named_inputs(after, visual_budget_0=VISUAL)
     expected, got = answers(prefill, given), answers(after, given)
     for name, tensor in expected.items():
@@ -90,7 +113,9 @@ def test_pruning_before_layer_0_is_the_model_on_the_survivors(prefill, score, po
     got = answers(after, given)
     index = got["index.0"][0]
     there = index if positions == "keep" else torch.arange(len(index))
-    expected = answers(prefill, {"inputs_embeds": given["inputs_embeds"][:, index], "position_ids": there[None]})
+    expected = answers(
+        prefill, {"inputs_embeds": given["inputs_embeds"][:, index], "position_ids": there[None]}
+    )
     for name, tensor in expected.items():
         torch.testing.assert_close(got[name], tensor)
 
@@ -119,7 +144,9 @@ def test_the_last_query_chooses_what_the_last_row_attends_to(prefill):
     given = named_inputs(after)
     marker = prefill.markers()[1]
     q, k = tap(prefill, given, *(n.name for n in marker.args[:2]))
-    row = (q[:, :, -1:] @ k.repeat_interleave(2, 1).transpose(2, 3) * marker.args[4]).softmax(-1).mean(1)[0, 0]
+    row = (
+        (q[:, :, -1:] @ k.repeat_interleave(2, 1).transpose(2, 3) * marker.args[4]).softmax(-1).mean(1)[0, 0]
+    )
     best = LEAD + row[LEAD : LEAD + VISUAL].topk(STAY).indices
     kept = [i for i in answers(after, given)["index.0"][0].tolist() if LEAD <= i < LEAD + VISUAL]
     assert kept == sorted(best.tolist())
@@ -135,7 +162,10 @@ def test_scores_without_rope_do_not_depend_on_positions(prefill):
 
 
 def test_two_cuts_add_up(prefill):
-    cuts = (ReduceTokens(layer=1, removed=4, combine="merge"), ReduceTokens(layer=3, removed=3, combine="merge"))
+    cuts = (
+        ReduceTokens(layer=1, removed=4, combine="merge"),
+        ReduceTokens(layer=3, removed=3, combine="merge"),
+    )
     after = rewritten(prefill, *cuts)
     got = answers(after, named_inputs(after, visual_budget_0=8, visual_budget_1=5))
     assert [got[f"keys.{layer}"].shape[2] for layer in range(4)] == [S, S - 4, S - 4, S - 7]
@@ -144,9 +174,33 @@ def test_two_cuts_add_up(prefill):
     assert int(got["went.1"].max()) == S - 8
 
 
+def one_picture_of_equal_tokens(program):
+    """Visual tokens first, all equal in content and position: merging them can lose nothing."""
+    given = named_inputs(program)
+    segment = given["visual_segment"].fill_(TEXT)
+    segment[:, :VISUAL] = 0
+    given["inputs_embeds"][:, :VISUAL] = given["inputs_embeds"][:, :1].clone()
+    given["position_ids"] = torch.cat([torch.zeros(1, VISUAL), torch.arange(1, S - VISUAL + 1)[None]], 1).long()
+    return given
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("score", ["last-query", "uniform", "peak"])
+def test_duplicates_merge_losslessly_where_keys_count_as_what_they_stand_for(prefill, score, layer):
+    options = {"layer": layer, "removed": VISUAL - STAY, "score": score, "combine": "merge"}
+    counted = rewritten(prefill, ReduceTokens(**options, proportional=True))
+    given = one_picture_of_equal_tokens(counted)
+    full, got = answers(prefill, given)["hidden"], answers(counted, given)["hidden"]
+    torch.testing.assert_close(got[:, STAY:], full[:, VISUAL:], atol=1e-4, rtol=1e-4)
+    plain = answers(rewritten(prefill, ReduceTokens(**options)), given)["hidden"]
+    assert (plain[:, STAY:] - full[:, VISUAL:]).abs().max() > 1e-2
+
+
 def test_survivors_are_chosen_by_content(prefill):
     after = rewritten(prefill, ReduceTokens(layer=1, removed=VISUAL - STAY, score="peak"))
-    chosen = {tuple(answers(after, named_inputs(after, seed=seed))["index.0"][0].tolist()) for seed in range(5)}
+    chosen = {
+        tuple(answers(after, named_inputs(after, seed=seed))["index.0"][0].tolist()) for seed in range(5)
+    }
     assert len(chosen) > 1
 
 
@@ -155,13 +209,17 @@ def test_survivors_are_chosen_by_content(prefill):
 
 @pytest.mark.parametrize("layer", [4, -1])
 def test_refuses_a_layer_beyond_the_decoder(prefill, layer):
-    with pytest.raises(PreconditionError, match=rf"reduce-tokens\{{layer={layer}\}}: layer must be 0 to 3, got {layer}"):
+    with pytest.raises(
+        PreconditionError, match=rf"reduce-tokens\{{layer={layer}\}}: layer must be 0 to 3, got {layer}"
+    ):
         rewritten(prefill, ReduceTokens(layer=layer))
 
 
 @pytest.mark.parametrize("score", [s for s in SCORES if s not in ("random", "uniform")])
 def test_refuses_attention_before_layer_0(prefill, score):
-    with pytest.raises(PreconditionError, match=f"score '{score}' needs the attention of a layer before, got layer 0"):
+    with pytest.raises(
+        PreconditionError, match=f"score '{score}' needs the attention of a layer before, got layer 0"
+    ):
         rewritten(prefill, ReduceTokens(layer=0, score=score))
 
 
@@ -199,7 +257,9 @@ def test_refuses_queries_before_rope_where_there_are_none(prefill):
         fresh = odd.graph.call_function(torch.ops.aten.mul.Tensor, (odd.node("unsqueeze_1"), 1.0))
         fresh.meta["val"] = odd.node("unsqueeze_1").meta["val"]
     marker.args = (marker.args[0], fresh, *marker.args[2:])
-    with pytest.raises(PreconditionError, match=r"no value of shape \[1, 1, .*, 16\] before rotary embedding leads to %"):
+    with pytest.raises(
+        PreconditionError, match=r"no value of shape \[1, 1, .*, 16\] before rotary embedding leads to %"
+    ):
         rewritten(odd, ReduceTokens(layer=1, rope=False))
 
 

@@ -30,9 +30,13 @@ def test_each_layer_sees_the_shift_of_its_stage(decode):
     """Keys carry the positions: layer 0 those of the model, layer 1 three less, layers 2 and 3 five less."""
     after, _ = Pipeline([ShiftPositions(layers=(1, 2))]).run(decode)
     got = answers(after, shift_0=torch.tensor([3]), shift_1=torch.tensor([5]))
-    ids = torch.tensor([[8]])  # a step without a cache attends to itself: positions reach the keys and nothing else
+    ids = torch.tensor(
+        [[8]]
+    )  # a step without a cache attends to itself: positions reach the keys and nothing else
     for layer, shift in ((0, 0), (1, 3), (2, 5), (3, 5)):
-        torch.testing.assert_close(got[f"keys.{layer}"], answers(decode, position_ids=ids - shift)[f"keys.{layer}"])
+        torch.testing.assert_close(
+            got[f"keys.{layer}"], answers(decode, position_ids=ids - shift)[f"keys.{layer}"]
+        )
     torch.testing.assert_close(got["hidden"], answers(decode)["hidden"])
 
 
@@ -44,7 +48,9 @@ def test_refuses_layers_unsorted_repeated_or_beyond(decode, layers):
 
 def test_refuses_positions_that_are_shifted_already(decode):
     after, _ = Pipeline([ShiftPositions(layers=(1,))]).run(decode)
-    with pytest.raises(PreconditionError, match="expected positions as the model computes them, these are shifted already"):
+    with pytest.raises(
+        PreconditionError, match="expected positions as the model computes them, these are shifted already"
+    ):
         Pipeline([ShiftPositions(layers=(2,))]).run(after)
 
 
@@ -56,5 +62,7 @@ def test_refuses_position_triples(decode):
 
 
 def test_refuses_a_result_without_its_inputs(decode):
-    with pytest.raises(PostconditionError, match=r"shift-positions\{layers=1/2/\}: inputs shift_\[0, 1\] are missing"):
+    with pytest.raises(
+        PostconditionError, match=r"shift-positions\{layers=1/2/\}: inputs shift_\[0, 1\] are missing"
+    ):
         ShiftPositions(layers=(1, 2)).ensures(decode)
