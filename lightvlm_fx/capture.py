@@ -48,9 +48,11 @@ EXPRESSED = {"scaling", "sliding_window", "softcap", "is_causal", "dropout", "po
 LENGTHS = (2, 3, 17, 256, 4099)  # sequence lengths at which a check that torch.export put off must hold
 
 
-def _marker(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> tuple[Tensor, None]:
+def _marker(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **options: Any
+) -> tuple[Tensor, None]:
     """The attention implementation of a capture: one `lightvlm::attention` node."""
-    name = type(module).__name__
+    name, mask = type(module).__name__, attention_mask
     for option, given in options.items():
         if option not in EXPRESSED and (isinstance(given, Tensor) or given):
             raise RefusedModel(f"{name}: attention uses {option!r}, which the lowered attention cannot express")
@@ -275,6 +277,9 @@ def _check_layers(program: Program, decoder: nn.Module) -> None:
             f"{name}: expected one attention through transformers' AttentionInterface in each of "
             f"{layers} layers, found none in layers {missing}"
         )
+    marked = [n for n in program.graph.nodes if n.target is next(iter(markers.values())).target]
+    if len(marked) != layers:
+        raise RefusedModel(f"{name}: {len(marked)} attentions in {layers} layers; capture expects one in each")
     n_cached = (len(program.output_node().args[0]) - 1) // 2
     if n_cached != layers:
         raise RefusedModel(f"{name}: {n_cached} of {layers} layers write a key-value cache of their own")

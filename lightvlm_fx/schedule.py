@@ -113,7 +113,7 @@ class Cut(_Frozen):
 
     def at(self, depth: int) -> int:
         """The layer index in a decoder of `depth` layers. Raises ScheduleError if it is beyond the model."""
-        layer = max(1, round(self.layer * depth)) if isinstance(self.layer, float) else self.layer
+        layer = min(depth - 1, max(1, round(self.layer * depth))) if isinstance(self.layer, float) else self.layer
         if not layer < depth:
             raise ScheduleError(
                 f"cut before layer {layer}: the decoder has {depth} layers (0 to {depth - 1}); "

@@ -203,10 +203,24 @@ def digit_scans(held_out: bool) -> dict[str, list[Image.Image]]:
     return scans
 
 
+def _warped(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A glyph turned, sheared and scaled a little about its middle: another hand wrote it."""
+    turn, shear = rng.uniform(-0.22, 0.22), rng.uniform(-0.2, 0.2)
+    wide, high = 1 / rng.uniform(0.85, 1.12, 2)
+    a, b = np.cos(turn) * wide, (np.sin(turn) + shear) * wide
+    d, e = -np.sin(turn) * high, np.cos(turn) * high
+    mid = _FINE / 2
+    data = (a, b, mid - a * mid - b * mid, d, e, mid - d * mid - e * mid)
+    return glyph.transform(glyph.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+
+
 def render(
-    scene: Scene, rng: np.random.Generator, *, held_out: bool = False, scale: int = 1
+    scene: Scene, rng: np.random.Generator, *, held_out: bool = False, scale: int = 1, warp: bool = False
 ) -> NDArray[np.uint8]:
-    """The scene as RGB uint8 [96*scale, 96*scale, 3], with random sizes, offsets, shades and noise."""
+    """The scene as RGB uint8 [96*scale, 96*scale, 3], with random sizes, offsets, shades and noise.
+
+    `warp` also bends the digits, so that training sees more hands than scikit-learn's scans hold.
+    """
     cell = CELL * scale
     shade = rng.uniform(10, 60) + rng.uniform(-8, 8, 3)
     canvas = np.empty((SIZE * scale, SIZE * scale, 3), np.float32)
@@ -215,7 +229,10 @@ def render(
     for t in scene.things:
         glyphs = digit_scans(held_out)[t.kind] if t.is_digit else [_shape_glyph(t.kind)]
         side = int(round(rng.uniform(0.78, 0.95) * cell))
-        alpha = glyphs[int(rng.integers(len(glyphs)))].resize((side, side), Image.Resampling.BILINEAR)
+        glyph = glyphs[int(rng.integers(len(glyphs)))]
+        if warp and t.is_digit:
+            glyph = _warped(glyph, rng)
+        alpha = glyph.resize((side, side), Image.Resampling.BILINEAR)
         weight = np.asarray(alpha, np.float32)[..., None] / 255
         top, left = rng.integers(0, cell - side + 1, 2) + (t.y * cell, t.x * cell)
         spot = canvas[top : top + side, left : left + side]

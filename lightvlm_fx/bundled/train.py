@@ -11,6 +11,7 @@ bind a colour to a place:
     join      both together on pictures
     polish    the same again, more descriptions
     finish    once more, with a smaller step
+    hands     once more, on more digits, turned and sheared: the scans are too few to generalise from
 
 The first two and the next two share nothing but the frozen word embeddings and can run in two processes.
 Questions of one scene are packed behind one picture: each sees the picture and itself only, at the
@@ -61,9 +62,9 @@ def fresh_model() -> LlavaForConditionalGeneration:
     return model
 
 
-def pictures(batch: list[Scene], rng: np.random.Generator, *, held_out: bool = False) -> Tensor:
-    """Normalised pixel values [B, 3, 96, 96]."""
-    stack = np.stack([render(s, rng, held_out=held_out) for s in batch])
+def pictures(batch: list[Scene], rng: np.random.Generator, **options: bool) -> Tensor:
+    """Normalised pixel values [B, 3, 96, 96]; `options` go to `render`."""
+    stack = np.stack([render(s, rng, **options) for s in batch])
     return (torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
@@ -291,7 +292,15 @@ def train_finish(out: Path, steps: int) -> None:
     _train_pictures(out, "finish", model, SEED + 7, steps, 3.5e-4, lambda step: step % 3 != 0)
 
 
-def _train_pictures(out: Path, name: str, model, seed: int, steps: int, lr: float, is_long) -> None:
+def train_hands(out: Path, steps: int) -> None:
+    model = fresh_model()
+    model.load_state_dict(torch.load(out / "finish.pt"))
+    _train_pictures(out, "hands", model, SEED + 8, steps, 4e-4, lambda step: step % 2 == 0, digits=0.6, warp=True)
+
+
+def _train_pictures(
+    out: Path, name: str, model, seed: int, steps: int, lr: float, is_long, digits: float = 0.35, warp: bool = False
+) -> None:
     """Questions (half of them as turns of one dialogue) and descriptions about pictures."""
     rng, shorts = np.random.default_rng(seed), 0
     params = [p for p in model.parameters() if p.requires_grad]
@@ -301,8 +310,8 @@ def _train_pictures(out: Path, name: str, model, seed: int, steps: int, lr: floa
         long = is_long(step)
         shorts += not long
         chat = not long and shorts % 2 == 1
-        batch = [sample_scene(rng) for _ in range(24)]
-        visual = visual_tokens(model, pictures(batch, rng))
+        batch = [sample_scene(rng, digits=digits) for _ in range(24)]
+        visual = visual_tokens(model, pictures(batch, rng, warp=warp))
         packed = pack(batch, rng, ("describe",) if long else SHORT_KINDS, 1 if long else 10, chat=chat)
         loss, right = answer_loss(model, visual, torch.arange(N_VISUAL), packed)
         update(opt, schedule, loss, params)
@@ -331,6 +340,7 @@ STEPS = {
     "join": (train_join, 800),
     "polish": (train_polish, 900),
     "finish": (train_finish, 600),
+    "hands": (train_hands, 600),
 }
 
 

@@ -38,5 +38,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, s
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     lowest = torch.finfo(logits.dtype).min  # not -inf: a padding query sees no key, and NaN would spread through its value
-    logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask
+    logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else (logits + mask).clamp_min(lowest)
     return (logits.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).contiguous()

@@ -1,7 +1,7 @@
 import pytest
 
 from lightvlm_fx.errors import ScheduleError, UnknownName
-from lightvlm_fx.presets import PRESETS, STAGES
+from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import Schedule
 
 
@@ -48,7 +48,9 @@ def test_fastv_is_one_cut_and_takes_a_count():
 
 def test_pyramiddrop_renumbers_its_survivors():
     cuts = Schedule.preset("pyramiddrop").cuts
-    assert [(cut.layer, cut.keep) for cut in cuts] == list(zip(STAGES, (0.5, 0.25, 0.125), strict=True))
+    assert [(cut.layer, cut.keep) for cut in cuts] == list(
+        zip((0.25, 0.5, 0.75), (0.5, 0.25, 0.125), strict=True)
+    )
     assert {cut.positions for cut in cuts} == {"compact"}
 
 
@@ -71,7 +73,7 @@ def test_refuses_an_unknown_option_with_a_guess():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("lightvlm", {"layers": 3}, r"lightvlm: layers must be a list such as \[0.25, 0.5, 0.75\], got 3"),
+        ("lightvlm", {"layers": 3}, r"lightvlm: layers must be a list such as \[.*\], got 3"),
         ("lightvlm", {"layers": ()}, "layers must name at least one layer"),
         ("lightvlm", {"keep": 64}, r"lightvlm: keep as a count needs a single layer \(layers=\(k,\)\), got"),
         ("pyramiddrop", {"keep": 0.3}, "pyramiddrop: keep must be a list such as"),

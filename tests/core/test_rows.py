@@ -7,10 +7,10 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx.schedule import Cut, Schedule
 
 CASES = [
-    ("last-query", "prune", "compact"),
-    ("peak", "merge", "keep"),
-    ("received", "recover", "keep"),
-    ("random", "merge", "compact"),
+    ("last-query", "prune", "compact", "plain"),
+    ("peak", "merge", "keep", "proportional"),
+    ("received", "recover", "keep", "plain"),
+    ("random", "merge", "compact", "plain"),
 ]
 
 
@@ -31,11 +31,14 @@ def captured(llava):
 
 @pytest.fixture(params=CASES, ids="-".join, scope="module")
 def fast(request, llava, captured):
-    score, combine, positions = request.param
-    cuts = [
-        Cut(layer=at, keep=k, score=score, combine=combine, positions=positions)
-        for at, k in ((1, 12), (2, 4))
-    ]
+    score, combine, positions, keys = request.param
+    options = {
+        "score": score,
+        "combine": combine,
+        "positions": positions,
+        "proportional": keys == "proportional",
+    }
+    cuts = [Cut(layer=at, keep=k, **options) for at, k in ((1, 12), (2, 4))]
     made = lightvlm.compile(llava.model, Schedule(cuts=cuts), backend="eager")
     made.lightvlm._decoder.captured = captured
     return made

@@ -112,7 +112,7 @@ def test_budgets_fall_or_are_refused(schedule, n):
 
 
 def test_layers_as_shares_follow_the_depth():
-    cuts = Schedule.preset("lightvlm")
+    cuts = Schedule(cuts=[Cut(layer=at, keep=0.5) for at in (0.25, 0.5, 0.75)])
     assert cuts.layers(8) == [2, 4, 6]
     assert cuts.layers(28) == [7, 14, 21]
     assert Schedule(cuts=[Cut(layer=0.01, keep=0.5)]).layers(28) == [1]
@@ -264,7 +264,9 @@ def test_refuses_bad_options(field, wrong, message):
 
 
 def test_refuses_to_count_merged_tokens_where_none_are_merged():
-    with pytest.raises(ScheduleError, match=r"proportional=True counts merged tokens, but combine='prune' merges none; use"):
+    with pytest.raises(
+        ScheduleError, match=r"proportional=True counts merged tokens, but combine='prune' merges none; use"
+    ):
         Cut(layer=1, keep=0.5, proportional=True)
 
 

@@ -41,7 +41,9 @@ def test_merging_equal_keys_leaves_attention_as_it_was(copies, seed):
     k, v = (torch.randn(B, H, len(copies), D, generator=draw) for _ in range(2))
     q = torch.randn(B, H, 1, D, generator=draw)
     repeats = torch.tensor(copies)
-    full = attend(q, *(x.repeat_interleave(repeats, 2) for x in (k, v)), torch.ones(1, 1, 1, sum(copies)), 0.5)
+    full = attend(
+        q, *(x.repeat_interleave(repeats, 2) for x in (k, v)), torch.ones(1, 1, 1, sum(copies)), 0.5
+    )
     everything = torch.ones(B, 1, len(copies), len(copies), dtype=torch.bool)
     bias = OPS.key_bias(everything, repeats.float().expand(B, -1))[:, :, -1:]
     torch.testing.assert_close(attend(q, k, v, bias, 0.5), full)

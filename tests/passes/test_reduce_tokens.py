@@ -180,7 +180,9 @@ def one_picture_of_equal_tokens(program):
     segment = given["visual_segment"].fill_(TEXT)
     segment[:, :VISUAL] = 0
     given["inputs_embeds"][:, :VISUAL] = given["inputs_embeds"][:, :1].clone()
-    given["position_ids"] = torch.cat([torch.zeros(1, VISUAL), torch.arange(1, S - VISUAL + 1)[None]], 1).long()
+    given["position_ids"] = torch.cat(
+        [torch.zeros(1, VISUAL), torch.arange(1, S - VISUAL + 1)[None]], 1
+    ).long()
     return given
 
 
