@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, fx
 
 from lightvlm_fx.edit import module_path, token_dims
@@ -30,7 +31,9 @@ def inputs_of(node: fx.Node) -> set[str]:
 
 
 def is_positional(node: fx.Node) -> bool:
-    """Whether a tensor is computed from the position ids alone (cos, sin, the ids themselves)."""
+    """Whether a tensor is computed from the position ids alone (cos, sin, the ids themselves), cuts behind it or not."""
+    while node.target is torch.ops.lightvlm.take_tokens.default:  # which of them stay is the choice of a cut
+        node = node.args[0]
     return isinstance(value(node), Tensor) and inputs_of(node) == {"position_ids"}
 
 

@@ -12,6 +12,8 @@ bind a colour to a place:
     polish    the same again, more descriptions
     finish    once more, with a smaller step
     hands     once more, on more digits, turned and sheared: the scans are too few to generalise from
+    cool      the same with the step size falling to nothing
+    average   the mean of what polish, finish and cool left
 
 The first two and the next two share nothing but the frozen word embeddings and can run in two processes.
 Questions of one scene are packed behind one picture: each sees the picture and itself only, at the
@@ -295,16 +297,34 @@ def train_finish(out: Path, steps: int) -> None:
 def train_hands(out: Path, steps: int) -> None:
     model = fresh_model()
     model.load_state_dict(torch.load(out / "finish.pt"))
-    _train_pictures(out, "hands", model, SEED + 8, steps, 4e-4, lambda step: step % 2 == 0, digits=0.6, warp=True)
+    _train_pictures(out, "hands", model, SEED + 8, steps, 4e-4, lambda step: step % 2 == 0, digits=0.6, warp=True, horizon=600)
+
+
+def train_cool(out: Path, steps: int) -> None:
+    model = fresh_model()
+    model.load_state_dict(torch.load(out / "hands.pt"))
+    _train_pictures(out, "cool", model, SEED + 9, steps, 4e-4, lambda step: step % 2 == 0, digits=0.5, warp=True)
+
+
+def average(out: Path, steps: int) -> None:
+    """The model in the box: the mean of the last three checkpoints, better than each on a seed kept for choosing."""
+    states = [torch.load(out / f"{name}.pt") for name in ("polish", "finish", "cool")]
+    model = fresh_model()
+    model.load_state_dict({key: sum(state[key] for state in states) / len(states) for key in states[0]})
+    save(model, out / "model")
 
 
 def _train_pictures(
-    out: Path, name: str, model, seed: int, steps: int, lr: float, is_long, digits: float = 0.35, warp: bool = False
-) -> None:
-    """Questions (half of them as turns of one dialogue) and descriptions about pictures."""
+    out: Path, name: str, model, seed: int, steps: int, lr: float, is_long, *,
+    digits: float = 0.35, warp: bool = False, horizon: int | None = None,
+) -> None:  # fmt: skip
+    """Questions (half of them as turns of one dialogue) and descriptions about pictures.
+
+    The step size falls towards `horizon` updates (default: `steps`).
+    """
     rng, shorts = np.random.default_rng(seed), 0
     params = [p for p in model.parameters() if p.requires_grad]
-    opt, schedule = optimiser(params, lr, steps, warmup=20)
+    opt, schedule = optimiser(params, lr, horizon or steps, warmup=20)
     log = Log(name, 20)
     for step in range(1, steps + 1):
         long = is_long(step)
@@ -340,7 +360,9 @@ STEPS = {
     "join": (train_join, 800),
     "polish": (train_polish, 900),
     "finish": (train_finish, 600),
-    "hands": (train_hands, 600),
+    "hands": (train_hands, 200),
+    "cool": (train_cool, 160),
+    "average": (average, 0),
 }
 
 
