@@ -150,7 +150,7 @@ def prefill(
                 start = time.perf_counter()
                 variant.run()
                 _sync(device)
-                variant.seconds.append(time.perf_counter() - start)  # type: ignore[union-attr]
+                variant.seconds.append(time.perf_counter() - start)
         for variant in variants[2:]:
             tell(f"profiling: {variant.name}")
             variant.reduction_share = reduction_share(variant.run, device)

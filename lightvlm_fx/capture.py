@@ -91,7 +91,7 @@ class RecordingCache(DynamicCache):
         super().__init__()
         self.written: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if layer_idx in self.written:
             raise RefusedModel(f"decoder layer {layer_idx} writes its cache twice in one pass")
         self.written[layer_idx] = (key_states, value_states)

@@ -103,7 +103,7 @@ def demo(
         items = opened or [(p.stem, open_picture(p), question or asked) for p, asked in program.bundled()]
         out.print(str(lightvlm.explain(source, schedule)), highlight=False)
         fast = lightvlm.compile(source, schedule, backend=backend)
-        answers = []
+        answers: list[program.Answer] = []
         for a in program.run(source, fast, processor, items, status.update):
             if not answers or answers[-1].picture != a.picture:
                 out.print(f"\n[bold]{a.picture}[/]")
@@ -113,7 +113,8 @@ def demo(
             out.print(Padding(f"compiled  {a.compiled_s * 1e3:6.0f} ms  [{colour}]{a.compiled}[/]", (0, 0, 0, 4)), highlight=False)
             answers.append(a)
     equal = sum(a.full == a.compiled for a in answers)
-    out.print(f"\n{equal} of {len(answers)} answers equal; tokens per layer: {' '.join(map(str, answers[-1].tokens_per_layer))}", highlight=False)
+    tokens = " ".join(map(str, answers[-1].tokens_per_layer))
+    out.print(f"\n{equal} of {len(answers)} answers equal; tokens per layer: {tokens}", highlight=False)
     out.print("(this model is so small that its time is mostly Python; `lightvlm bench prefill` measures real shapes)")
 
 

@@ -137,8 +137,9 @@ def _along(model: nn.Module, path: str) -> nn.Module:
     top = _shallow(model)
     at = top
     for name in path.split("."):
-        at._modules[name] = _shallow(at._modules[name])
-        at = at._modules[name]
+        twin = _shallow(at.get_submodule(name))
+        at._modules[name] = twin
+        at = twin
     return top
 
 

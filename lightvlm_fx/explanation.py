@@ -137,9 +137,14 @@ def layer_costs(layer: nn.Module, config: Any) -> tuple[float, float]:
 
 def _active_share(config: Any) -> float:
     """Share of a mixture's experts that one token runs through (1 for a dense model)."""
-    total = next((n for k in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") if (n := getattr(config, k, None))), None)
-    used = next((n for k in ("num_experts_per_tok", "moe_topk", "top_k_experts") if (n := getattr(config, k, None))), None)
+    total = _first(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    used = _first(config, "num_experts_per_tok", "moe_topk", "top_k_experts")
     return used / total if total and used else 1.0
+
+
+def _first(config: Any, *names: str) -> int | None:
+    """The first of these settings that the config has."""
+    return next((n for name in names if (n := getattr(config, name, None))), None)
 
 
 def _head_dim(config: Any) -> int:

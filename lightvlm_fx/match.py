@@ -31,10 +31,19 @@ def inputs_of(node: fx.Node) -> set[str]:
 
 
 def is_positional(node: fx.Node) -> bool:
-    """Whether a tensor is computed from the position ids alone (cos, sin, the ids themselves), cuts behind it or not."""
-    while node.target is torch.ops.lightvlm.take_tokens.default:  # which of them stay is the choice of a cut
-        node = node.args[0]
-    return isinstance(value(node), Tensor) and inputs_of(node) == {"position_ids"}
+    """Whether a tensor is computed from the position ids alone: cos, sin, the ids; of all tokens or those that cuts left."""
+    todo, seen, found = [node], set(), False
+    while todo:
+        at = todo.pop()
+        if at in seen or not isinstance(value(at), Tensor):
+            continue
+        seen.add(at)
+        if at.op == "placeholder" and at.name != "position_ids":
+            return False
+        found |= at.op == "placeholder"
+        # which tokens stay is a cut's choice, not what the value is made of
+        todo += at.all_input_nodes[:1] if at.target is torch.ops.lightvlm.take_tokens.default else at.all_input_nodes
+    return found
 
 
 def hidden_state(program: Program, values: list[fx.Node], length: object) -> fx.Node:

@@ -28,7 +28,7 @@ def _pyramid(name: str, keep: float | int, layers: Sequence[int | float], **opti
         kept = [keep]
     else:
         raise ScheduleError(f"{name}: keep as a count needs a single layer (layers=(k,)), got layers={tuple(layers)}")
-    cuts = tuple(Cut(layer=at, keep=k, **options) for at, k in zip(layers, kept, strict=True))  # type: ignore[arg-type]
+    cuts = tuple(Cut(layer=at, keep=k, **options) for at, k in zip(layers, kept, strict=True))
     return Schedule(name=name, cuts=cuts)
 
 
@@ -76,7 +76,7 @@ def pyramiddrop(
     """
     if len(keep) != len(layers):
         raise ScheduleError(f"pyramiddrop: keep has {len(keep)} stages and layers {len(layers)}; give one each")
-    cuts = tuple(Cut(layer=at, keep=k, positions=positions) for at, k in zip(layers, keep, strict=True))  # type: ignore[arg-type]
+    cuts = tuple(Cut(layer=at, keep=k, positions=positions) for at, k in zip(layers, keep, strict=True))
     return Schedule(name="pyramiddrop", cuts=cuts)
 
 

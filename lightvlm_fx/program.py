@@ -101,7 +101,7 @@ class Program:
 
     def add_output(self, what: str, node: fx.Node) -> None:
         end = self.output_node()
-        end.args = ((*end.args[0], node),)
+        end.args = (tuple(end.args[0]) + (node,),)
         self.with_facts(outputs=(*self.facts.outputs, what))
 
     def sequence(self) -> fx.Node:

@@ -187,7 +187,7 @@ class Decoder:
 
     def _prefill_entry(self, kwargs: dict[str, Any], schedule: Schedule, layout: Layout, plan: Plan, masked: bool) -> Entry:
         call = Call.of(kwargs)
-        signature = ("prefill", masked, call.signature())
+        signature: tuple[Any, ...] = ("prefill", masked, call.signature())
         length = kwargs["inputs_embeds"].shape[1]
         width = plan.budgets[0].shape[1] if plan.budgets else 0
         if signature in self.captured and self.captured[signature][0].facts.static_length:
@@ -249,7 +249,7 @@ class Decoder:
         state.reserve(new)
         schedule = self.schedule if len(state.stages) > 1 or not self.schedule.cuts else NO_CUTS
         call = Call.of(kwargs)
-        signature = ("decode", new == 1, call.signature())
+        signature: tuple[Any, ...] = ("decode", new == 1, call.signature())
         if signature in self.captured and self.captured[signature][0].facts.static_length:
             signature = (*signature, new)
 

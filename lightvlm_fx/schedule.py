@@ -23,7 +23,7 @@ Positions = Literal["keep", "compact"]
 SCORES: tuple[str, ...] = get_args(Score)
 COMBINES: tuple[str, ...] = get_args(Combine)
 POSITIONS: tuple[str, ...] = get_args(Positions)
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 def _one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
@@ -85,11 +85,11 @@ class Cut(_Frozen):
     positions: Annotated[Positions, _one_of("position policy", POSITIONS)] = "keep"
     rope: bool = True  # score on rotated queries and keys (FEATHER scores without)
     image_softmax: bool = False  # softmax of the last-query row over image keys only
-    power: float = Field(0.25, ge=0, le=4)  # peak: exponent of the attention in weight = attention^power * distance
-    centres: float = Field(0.1, ge=0, le=1)  # recover: share of the kept tokens that absorb others
-    group: int = Field(5, ge=1)  # recover: tokens each centre absorbs
+    power: float = Field(default=0.25, ge=0, le=4)  # peak: exponent of the attention in weight = attention^power * distance
+    centres: float = Field(default=0.1, ge=0, le=1)  # recover: share of the kept tokens that absorb others
+    group: int = Field(default=5, ge=1)  # recover: tokens each centre absorbs
     proportional: bool = False  # merged keys count as the tokens they stand for, from this layer on
-    seed: int = Field(0, ge=0, lt=2**32)  # random
+    seed: int = Field(default=0, ge=0, lt=2**32)  # random
 
     @model_validator(mode="after")
     def _sizes_to_count(self) -> Cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import fx
 
@@ -12,6 +13,10 @@ from lightvlm_fx.match import ancestors, is_positional
 from lightvlm_fx.ops.cached_attention import shifted
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
+
+
+def _current(copies: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+    return copies.get(node, node)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class ShiftPositions(Pass):
                 needed = ancestors(current)
                 for node in [n for n in program.graph.nodes if n in needed and n is not ids]:
                     if node.op == "call_function" and is_positional(node):
-                        copies[node] = program.graph.node_copy(node, lambda n, made=copies: made.get(n, n))
+                        copies[node] = program.graph.node_copy(node, partial(_current, copies))
             for original, latest in list(current.items()):
                 replace_behind(program, cut, latest, copies[original], copies.values())
                 current[original] = copies[original]

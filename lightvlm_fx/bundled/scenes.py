@@ -41,7 +41,8 @@ WORDS = (
     *COLUMNS,
     *ROWS,
     *PLURALS.values(),
-    *["empty", "a", "an", "the", "is", "are", "there", "at", "of", "what", "which", "where", "how", "many", "colour", "shape", "digit", "digits"],
+    *("empty", "a", "an", "the", "is", "are", "there", "at", "of", "what", "which", "where", "how", "many"),
+    *("colour", "shape", "digit", "digits"),
     *["object", "objects", "and", "in", "picture", "describe", "shows", "colours", "?", ".", ",", ":"],
 )
 
@@ -228,7 +229,7 @@ def render(
     canvas += np.linspace(-10, 10, SIZE * scale, dtype=np.float32)[:, None, None] * rng.uniform(-1, 1)
     for t in scene.things:
         glyphs = digit_scans(held_out)[t.kind] if t.is_digit else [_shape_glyph(t.kind)]
-        side = int(round(rng.uniform(0.78, 0.95) * cell))
+        side = round(rng.uniform(0.78, 0.95) * cell)
         glyph = glyphs[int(rng.integers(len(glyphs)))]
         if warp and t.is_digit:
             glyph = _warped(glyph, rng)

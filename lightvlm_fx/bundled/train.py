@@ -90,7 +90,10 @@ def pack(batch: list[Scene], rng: np.random.Generator, kinds: tuple[str, ...], p
     """
     rows = []
     for scene in batch:
-        tokens, block, place, label = [], [], [], []
+        tokens: list[int] = []
+        block: list[int] = []
+        place: list[int] = []
+        label: list[int] = []
         for b in range(per_scene):
             q = ask(scene, kinds[(b + int(rng.integers(len(kinds)))) % len(kinds)], rng)
             if q is None:

@@ -27,8 +27,8 @@ options = st.fixed_dictionaries(
 @st.composite
 def schedules(draw):
     layers = draw(st.lists(draw(st.sampled_from([st.integers(1, 99), shares])), unique=True, max_size=4))
-    keeps = draw(st.sampled_from([ratios, st.integers(1, 999)]))
-    kept = sorted((draw(keeps) for _ in layers), reverse=True)
+    keeps = draw(st.sampled_from([ratios, st.integers(1, 999), ratios | st.integers(1, 999)]))
+    kept = sorted((draw(keeps) for _ in layers), key=lambda k: k if isinstance(k, int) else 500 * k, reverse=True)
     cuts = [Cut(layer=at, keep=k, **draw(options)) for at, k in zip(sorted(layers), kept, strict=True)]
     name = draw(st.text(st.characters(exclude_categories=["Cs"])))
     return Schedule(name=name, cuts=cuts)
