@@ -39,9 +39,11 @@ def merge_tokens(
     belongs, has = nearest_survivor(hidden, index, segment, left)
     weight = size * has
     total = torch.zeros_like(index, dtype=torch.float32).scatter_add_(1, belongs, weight)
-    wide = belongs.unsqueeze(-1).expand(-1, -1, hidden.shape[2])
-    merged = torch.zeros(*index.shape, hidden.shape[2], device=hidden.device)
-    merged.scatter_add_(1, wide, hidden.float() * weight.unsqueeze(-1))
+    rows, kept, width = *index.shape, hidden.shape[2]
+    flat = (belongs + torch.arange(rows, device=hidden.device).unsqueeze(-1) * kept).flatten()
+    merged = torch.zeros(rows * kept, width, device=hidden.device)
+    merged.index_add_(0, flat, (hidden.float() * weight.unsqueeze(-1)).flatten(0, 1))
+    merged = merged.view(rows, kept, width)
     merged = (merged / total.unsqueeze(-1)).to(hidden.dtype)
     alone = (total == size.gather(1, index)) | (total == 0)  # nothing joined: keep the exact value
     own = hidden.gather(1, index.unsqueeze(-1).expand_as(merged))

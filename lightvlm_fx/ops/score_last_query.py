@@ -15,8 +15,8 @@ def score_last_query(q: Tensor, k: Tensor, segment: Tensor, scale: float, image_
     q [B, H, S, d], k [B, G, S, d], segment [B, S]. One row is computed, never S x S. The softmax runs over
     all keys but padding, or over visual keys only (`image_softmax`).
     """
-    last = per_group(q[:, :, -1:].float(), k)
-    logits = (last @ k.float().transpose(2, 3).unsqueeze(2)).squeeze(3) * scale  # [B, G, H/G, S]
+    last = per_group(q[:, :, -1:].float(), k).squeeze(3)
+    logits = last @ k.float().transpose(2, 3) * scale  # [B, G, H/G, S]
     counted = segment >= 0 if image_softmax else segment != PADDING
     logits = logits.masked_fill(~counted[:, None, None], torch.finfo(torch.float32).min)
     return logits.softmax(-1).mean((1, 2))

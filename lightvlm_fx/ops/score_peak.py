@@ -18,12 +18,14 @@ def score_peak(score: Tensor, hidden: Tensor, segment: Tensor, power: float) -> 
     visual = segment >= 0
     weight = visual.unsqueeze(-1).float()
     mean = (hidden.float() * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
-    x = unit(hidden.float() - mean)
-    distance = 1 - x @ x.transpose(1, 2)
-    place = torch.arange(score.shape[1], device=score.device)
-    tie = (score[:, None, :] == score[:, :, None]) & (place[None, :] < place[:, None])
-    rival = same_image(segment, segment) & ((score[:, None, :] > score[:, :, None]) | tie)
-    nearest = distance.masked_fill(~rival, 2.0).amin(-1).clamp(0, 2)
+    # in falling order of score (ties: the earlier token first), a token's rivals are those before it
+    order = torch.sort(score, dim=-1, descending=True, stable=True).indices
+    x = unit(hidden.float() - mean).gather(1, order.unsqueeze(-1).expand_as(hidden))
+    ranked = segment.gather(1, order)
+    n = score.shape[1]
+    rival = torch.ones(n, n, dtype=torch.bool, device=score.device).tril(-1) & same_image(ranked, ranked)
+    nearest = 1 - (x @ x.transpose(1, 2)).masked_fill_(~rival, -1.0).amax(-1)
+    nearest = torch.empty_like(nearest).scatter_(1, order, nearest).clamp(0, 2)
     return torch.where(visual, score.clamp_min(0) ** power * nearest, 0.0)
 
 

@@ -111,6 +111,17 @@ def test_budgets_fall_or_are_refused(schedule, n):
             schedule.budgets(n)
 
 
+@given(ratios, st.integers(100, 900))
+def test_a_count_behind_a_ratio_fits_or_is_refused(ratio, count):
+    schedule = Schedule(cuts=[Cut(layer=1, keep=ratio), Cut(layer=2, keep=count)])
+    first = schedule.cuts[0].tokens(1000)
+    if count <= first:
+        assert schedule.budgets(1000) == [first, count]
+    else:
+        with pytest.raises(ScheduleError, match=f"keep={count} is {count} tokens, above the {first} that arrive"):
+            schedule.budgets(1000)
+
+
 def test_layers_as_shares_follow_the_depth():
     cuts = Schedule(cuts=[Cut(layer=at, keep=0.5) for at in (0.25, 0.5, 0.75)])
     assert cuts.layers(8) == [2, 4, 6]
