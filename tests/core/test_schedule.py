@@ -28,7 +28,9 @@ options = st.fixed_dictionaries(
 def schedules(draw):
     layers = draw(st.lists(draw(st.sampled_from([st.integers(1, 99), shares])), unique=True, max_size=4))
     keeps = draw(st.sampled_from([ratios, st.integers(1, 999), ratios | st.integers(1, 999)]))
-    kept = sorted((draw(keeps) for _ in layers), key=lambda k: k if isinstance(k, int) else 500 * k, reverse=True)
+    kept = sorted(
+        (draw(keeps) for _ in layers), key=lambda k: k if isinstance(k, int) else 500 * k, reverse=True
+    )
     cuts = [Cut(layer=at, keep=k, **draw(options)) for at, k in zip(sorted(layers), kept, strict=True)]
     name = draw(st.text(st.characters(exclude_categories=["Cs"])))
     return Schedule(name=name, cuts=cuts)
@@ -118,7 +120,9 @@ def test_a_count_behind_a_ratio_fits_or_is_refused(ratio, count):
     if count <= first:
         assert schedule.budgets(1000) == [first, count]
     else:
-        with pytest.raises(ScheduleError, match=f"keep={count} is {count} tokens, above the {first} that arrive"):
+        with pytest.raises(
+            ScheduleError, match=f"keep={count} is {count} tokens, above the {first} that arrive"
+        ):
             schedule.budgets(1000)
 
 

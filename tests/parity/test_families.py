@@ -276,7 +276,8 @@ def llava_around(text_type, **extra):
 @pytest.mark.parametrize(("text_type", "extra"), [
     ("gemma2", {"sliding_window": 16}),  # capped logits, where a padding query sees no key
     ("deepseek_v2", {"kv_lora_rank": 16, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
-                     "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),  # latent keys in the cache
+                     "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+                     "moe_intermediate_size": 32}),  # latent keys in the cache
 ])  # fmt: skip
 def test_keeping_everything_changes_nothing_around_another_decoder(text_type, extra):
     other = llava_around(text_type, **extra)
