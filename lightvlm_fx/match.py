@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, fx
+from torch import SymInt, Tensor, fx
 
 from lightvlm_fx.edit import module_path, token_dims
 from lightvlm_fx.errors import PreconditionError
@@ -32,10 +32,10 @@ def inputs_of(node: fx.Node) -> set[str]:
 
 def is_positional(node: fx.Node) -> bool:
     """Whether a tensor is computed from the position ids alone: cos, sin, the ids; of all tokens or those that cuts left."""
-    todo, seen, found = [node], set(), False
+    todo, seen, found = [node] if isinstance(value(node), Tensor) else [], set(), False
     while todo:
         at = todo.pop()
-        if at in seen or not isinstance(value(at), Tensor):
+        if at in seen or isinstance(value(at), int | SymInt):  # a length is not what a value is made of
             continue
         seen.add(at)
         if at.op == "placeholder" and at.name != "position_ids":
