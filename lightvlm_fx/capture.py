@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import time
 import traceback
 import warnings
@@ -144,9 +145,7 @@ class Call:
     def signature(self) -> tuple[Any, ...]:
         """What must agree for two calls to share a capture, sequence length apart."""
         rows, s = dict(zip(self.names, self.tensors, strict=True))["inputs_embeds"].shape[:2]
-        shapes = tuple(
-            (n, t.dtype, tuple(-1 if d == s else d for d in t.shape)) for n, t in zip(self.names, self.tensors, strict=True)
-        )
+        shapes = tuple((n, t.dtype, tuple(-1 if d == s else d for d in t.shape)) for n, t in zip(self.names, self.tensors, strict=True))
         constants = tuple(repr(x) for x in self.leaves if not isinstance(x, Tensor))
         return (rows, shapes, constants, str(self.spec))
 
@@ -190,7 +189,8 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     with _implementation(decoder, implementation), torch.no_grad(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
-        exported, static = _export(flat, call.tensors, dynamic, f"{type(decoder).__name__} ({stage}, step 1 of 3: capture)")
+        with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure
+            exported, static = _export(flat, call.tensors, dynamic, f"{type(decoder).__name__} ({stage}, step 1 of 3: capture)")
     gm = _unlift(exported, call.names)
     facts = Facts(
         layers=0,

@@ -12,6 +12,8 @@ import logging
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from lightvlm_fx.zoo_more import NO_RECIPE
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 COMMAND = "python -m lightvlm_fx.support"
-CASES: dict[str, dict[str, tuple[int, ...]]] = {
+CASES: dict[str, dict[str, Any]] = {
     "one row": {"text": (9,), "images": (1,)},
     "batch": {"text": (9, 6), "images": (1, 1)},
     "two pictures": {"text": (9,), "images": (2,)},
@@ -125,10 +127,10 @@ def page(findings: list[Finding]) -> str:
         "",
         f"All {len(findings)} types that `AutoModelForImageTextToText` knows: {total}.",
         "",
-        f'- *works*: with `lightvlm.compile(model, Schedule.preset("lightvlm", keep=1.0), backend="eager")` the {NEW_TOKENS} greedy',
-        f"  tokens are identical to the uncompiled model's, and all their logits within {BOUND:.0e} of the largest one, for each case",
-        "  named: one row with a picture; a left-padded batch of two such rows; one row with two pictures. With",
-        f"  `keep={KEEP}` every layer holds exactly the scheduled number of tokens.",
+        f'- *works*: under `Schedule.preset("lightvlm", keep=1.0)` the {NEW_TOKENS} greedy tokens are identical to those of the',
+        f"  uncompiled model, and all their logits within {BOUND:.0e} of the largest one, for each case named: one row with a",
+        "  picture; a left-padded batch of two such rows; one row with two pictures. And under",
+        f'  `Schedule.preset("lightvlm", keep={KEEP})` every layer holds exactly the scheduled number of tokens.',
         "- *refused*: `compile`, or the first prompt, raises `RefusedModel` with the reason given.",
         "- *not tried*: no tiny model is built here, for the reason given.",
         "",
@@ -139,16 +141,25 @@ def page(findings: list[Finding]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings, and without torch.export's log of the traces of families that are then refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
 def main(types: list[str]) -> int:
     """Examine `types`, or all and write the page. The exit status is 1 where one is neither right nor refused."""
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    logging.disable(logging.CRITICAL)  # torch.export logs the failed traces of families that are then refused
-    torch.set_num_threads(1)
     findings = []
     for model_type in types or sorted(image_text_to_text_types()):
-        findings.append(examine(model_type))
-        found = findings[-1]
+        with _quiet():
+            found = examine(model_type)
+        findings.append(found)
         print(f"{found.model_type:<28}{found.status:<11}{found.checked}  {found.note}", flush=True)
     if not types:
         PAGE.write_text(page(findings), encoding="utf-8")
@@ -157,4 +168,5 @@ def main(types: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     sys.exit(main(sys.argv[1:]))

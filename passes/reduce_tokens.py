@@ -164,7 +164,8 @@ class ReduceTokens(Pass):
         last = "attention_" if self.score == "peak" else ""
         score = edit.call(last + name, OPS.score_last_query.default, q, k, segment, scale, self.image_softmax)
         if self.score == "peak":
-            score = edit.call(name, OPS.score_peak.default, score, hidden, segment, self.power)
+            alike = edit.call(f"alike_{len(program.facts.cuts)}", OPS.similarity.default, hidden, segment, None)
+            score = edit.call(name, OPS.score_peak.default, score, alike, segment, self.power)
         return score
 
     def _combine(
@@ -176,7 +177,11 @@ class ReduceTokens(Pass):
             kept = edit.call(f"kept_{number}", OPS.take_tokens.default, hidden, index, 0, 1)
             return kept, size and edit.call(f"size_{number}", OPS.take_tokens.default, size, index, 0, 1), None
         if self.combine == "merge":
-            merged = edit.call(f"merge_{number}", OPS.merge_tokens.default, hidden, size, index, segment, left)
+            if score.target == OPS.score_peak.default:
+                nearness = edit.call(f"nearness_{number}", OPS.take_tokens.default, score.args[1], index, 0, 2)
+            else:
+                nearness = edit.call(f"nearness_{number}", OPS.similarity.default, hidden, segment, index)
+            merged = edit.call(f"merge_{number}", OPS.merge_tokens.default, hidden, size, nearness, index, segment, left)
         else:
             arguments = (hidden, size, score, rank, budget, index, segment, left, self.centres, self.group)
             merged = edit.call(f"merge_{number}", OPS.recover_tokens.default, *arguments)

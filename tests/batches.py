@@ -32,6 +32,10 @@ class Batch:
     def hidden(self, width=HIDDEN):
         return self.randn(*self.segment.shape, width, salt=1)
 
+    def alike(self, index=None):
+        """Cosines of all tokens to all, or to those at `index`."""
+        return OPS.similarity(self.hidden(), self.segment, index)
+
     def score(self):
         """Few different values, so that ties are common."""
         draw = torch.Generator().manual_seed(self.seed)

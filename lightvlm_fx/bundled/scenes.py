@@ -204,10 +204,10 @@ def digit_scans(held_out: bool) -> dict[str, list[Image.Image]]:
     return scans
 
 
-def _warped(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _warped(glyph: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
     """A glyph turned, sheared and scaled a little about its middle: another hand wrote it."""
-    turn, shear = rng.uniform(-0.22, 0.22), rng.uniform(-0.2, 0.2)
-    wide, high = 1 / rng.uniform(0.85, 1.12, 2)
+    turn, shear = strength * rng.uniform(-0.22, 0.22), strength * rng.uniform(-0.2, 0.2)
+    wide, high = 1 / (1 + strength * rng.uniform(-0.15, 0.12, 2))
     a, b = np.cos(turn) * wide, (np.sin(turn) + shear) * wide
     d, e = -np.sin(turn) * high, np.cos(turn) * high
     mid = _FINE / 2
@@ -216,11 +216,11 @@ def _warped(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def render(
-    scene: Scene, rng: np.random.Generator, *, held_out: bool = False, scale: int = 1, warp: bool = False
+    scene: Scene, rng: np.random.Generator, *, held_out: bool = False, scale: int = 1, warp: float = 0.0
 ) -> NDArray[np.uint8]:
     """The scene as RGB uint8 [96*scale, 96*scale, 3], with random sizes, offsets, shades and noise.
 
-    `warp` also bends the digits, so that training sees more hands than scikit-learn's scans hold.
+    `warp` (0 to 1) also bends the digits, so that training sees more hands than scikit-learn's scans hold.
     """
     cell = CELL * scale
     shade = rng.uniform(10, 60) + rng.uniform(-8, 8, 3)
@@ -232,7 +232,7 @@ def render(
         side = round(rng.uniform(0.78, 0.95) * cell)
         glyph = glyphs[int(rng.integers(len(glyphs)))]
         if warp and t.is_digit:
-            glyph = _warped(glyph, rng)
+            glyph = _warped(glyph, rng, warp)
         alpha = glyph.resize((side, side), Image.Resampling.BILINEAR)
         weight = np.asarray(alpha, np.float32)[..., None] / 255
         top, left = rng.integers(0, cell - side + 1, 2) + (t.y * cell, t.x * cell)

@@ -14,6 +14,7 @@ bind a colour to a place:
     hands     once more, on more digits, turned and sheared: the scans are too few to generalise from
     cool      the same with the step size falling to nothing
     average   the mean of what polish, finish and cool left
+    settle    from that, longer, on digits bent less; what is saved is a running mean of the weights
 
 The first two and the next two share nothing but the frozen word embeddings and can run in two processes.
 Questions of one scene are packed behind one picture: each sees the picture and itself only, at the
@@ -32,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import LlavaForConditionalGeneration
 
 from lightvlm_fx.bundled import scenes
@@ -64,7 +66,7 @@ def fresh_model() -> LlavaForConditionalGeneration:
     return model
 
 
-def pictures(batch: list[Scene], rng: np.random.Generator, **options: bool) -> Tensor:
+def pictures(batch: list[Scene], rng: np.random.Generator, **options: float) -> Tensor:
     """Normalised pixel values [B, 3, 96, 96]; `options` go to `render`."""
     stack = np.stack([render(s, rng, **options) for s in batch])
     return (torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
@@ -300,13 +302,13 @@ def train_finish(out: Path, steps: int) -> None:
 def train_hands(out: Path, steps: int) -> None:
     model = fresh_model()
     model.load_state_dict(torch.load(out / "finish.pt"))
-    _train_pictures(out, "hands", model, SEED + 8, steps, 4e-4, lambda step: step % 2 == 0, digits=0.6, warp=True, horizon=600)
+    _train_pictures(out, "hands", model, SEED + 8, steps, 4e-4, lambda step: step % 2 == 0, digits=0.6, warp=1.0, horizon=600)
 
 
 def train_cool(out: Path, steps: int) -> None:
     model = fresh_model()
     model.load_state_dict(torch.load(out / "hands.pt"))
-    _train_pictures(out, "cool", model, SEED + 9, steps, 4e-4, lambda step: step % 2 == 0, digits=0.5, warp=True)
+    _train_pictures(out, "cool", model, SEED + 9, steps, 4e-4, lambda step: step % 2 == 0, digits=0.5, warp=1.0)
 
 
 def average(out: Path, steps: int) -> None:
@@ -317,18 +319,26 @@ def average(out: Path, steps: int) -> None:
     save(model, out / "model")
 
 
+def train_settle(out: Path, steps: int) -> None:
+    model = LlavaForConditionalGeneration.from_pretrained(out / "model", dtype=torch.float32)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    _train_pictures(out, "settle", model, SEED + 10, steps, 3e-4, lambda step: step % 2 == 0, digits=0.5, warp=0.5, mean=0.995)
+
+
 def _train_pictures(
     out: Path, name: str, model, seed: int, steps: int, lr: float, is_long, *,
-    digits: float = 0.35, warp: bool = False, horizon: int | None = None,
+    digits: float = 0.35, warp: float = 0.0, horizon: int | None = None, mean: float = 0.0,
 ) -> None:  # fmt: skip
     """Questions (half of them as turns of one dialogue) and descriptions about pictures.
 
-    The step size falls towards `horizon` updates (default: `steps`).
+    The step size falls towards `horizon` updates (default: `steps`). With `mean`, what is saved is the running
+    mean of the weights that decays by it at every update.
     """
     rng, shorts = np.random.default_rng(seed), 0
     params = [p for p in model.parameters() if p.requires_grad]
     opt, schedule = optimiser(params, lr, horizon or steps, warmup=20)
     log = Log(name, 20)
+    saved = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(mean)) if mean else None
     for step in range(1, steps + 1):
         long = is_long(step)
         shorts += not long
@@ -338,10 +348,13 @@ def _train_pictures(
         packed = pack(batch, rng, ("describe",) if long else SHORT_KINDS, 1 if long else 10, chat=chat)
         loss, right = answer_loss(model, visual, torch.arange(N_VISUAL), packed)
         update(opt, schedule, loss, params)
+        if saved is not None:
+            saved.update_parameters(model)
         log(step, **({"long_loss": loss, "long": right} if long else {"loss": loss, "right": right}))
         if step % 100 == 0 or step == steps:
-            torch.save(model.state_dict(), out / f"{name}.pt")
-            save(model, out / "model")
+            kept = model if saved is None else saved.module
+            torch.save(kept.state_dict(), out / f"{name}.pt")
+            save(kept, out / "model")
 
 
 def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
@@ -366,6 +379,7 @@ STEPS = {
     "hands": (train_hands, 200),
     "cool": (train_cool, 160),
     "average": (average, 0),
+    "settle": (train_settle, 1500),
 }
 
 

@@ -2,7 +2,7 @@
 
 Shapes everywhere: B rows, S tokens that arrive, K tokens that stay, H query heads, G KV heads, d head width,
 D hidden width, C cache capacity. A *segment* [B, S] says what each token is: PADDING, TEXT, or the number
-of the image (or video) it belongs to within its row. Scores, similarities and merges accumulate in float32.
+of the image (or video) it belongs to within its row. Scores and merges accumulate in float32.
 Importing this package registers every op under `torch.ops.lightvlm`.
 """
 
@@ -21,5 +21,6 @@ from lightvlm_fx.ops import (  # noqa: F401
     score_text_mean,
     score_uniform,
     select_tokens,
+    similarity,
     take_tokens,
 )

@@ -10,7 +10,8 @@ def merge(batch: Batch, hidden=None, size=None, score=None):
     index, left, _ = batch.select(score)
     hidden = batch.hidden() if hidden is None else hidden
     size = torch.ones(batch.segment.shape) if size is None else size
-    return *OPS.merge_tokens(hidden, size, index, batch.segment, left), left
+    alike = OPS.similarity(hidden, batch.segment, index)
+    return *OPS.merge_tokens(hidden, size, alike, index, batch.segment, left), left
 
 
 def sizes(batch: Batch):
@@ -21,13 +22,14 @@ def sizes(batch: Batch):
 def test_equals_a_loop(batch: Batch):
     """Every dropped token joins its picture's survivor with the largest cosine; means weigh by size."""
     hidden, size, (index, left, _) = batch.hidden(), sizes(batch), batch.select()
-    merged, grown, went = OPS.merge_tokens(hidden, size, index, batch.segment, left)
+    merged, grown, went = OPS.merge_tokens(hidden, size, batch.alike(index), index, batch.segment, left)
+    centred = hidden - torch.stack([x[s >= 0].mean(0) if bool((s >= 0).any()) else x[0] for x, s in zip(hidden, batch.segment, strict=True)])[:, None]
     for b, number in batch.images():
         survivors = torch.nonzero(left[b] == number).flatten().tolist()
         members = {k: [int(index[b, k])] for k in survivors}
         tokens = set(torch.nonzero(batch.segment[b] == number).flatten().tolist())
         for i in sorted(tokens - set(index[b, survivors].tolist())):
-            cosine = torch.cosine_similarity(hidden[b, i], hidden[b, index[b, survivors]], dim=-1)
+            cosine = torch.cosine_similarity(centred[b, i], centred[b, index[b, survivors]], dim=-1)
             members[survivors[int(cosine.argmax())]].append(i)
         for k, tokens in members.items():
             assert went[b, tokens].tolist() == [k] * len(tokens)
@@ -92,7 +94,7 @@ def test_merging_twice_weighs_by_what_each_token_stands_for(batch: Batch):
         ).max()
     )
     index, last, _ = OPS.select_tokens(torch.rand(left.shape), left, budget, length)
-    twice, total, _ = OPS.merge_tokens(once, size, index, left, last)
+    twice, total, _ = OPS.merge_tokens(once, size, OPS.similarity(once, left, index), index, left, last)
     for b, number in batch.images():
         tokens = batch.segment[b] == number
         torch.testing.assert_close(total[b, last[b] == number], tokens.sum()[None].float())
@@ -113,7 +115,7 @@ def test_nothing_crosses_pictures(batch: Batch):
 @given(batches(rows=(2, 3)))
 def test_rows_commute(batch: Batch):
     hidden, size, (index, left, _) = batch.hidden(), sizes(batch), batch.select()
-    arguments = (hidden, size, index, batch.segment, left)
+    arguments = (hidden, size, batch.alike(index), index, batch.segment, left)
     for a, b in zip(
         OPS.merge_tokens(*arguments), OPS.merge_tokens(*(x.flip(0) for x in arguments)), strict=True
     ):
@@ -131,7 +133,7 @@ def test_a_row_does_not_depend_on_the_length_of_the_others(batch: Batch):
             batch.score()[b : b + 1], batch.segment[b : b + 1], batch.budget[b : b + 1], alone
         )
         one, one_size, _ = OPS.merge_tokens(
-            hidden[b : b + 1], size[b : b + 1], index, batch.segment[b : b + 1], own
+            hidden[b : b + 1], size[b : b + 1], batch.alike()[b : b + 1, :, index[0]], index, batch.segment[b : b + 1], own
         )
         torch.testing.assert_close(merged[b, left[b] != PADDING], one[0])
         torch.testing.assert_close(grown[b, left[b] != PADDING], one_size[0])

@@ -20,6 +20,7 @@ def arguments():
     )
     mask = torch.ones(2, 1, 8, 8, dtype=torch.bool).tril()
     index, left, rank = OPS.select_tokens(score, SEGMENT, BUDGET, K)
+    all_alike, alike = (OPS.similarity(hidden, SEGMENT, i) for i in (None, index))
     small = mask[:, :, :K, :K]
     return {
         "attention": [(q, k, v, None, 0.5, 0, 0, 0.0), (q, k, v, mask, 0.5, 0, 0, 3.0)],
@@ -27,17 +28,18 @@ def arguments():
         "key_bias": [(None, size[:, :K]), (small, size[:, :K]), (torch.where(small, 0.0, -1e9), size[:, :K])],
         "mask_out": [(small, left), (torch.where(small, 0.0, -1e9)[:1], left)],
         "merge_tokens": [
-            (hidden, size, index, SEGMENT, left),
-            (hidden.bfloat16(), size, index, SEGMENT, left),
+            (hidden, size, alike, index, SEGMENT, left),
+            (hidden.bfloat16(), size, alike.bfloat16(), index, SEGMENT, left),
         ],
         "recover_tokens": [(hidden, size, score, rank, BUDGET, index, SEGMENT, left, 0.5, 2)],
         "score_last_query": [(q, k, SEGMENT, 0.5, False), (q.half(), k.half(), SEGMENT, 0.5, True)],
-        "score_peak": [(score, hidden, SEGMENT, 0.25)],
+        "score_peak": [(score, all_alike, SEGMENT, 0.25), (score, all_alike.bfloat16(), SEGMENT, 0.25)],
         "score_random": [(SEGMENT, 3)],
         "score_received": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],
         "score_text_mean": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],
         "score_uniform": [(SEGMENT, BUDGET)],
         "select_tokens": [(score, SEGMENT, BUDGET, K)],
+        "similarity": [(hidden, SEGMENT, None), (hidden.half(), SEGMENT, index)],
         "take_tokens": [
             (hidden, index, 0, 1),
             (hidden[:1], index, 0, 1),

@@ -97,11 +97,11 @@ def test_a_mask_replaces_the_causal_rule(batch: Batch):
 @given(batches(), st.sampled_from([0.0, 0.25, 1.0]))
 def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(batch: Batch, power):
     score, hidden, segment = batch.score(), batch.hidden(), batch.segment
-    peak = OPS.score_peak(score, hidden, segment, power)
+    peak = OPS.score_peak(score, batch.alike(), segment, power)
     assert bool((peak[segment < 0] == 0).all())
     for b in range(batch.rows):
         visual = torch.nonzero(segment[b] >= 0).flatten().tolist()
-        x = {i: hidden[b, i] - hidden[b, visual].mean(0) for i in visual}
+        x = {i: hidden[b, i] - hidden[b, visual].mean(0) for i in visual}  # over all pictures of the row
         for i in visual:
             above = [
                 j for j in visual if segment[b, j] == segment[b, i] and (-score[b, j], j) < (-score[b, i], i)
@@ -165,15 +165,13 @@ def test_uniform_spreads_evenly(n, data):
 def test_rows_commute(batch: Batch, name):
     def score(b):
         q, k = (x.flip(0) if b else x for x in batch.qk())
-        segment, budget, hidden = (
-            x.flip(0) if b else x for x in (batch.segment, batch.budget, batch.hidden())
-        )
+        segment, budget, alike = (x.flip(0) if b else x for x in (batch.segment, batch.budget, batch.alike()))
         attended = OPS.score_last_query(q, k, segment, SCALE, False)
         return {
             "last-query": lambda: attended,
             "received": lambda: OPS.score_received(q, k, segment, None, SCALE),
             "text-mean": lambda: OPS.score_text_mean(q, k, segment, None, SCALE),
-            "peak": lambda: OPS.score_peak(attended, hidden, segment, 0.25),
+            "peak": lambda: OPS.score_peak(attended, alike, segment, 0.25),
             "uniform": lambda: OPS.score_uniform(segment, budget),
         }[name]()
 

@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 import lightvlm_fx as lightvlm
 from lightvlm_fx import runtime, zoo
 from lightvlm_fx.capture import Call, capture
-from lightvlm_fx.errors import NotSupported, PreconditionError
+from lightvlm_fx.errors import NotSupported, PreconditionError, RefusedModel
 from lightvlm_fx.match import before_rope
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer, difference
@@ -286,6 +286,39 @@ def test_keeping_everything_changes_nothing_around_another_decoder(text_type, ex
     assert difference(answer(other.model, inputs, NEW), answer(fast, inputs, NEW)) <= EXACT
 
 
-def test_numbers_made_from_the_length_inside_a_layer_follow_every_cut():
-    """A grouped mixture of experts counts its tokens once, in the first layer that has one, for all that follow."""
-    check_counts("glm4v_moe", REDUCED)
+@pytest.mark.parametrize("family", ["glm4v_moe", "fuyu", "kimi_k25"])
+def test_further_families_count_too(family):
+    """Numbers made from the length once for all layers; rows with break tokens and no tower; latent keys and values."""
+    check_counts(family, REDUCED)
+
+
+def test_merges_the_hidden_state_and_no_side_input():
+    """DeepStack features have the shape of the hidden state, and before layer 0 both are inputs."""
+    schedule = VARIANTS["at layer 0"]
+    reduced_answer("qwen3_vl", schedule)
+    assert "lightvlm.merge_tokens(%inputs_embeds, " in compiled("qwen3_vl", schedule).lightvlm.graph("prefill")
+
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, "max_position_embeddings": 20}
+
+
+@pytest.mark.parametrize(("text_type", "extra", "error", "message"), [
+    ("gpt_oss", EXPERTS, RefusedModel, "GptOssAttention: attention uses 's_aux', which the lowered attention cannot express"),
+    ("diffllama", {}, RefusedModel, "DiffLlamaModel: 8 attentions in 4 layers; capture expects one in each"),
+    ("llama", DYNAMIC, RefusedModel, r"modeling_rope_utils.py:\d+ branches on values, which a graph cannot follow"),
+    ("doge", {}, PreconditionError, "tokens cannot leave a graph that was captured for one sequence length only"),
+])  # fmt: skip
+def test_refuses_a_decoder_that_a_graph_cannot_express(text_type, extra, error, message):
+    other = llava_around(text_type, **extra)
+    with pytest.raises(error, match=message):
+        answer(lightvlm.compile(other.model, REDUCED, backend="eager"), other.inputs(**CASES["one row"]), 1)
+
+
+def test_refuses_a_window_that_only_the_config_knows():
+    """The decode step would attend to everything where eager transformers masks all but the window."""
+    other = llava_around("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=2)
+    other.model.get_decoder().config.layer_types = ["sliding_attention"] * 4  # known to the masks, not to the layers
+    message = r"layer 0 \(sliding_attention\) attends over a window of 0 tokens, but its config says 16"
+    with pytest.raises(RefusedModel, match=message):
+        answer(lightvlm.compile(other.model, REDUCED, backend="eager"), other.inputs(**CASES["one row"]), 1)
