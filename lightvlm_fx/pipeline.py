@@ -67,7 +67,7 @@ class Pipeline:
         _dump(folder, 0, "captured", current)
         for i, pass_ in enumerate(self.passes[:stop_after]):
             try:
-                current, step = _apply(pass_, current)
+                step = _apply(pass_, current)
             except LightVLMError as error:
                 error.add_note(f"while running pass {i + 1}/{len(self.passes)} of the {program.stage} pipeline: {self}")
                 raise
@@ -81,6 +81,7 @@ class Pipeline:
                 if strict:
                     raise PreconditionError(message + "; pass strict=False to go on with a warning")
                 warnings.warn(message, stacklevel=2)
+        current.graph_module.recompile()
         return current, steps
 
 
@@ -90,29 +91,34 @@ def _dump(folder: Path | None, number: int, name: str, program: Program) -> None
         (folder / f"{program.stage}-{number:02d}-{name}.txt").write_text(text(program))
 
 
-def _apply(pass_: Pass, before: Program) -> tuple[Program, Step]:
-    if before.stage not in pass_.stages:
-        raise PreconditionError(f"{pass_}: applies to {' and '.join(pass_.stages)} programs, got a {before.stage} program")
-    pass_.requires(before)
-    after = before.clone()
-    old = _record(after)
-    result = pass_.call(after)
-    for node in after.graph.nodes:
+def _apply(pass_: Pass, program: Program) -> Step:
+    """Run one pass on the pipeline's own copy, and check what it did."""
+    if program.stage not in pass_.stages:
+        raise PreconditionError(f"{pass_}: applies to {' and '.join(pass_.stages)} programs, got a {program.stage} program")
+    pass_.requires(program)
+    level = int(os.environ.get("LIGHTVLM_DEBUG", "0"))
+    old, old_text = _record(program), text(program) if level >= 2 else ""
+    result = pass_.call(program)
+    for node in program.graph.nodes:
         if node not in old:
             node.meta["lightvlm_pass"] = pass_.name
-    after.graph.eliminate_dead_code()
-    after.graph.lint()
-    after.graph_module.recompile()
-    new = _record(after)
-    infer_shapes(after, {node for node, made in new.items() if old.get(node) != made})
+    program.graph.eliminate_dead_code()
+    program.graph.lint()
+    new = _record(program)
+    infer_shapes(program, {node for node, made in new.items() if old.get(node) != made})
     if (old != new) != result.changed:
         raise PostconditionError(
             f"{pass_}: reports {result.matched} changes, but the graph did {'' if old != new else 'not '}change"
         )
-    pass_.ensures(after)
-    step = Step(str(pass_), result, _delta(before, after))
-    _talk(step, before, after)
-    return after, step
+    pass_.ensures(program)
+    step = Step(str(pass_), result, _delta(old, new))
+    if level >= 1:  # LIGHTVLM_DEBUG: 1 a line a pass, 2 also a diff, 3 also the whole text
+        print(step)
+    if level >= 2 and result.changed:
+        print(diff(old_text, text(program)))
+    if level >= 3:
+        print(text(program))
+    return step
 
 
 def _record(program: Program) -> dict[fx.Node, tuple[Any, ...]]:
@@ -120,12 +126,12 @@ def _record(program: Program) -> dict[fx.Node, tuple[Any, ...]]:
     return {n: (n.target, n.args, tuple(n.kwargs.items())) for n in program.graph.nodes}
 
 
-def _delta(before: Program, after: Program) -> str:
-    def count(program: Program) -> Counter[str]:
-        return Counter(target_name(n) for n in program.graph.nodes if n.op == "call_function")
-
-    old, new = count(before), count(after)
-    changes = [(name, new[name] - old[name]) for name in sorted(old.keys() | new.keys()) if new[name] != old[name]]
+def _delta(old: dict[fx.Node, tuple[Any, ...]], new: dict[fx.Node, tuple[Any, ...]]) -> str:
+    """How many calls of each operator were added and removed."""
+    was, now = (
+        Counter(target_name(made[0]) for n, made in record.items() if n.op == "call_function") for record in (old, new)
+    )
+    changes = [(name, now[name] - was[name]) for name in sorted(was.keys() | now.keys()) if now[name] != was[name]]
     return ", ".join(f"{n:+d} {name}" for name, n in changes)
 
 
@@ -153,13 +159,3 @@ def infer_shapes(program: Program, edited: set[fx.Node] | None = None) -> None:
             if typed(old) != typed(node.meta["val"]):
                 todo |= node.users.keys()
 
-
-def _talk(step: Step, before: Program, after: Program) -> None:
-    """LIGHTVLM_DEBUG: 1 a line a pass, 2 also a diff, 3 also the whole text."""
-    level = int(os.environ.get("LIGHTVLM_DEBUG", "0"))
-    if level >= 1:
-        print(step)
-    if level >= 2 and step.result.changed:
-        print(diff(text(before), text(after)))
-    if level >= 3:
-        print(text(after))

@@ -35,9 +35,8 @@ def _argument(arg: Any) -> str:
     return repr(arg) if isinstance(arg, str) else str(arg)
 
 
-def target_name(node: fx.Node) -> str:
+def target_name(target: Any) -> str:
     """`aten.linear`, `lightvlm.select_tokens`, or a function's name."""
-    target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._schema.name.split('::')[1]}"
     return getattr(target, "__name__", str(target))
@@ -54,7 +53,7 @@ def line(node: fx.Node) -> str:
     if "lightvlm_pass" in node.meta:
         notes.append(f"<- {node.meta['lightvlm_pass']}")
     arguments = [*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())]
-    text = f"%{node.name}: {typed(node.meta.get('val'))} = {target_name(node)}({', '.join(arguments)})"
+    text = f"%{node.name}: {typed(node.meta.get('val'))} = {target_name(node.target)}({', '.join(arguments)})"
     return text + ("   # " + " ".join(notes) if notes else "")
 
 
