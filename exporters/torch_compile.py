@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 
+from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.program import Program
 
 Compiled = Callable[..., tuple[Tensor, ...]]
@@ -24,6 +25,13 @@ def dynamic_dims(program: Program) -> list[tuple[int, int]]:
         if kind in CAPACITY_DIMS and number.isdigit():
             out.append((i, CAPACITY_DIMS[kind]))
     return out
+
+
+def check_backend(backend: str) -> None:
+    """Raise UnknownName for a backend that torch.compile does not know; "eager" needs none."""
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise UnknownName.of("backend", backend, known)
 
 
 def lower(program: Program, backend: str, options: dict[str, Any]) -> Compiled:

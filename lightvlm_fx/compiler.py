@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from lightvlm_fx.errors import InputError, NotSupported
+from lightvlm_fx.errors import InputError, NotSupported, ScheduleError
 from lightvlm_fx.explanation import Explanation, explain
+from lightvlm_fx.exporters.torch_compile import check_backend
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported, decoder_path
 from lightvlm_fx.pretty import text
@@ -91,9 +94,11 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     rewritten graphs uncompiled. `dump` keeps the text of every graph, before and after each pass.
     Capture is lazy, at the first batch of each kind, or ahead of time by `fast.lightvlm.warm_up(inputs)`.
 
-    Raises RefusedModel for an architecture out of reach, ScheduleError for a schedule that does not fit.
+    Raises RefusedModel for an architecture out of reach, ScheduleError for a schedule that does not fit,
+    UnknownName for a preset or backend that does not exist.
     """
     schedule = as_schedule(schedule)
+    check_backend(backend)
     if hasattr(model, "lightvlm"):
         raise NotSupported("this model is compiled already; compile its source with the other schedule")
     check_supported(model)
@@ -109,6 +114,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     fast.get_submodule(path.rpartition(".")[0]).register_forward_pre_hook(decoder.note_ids, with_kwargs=True)
     fast.register_forward_pre_hook(_refuse_labels, with_kwargs=True)
     fast.register_forward_pre_hook(partial(_expect_pictures, decoder.placeholders.ids), with_kwargs=True)
+    object.__setattr__(fast, "forward", _telling_counts(fast))
     object.__setattr__(fast, "train", partial(_refuse_training, fast))
     fast.generation_config = copy.deepcopy(model.generation_config)
     object.__setattr__(fast, "lightvlm", Handle(decoder, fast))
@@ -119,7 +125,9 @@ def as_schedule(schedule: Schedule | str | Path) -> Schedule:
     """A Schedule from itself, a preset's name, or a file."""
     if isinstance(schedule, Schedule):
         return schedule
-    if isinstance(schedule, Path) or str(schedule).endswith(".toml"):
+    if not isinstance(schedule, str | Path):
+        raise ScheduleError(f"expected a Schedule, a preset's name or the path of a schedule file, got {schedule!r}")
+    if isinstance(schedule, Path) or schedule.endswith(".toml"):
         return Schedule.load(schedule)
     return Schedule.preset(schedule)
 
@@ -161,6 +169,26 @@ def _expect_pictures(placeholders: tuple[int, ...], module: nn.Module, args: tup
             f"the prompt holds {count} placeholder tokens for pictures, but no picture came with it; "
             "pass everything that the processor returned, as in generate(**inputs)"
         )
+
+
+def _telling_counts(fast: nn.Module) -> Callable[..., Any]:
+    """`fast.forward`, with transformers' error for a wrong count of pictures put in words that say what to do."""
+    forward = fast.forward
+
+    @functools.wraps(forward)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except ValueError as error:
+            if "features and image tokens do not match" not in str(error) or isinstance(error, InputError):
+                raise
+            raise InputError(
+                "the pictures do not fit the placeholders of the prompt: one placeholder a picture in the text, and text and "
+                f"pictures of the same samples, both from one call of the processor (transformers says: {error}; it may count numbers, "
+                "not tokens, in the features)"
+            ) from error
+
+    return told
 
 
 def _refuse_training(fast: nn.Module, mode: bool = True) -> nn.Module:

@@ -25,7 +25,7 @@ class Placeholders:
 
     ids: tuple[int, ...]
     per_image: int | None = None
-    breaks_rows: bool = False
+    ends_last_row: bool | None = None  # where pictures come as rows: is there a token that ends the last one?
 
     @staticmethod
     def of(model: Any) -> Placeholders:
@@ -34,7 +34,7 @@ class Placeholders:
         config = model.config
         fixed = getattr(config, "image_seq_length", None)
         tower = getattr(getattr(config, "vision_config", None) or config, "model_type", None)
-        return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None, tower in BREAKS_ROWS)
+        return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None, BREAKS_ROWS.get(tower))
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def _images(ids: NDArray[np.int64], placeholders: Placeholders) -> list[NDArray[
         return []
     splits = np.flatnonzero((np.diff(places) > 1) | (np.diff(ids[places]) != 0)) + 1
     runs = np.split(places, splits)
-    if placeholders.breaks_rows:
-        runs = _join_rows(ids, runs)
+    if placeholders.ends_last_row is not None:
+        runs = _join_rows(ids, runs, placeholders.ends_last_row)
     fixed = placeholders.per_image
     out = []
     for run in runs:
@@ -119,15 +119,14 @@ def _images(ids: NDArray[np.int64], placeholders: Placeholders) -> list[NDArray[
     return out
 
 
-def _join_rows(ids: NDArray[np.int64], runs: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Join runs one token apart where that token is the one behind the first row."""
-    if len(runs) < 2:
-        return runs
-    row_break = ids[runs[0][-1] + 1]
+def _join_rows(ids: NDArray[np.int64], runs: list[NDArray[np.int64]], ends_last_row: bool) -> list[NDArray[np.int64]]:
+    """Join runs one token apart, unless that token ends a picture: the one behind the very last run does."""
+    last = int(runs[-1][-1]) + 1
+    end = int(ids[last]) if ends_last_row and last < len(ids) else None
     joined = [runs[0]]
     for run in runs[1:]:
-        end = joined[-1][-1]
-        if run[0] - end == 2 and ids[end + 1] == row_break:
+        behind = joined[-1][-1] + 1
+        if run[0] == behind + 1 and ids[behind] != end:
             joined[-1] = np.concatenate([joined[-1], run])
         else:
             joined.append(run)

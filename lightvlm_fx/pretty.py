@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,12 +20,12 @@ NOISE = ("_assert_tensor_metadata",)  # checks that torch.export leaves behind; 
 
 
 def typed(val: Any) -> str:
-    """`f32[1, S, 64]` for a tensor, the number for a number."""
+    """`f32[1, S, 64]` for a tensor, the number for a number (`S` for the sequence length)."""
     if isinstance(val, Tensor):
-        return f"{SHORT.get(val.dtype, str(val.dtype))}[{', '.join(map(str, val.shape))}]"
+        return f"{SHORT.get(val.dtype, str(val.dtype))}[{', '.join(map(typed, val.shape))}]"
     if isinstance(val, tuple | list):
         return "(" + ", ".join(typed(v) for v in val) + ")"
-    return str(val)
+    return _with_s(str(val))
 
 
 def _argument(arg: Any) -> str:
@@ -70,7 +71,12 @@ def text(program: Program, only_pass: str | None = None, *, noise: bool = False)
     if only_pass is not None:
         nodes = [n for n in nodes if only_pass in ("*", n.meta.get("lightvlm_pass")) and "lightvlm_pass" in n.meta]
     body = "\n".join("  " + line(n) for n in nodes)
-    return f"{program.stage}({inputs})   # {weights} weights hidden\n{body}\n"
+    return _with_s(f"{program.stage}({inputs})   # {weights} weights hidden\n{body}\n")
+
+
+def _with_s(text: str) -> str:
+    """With S for the symbols that torch.export made of the sequence length, the only symbolic size there is."""
+    return re.sub(r"\bs\d+\b", "S", text)
 
 
 def excerpt(program: Program, node: fx.Node, around: int = 2) -> str:
@@ -80,7 +86,7 @@ def excerpt(program: Program, node: fx.Node, around: int = 2) -> str:
         nodes = _shown(program.graph.nodes, noise=True)
     at = nodes.index(node) if node in nodes else 0
     part = nodes[max(0, at - around) : at + around + 1]
-    return "\n".join(("  > " if n is node else "    ") + line(n) for n in part)
+    return _with_s("\n".join(("  > " if n is node else "    ") + line(n) for n in part))
 
 
 def diff(before: str, after: str) -> str:

@@ -116,7 +116,8 @@ class Decoder:
             return first.state
         if isinstance(first, StaticLayer) or getattr(cache, "offloading", False):
             raise NotSupported(
-                f"a {type(cache).__name__} cannot be used: a compiled model brings its own buffers; leave cache_implementation unset"
+                f"{'an offloaded' if getattr(cache, 'offloading', False) else 'a'} {type(cache).__name__} cannot be used: "
+                "a compiled model brings its own buffers; leave cache_implementation unset"
             )
         if cache.get_seq_length():
             raise InputError("past_key_values holds tokens that another model wrote; start without it")

@@ -113,7 +113,7 @@ class ReduceTokens(Pass):
         for what, node in (("size", new_size), ("went", went)):
             if node is not None:
                 program.add_output(f"{what}.{number}", node)
-        return PassResult(1, 1, f"before layer {self.layer}: {value(arrived)} -> {value(stay)} tokens")
+        return PassResult(1, 1, f"before layer {self.layer}: {typed(value(arrived))} -> {typed(value(stay))} tokens")
 
     def _unbiased_masks(self, program: Program) -> list[fx.Node]:
         """The attention markers from this layer on, with the bias of an earlier cut taken off their masks."""

@@ -1,8 +1,10 @@
-"""Vision towers whose pictures arrive as rows with a break token behind each (Pixtral; Fuyu, which has no tower).
+"""Vision towers whose pictures arrive as rows, each with one more token behind it.
 
-There an image's placeholders are not one run: rows joined by one and the same break token belong together.
+There an image's placeholders are not one run. Behind every row of a Fuyu picture (which has no tower) stands the
+same break token; behind the last row of a Pixtral picture stands another one, which ends the picture.
 """
 
 from __future__ import annotations
 
-BREAKS_ROWS = frozenset({"pixtral", "fuyu"})  # vision_config.model_type; the model's own where it has no tower
+# by vision_config.model_type, the model's own where it has no tower: does a token of its own end the last row?
+BREAKS_ROWS = {"pixtral": True, "fuyu": False}

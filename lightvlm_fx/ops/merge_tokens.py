@@ -30,8 +30,8 @@ def merge_tokens(
     """Size-weighted mean into the most similar survivor (ToMe's rule, arXiv 2210.09461, on a fixed set).
 
     hidden [B, S, D], size [B, S] float32 (original tokens each stands for), alike [B, S, K] (how much each
-    resembles each survivor), index and left [B, K] from `select_tokens`, segment [B, S]. Returns hidden [B, K, D], size [B, K], and where each token went [B, S] (an
-    index into the survivors, -1 for nowhere).
+    resembles each survivor), index and left [B, K] from `select_tokens`, segment [B, S]. Returns hidden
+    [B, K, D], size [B, K], and where each token went [B, S] (an index into the survivors, -1 for nowhere).
     """
     belongs, has = nearest_survivor(alike, index, segment, left)
     weight = size * has

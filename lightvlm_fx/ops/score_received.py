@@ -10,13 +10,15 @@ from lightvlm_fx.ops.segments import PADDING, TEXT, per_group
 TILE = 256  # query rows at a time
 
 
-def column_sums(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float, rows: Tensor) -> Tensor:
-    """Weighted column sums [B, S] of the causal attention matrix, mean over heads, tile by tile.
+def column_sums(
+    q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted column sums [B, S] of the causal attention matrix, mean over heads, tile by tile; and of the mask.
 
     `rows` [B, S] weighs each query row; `mask` [B, 1, S, S] replaces the causal rule where given.
     """
     b, _, s, _ = q.shape
-    total = torch.zeros(b, s, device=q.device)
+    total, seen_by = torch.zeros(2, b, s, device=q.device)
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
     allowed_keys = (segment != PADDING)[:, None, :]
     for start in range(0, s, TILE):
@@ -28,9 +30,10 @@ def column_sums(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scal
             part = mask[:, 0, start:stop]
             seen = (part if part.dtype == torch.bool else part >= 0) & allowed_keys
         logits = logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min)
-        weight = rows[:, None, None, start:stop, None] * seen[:, None, None]
-        total += (logits.softmax(-1) * weight).sum(3).mean((1, 2))
-    return total
+        weight = rows[:, start:stop, None] * seen
+        total += (logits.softmax(-1) * weight[:, None, None]).sum(3).mean((1, 2))
+        seen_by += weight.sum(1)
+    return total, seen_by
 
 
 @torch.library.custom_op("lightvlm::score_received", mutates_args=())
@@ -40,10 +43,8 @@ def score_received(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, s
     q [B, H, S, d], k [B, G, S, d], segment [B, S]; mask [B, 1, S, S] (boolean or additive) replaces the
     causal rule where given. The division removes the bias towards early tokens.
     """
-    valid = (segment != PADDING).float()
-    total = column_sums(q, k, segment, mask, scale, valid)
-    seen_by = valid.flip(1).cumsum(1).flip(1).clamp_min(1)
-    return total / seen_by
+    total, seen_by = column_sums(q, k, segment, mask, scale, (segment != PADDING).float())
+    return total / seen_by.clamp_min(1)
 
 
 @score_received.register_fake

@@ -19,6 +19,7 @@ from lightvlm_fx.pictures import open_picture
 from lightvlm_fx.schedule import Cut, Schedule
 
 SCHEDULE = Schedule.preset("fastv", layer=1, keep=9)
+MISFIT = "the pictures do not fit the placeholders of the prompt: one placeholder a picture in the text"
 
 
 def compiled(model, schedule=SCHEDULE):
@@ -206,6 +207,16 @@ def test_refuses_an_unknown_preset(llava):
         compiled(llava.model, "lightvml")
 
 
+def test_refuses_what_is_no_schedule(llava):
+    with pytest.raises(ScheduleError, match="expected a Schedule, a preset's name or the path of a schedule file, got 3"):
+        compiled(llava.model, 3)
+
+
+def test_refuses_an_unknown_backend_at_once(llava):
+    with pytest.raises(UnknownName, match="no backend named 'inducter'; did you mean 'inductor'"):
+        lightvlm.compile(llava.model, SCHEDULE, backend="inducter")
+
+
 def test_refuses_an_unreadable_schedule_file(llava, tmp_path):
     with pytest.raises(ScheduleError, match=r"missing\.toml: not a readable schedule file"):
         compiled(llava.model, tmp_path / "missing.toml")
@@ -218,19 +229,19 @@ def test_refuses_an_unreadable_schedule_file(llava, tmp_path):
 
 def test_refuses_more_pictures_than_placeholders(fast, inputs):
     twice = {**inputs, "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)}
-    with pytest.raises(ValueError, match="Image features and image tokens do not match, tokens: 36"):
+    with pytest.raises(InputError, match=MISFIT + r".*transformers says: .*tokens: 36"):
         fast.generate(**twice, max_new_tokens=1)
 
 
 def test_refuses_more_placeholders_than_pictures(fast, llava, inputs):
     two = {**llava.inputs(text=(7,), images=(2,)), "pixel_values": inputs["pixel_values"]}
-    with pytest.raises(ValueError, match="Image features and image tokens do not match, tokens: 72"):
+    with pytest.raises(InputError, match=MISFIT + r".*transformers says: .*tokens: 72"):
         fast.generate(**two, max_new_tokens=1)
 
 
 def test_refuses_a_picture_without_placeholders(fast, inputs):
     ids = torch.full((1, 8), 30)
-    with pytest.raises(ValueError, match="Image features and image tokens do not match, tokens: 0"):
+    with pytest.raises(InputError, match=MISFIT + r".*transformers says: .*tokens: 0"):
         fast.generate(input_ids=ids, pixel_values=inputs["pixel_values"], max_new_tokens=1)
 
 

@@ -12,12 +12,12 @@ P, T, BREAK, END = 7, 1, 8, 9  # a picture's placeholder, some text, a row break
 VIDEO = 6
 
 
-def layout(*rows, per_image=None, breaks_rows=False):
+def layout(*rows, per_image=None, ends_last_row=None):
     """Layout of rows of ids, padded on the left with zeros."""
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return Layout.of(ids, mask, Placeholders((VIDEO, P), per_image, breaks_rows))
+    return Layout.of(ids, mask, Placeholders((VIDEO, P), per_image, ends_last_row))
 
 
 def half(**options):
@@ -60,13 +60,25 @@ def test_a_run_that_is_no_multiple_of_the_fixed_length_is_one_picture():
 
 def test_rows_with_breaks_are_one_picture():
     rows = [P, P, BREAK, P, P, BREAK, P, P, END]
-    assert layout([T, *rows, T], breaks_rows=True).images == ((6,),)
+    assert layout([T, *rows, T], ends_last_row=True).images == ((6,),)
     assert layout([T, *rows, T]).images == ((2, 2, 2),)
-    assert layout([T, *rows, T, *rows, T], breaks_rows=True).images == ((6, 6),)
+    assert layout([T, *rows, T, *rows, T], ends_last_row=True).images == ((6, 6),)
+
+
+def test_the_token_behind_the_last_row_ends_a_picture():
+    one, two = [P, P, END], [P, BREAK, P, END]
+    assert layout([T, *one, *one, T], ends_last_row=True).images == ((2, 2),)
+    assert layout([T, *two, *one, *two, T], ends_last_row=True).images == ((2, 2, 2),)
+    assert layout([T, P, BREAK, P], ends_last_row=True).images == ((2,),)  # cut off before its end
+
+
+def test_without_a_token_of_its_own_the_last_row_ends_where_other_text_begins():
+    rows = [P, P, BREAK, P, P, BREAK]
+    assert layout([T, *rows, T, *rows, T], ends_last_row=False).images == ((4, 4),)
 
 
 def test_breaks_stay_as_text():
-    made = layout([T, P, BREAK, P, END, T], breaks_rows=True)
+    made = layout([T, P, BREAK, P, END, T], ends_last_row=True)
     assert made.segment.tolist() == [[TEXT, 0, TEXT, 0, TEXT, TEXT]]
 
 

@@ -23,7 +23,8 @@ def test_equals_a_loop(batch: Batch):
     """Every dropped token joins its picture's survivor with the largest cosine; means weigh by size."""
     hidden, size, (index, left, _) = batch.hidden(), sizes(batch), batch.select()
     merged, grown, went = OPS.merge_tokens(hidden, size, batch.alike(index), index, batch.segment, left)
-    centred = hidden - torch.stack([x[s >= 0].mean(0) if bool((s >= 0).any()) else x[0] for x, s in zip(hidden, batch.segment, strict=True)])[:, None]
+    visual = (batch.segment >= 0)[..., None]
+    centred = hidden - (hidden * visual).sum(1, keepdim=True) / visual.sum(1, keepdim=True).clamp_min(1)
     for b, number in batch.images():
         survivors = torch.nonzero(left[b] == number).flatten().tolist()
         members = {k: [int(index[b, k])] for k in survivors}
