@@ -169,11 +169,11 @@ def evaluate(
         tasks = {name: progress.add_task(name, total=samples * len(kinds)) for name in ["full model", *schedules]}
         scores = program.run(schedules, samples, kinds=kinds, tick=lambda name, n: progress.update(tasks[name], advance=n))
     full = scores[0]
-    table = Table("schedule", "mean visual tokens", "of full", *full.right, title=f"exact match, {samples} held-out questions a kind")
+    table = Table("schedule", "mean visual tokens", "of full", *full.right, "things placed", title=f"exact match, {samples} held-out questions a kind")
     for score in scores:
         tokens = program.mean_visual_tokens(schedules[score.name], 144, 8) if score.name in schedules else 144.0
         table.add_row(score.name, f"{tokens:.1f}", f"{score.accuracy() / full.accuracy():.3f}",
-                      *(f"{score.accuracy(kind):.3f}" for kind in full.right))  # fmt: skip
+                      *(f"{score.accuracy(kind):.3f}" for kind in full.right), f"{score.grounding:.3f}")  # fmt: skip
     Console(width=max(out.width, 120)).print(table)
 
 

@@ -6,6 +6,7 @@ when it equals the right one word for word.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.schedule import Schedule
 
 SEED = 7_000_000
+_THING = re.compile(r"at x\d y\d there is a \w+ \w+")
 MAX_ANSWER = 120  # tokens; the longest description has about 105
 
 
@@ -35,6 +37,12 @@ class Score:
 
     name: str
     right: dict[str, list[bool]]
+    placed: tuple[float, ...] = ()  # of every description, the share of things that it names at their places
+
+    @property
+    def grounding(self) -> float:
+        """Mean share of things named at their places in descriptions; nan without descriptions."""
+        return float(np.mean(self.placed)) if self.placed else float("nan")
 
     def accuracy(self, kind: str | None = None) -> float:
         """Share of right answers of one kind, or the mean over kinds."""
@@ -82,12 +90,21 @@ def prompt(processor: Any, question: str, pictures: int = 1) -> str:
 def evaluate(model: Any, processor: Any, samples: Sequence[Sample], name: str, tick: Callable[[int], None] = lambda n: None) -> Score:
     """Exact match of `model`; `tick(n)` is called after every n answers."""
     right: dict[str, list[bool]] = defaultdict(list)
+    shares = []
     for kind in dict.fromkeys(s.question.kind for s in samples):
         part = [s for s in samples if s.question.kind == kind]
         for sample, text in zip(part, answer(model, processor, part), strict=True):
             right[kind].append(text == sample.question.answer)
+            if kind == "describe":
+                shares.append(placed(text, sample.question.answer))
         tick(len(part))
-    return Score(name, dict(right))
+    return Score(name, dict(right), tuple(shares))
+
+
+def placed(text: str, answer: str) -> float:
+    """Share of the things of a right description `answer` that `text` names at their places."""
+    things, named = (set(_THING.findall(words)) for words in (answer, text))
+    return len(things & named) / len(things)
 
 
 def baselines(schedule: Schedule, keep: float) -> dict[str, Schedule]:

@@ -15,6 +15,7 @@ bind a colour to a place:
     cool      the same with the step size falling to nothing
     average   the mean of what polish, finish and cool left
     settle    from that, longer, on digits bent less; what is saved is a running mean of the weights
+    detail    the same, mostly long descriptions of full scenes
 
 The first two and the next two share nothing but the frozen word embeddings and can run in two processes.
 Questions of one scene are packed behind one picture: each sees the picture and itself only, at the
@@ -325,11 +326,17 @@ def train_settle(out: Path, steps: int) -> None:
     _train_pictures(out, "settle", model, SEED + 10, steps, 3e-4, lambda step: step % 2 == 0, digits=0.5, warp=0.5, mean=0.995)
 
 
+def train_detail(out: Path, steps: int) -> None:
+    model = fresh_model()
+    model.load_state_dict(torch.load(out / "settle.pt"))
+    _train_pictures(out, "detail", model, SEED + 11, steps, 3e-4, lambda step: step % 3 != 0, warp=0.3, mean=0.995, fewest=6)
+
+
 def _train_pictures(
     out: Path, name: str, model, seed: int, steps: int, lr: float, is_long, *,
-    digits: float = 0.35, warp: float = 0.0, horizon: int | None = None, mean: float = 0.0,
+    digits: float = 0.35, warp: float = 0.0, horizon: int | None = None, mean: float = 0.0, fewest: int = 4,
 ) -> None:  # fmt: skip
-    """Questions (half of them as turns of one dialogue) and descriptions about pictures.
+    """Questions (half of them as turns of one dialogue) and descriptions (of `fewest` things or more) about pictures.
 
     The step size falls towards `horizon` updates (default: `steps`). With `mean`, what is saved is the running
     mean of the weights that decays by it at every update.
@@ -343,7 +350,7 @@ def _train_pictures(
         long = is_long(step)
         shorts += not long
         chat = not long and shorts % 2 == 1
-        batch = [sample_scene(rng, digits=digits) for _ in range(24)]
+        batch = [sample_scene(rng, int(rng.integers(fewest, 9)) if long else None, digits) for _ in range(24)]
         visual = visual_tokens(model, pictures(batch, rng, warp=warp))
         packed = pack(batch, rng, ("describe",) if long else SHORT_KINDS, 1 if long else 10, chat=chat)
         loss, right = answer_loss(model, visual, torch.arange(N_VISUAL), packed)
@@ -380,6 +387,7 @@ STEPS = {
     "cool": (train_cool, 160),
     "average": (average, 0),
     "settle": (train_settle, 1500),
+    "detail": (train_detail, 800),
 }
 
 
