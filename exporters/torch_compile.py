@@ -12,7 +12,7 @@ from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.program import Program
 
 Compiled = Callable[..., tuple[Tensor, ...]]
-CAPACITY_DIMS = {"keys": 2, "values": 2, "position": 1, "size": 1}  # inputs of attach-cache, by the name before "_<number>"
+CAPACITY_INPUTS = ("keys", "values", "position", "size", "score")  # of the decode passes, by the name before "_<number>"
 
 
 def dynamic_dims(program: Program) -> list[tuple[int, int]]:
@@ -21,9 +21,11 @@ def dynamic_dims(program: Program) -> list[tuple[int, int]]:
     for i, node in enumerate(program.placeholders()):
         val = node.meta["val"]
         out += [(i, d) for d, size in enumerate(val.shape) if isinstance(size, SymInt)]
+        if program.facts.fixed_cache:
+            continue
         kind, _, number = node.name.rpartition("_")
-        if kind in CAPACITY_DIMS and number.isdigit():
-            out.append((i, CAPACITY_DIMS[kind]))
+        if kind in CAPACITY_INPUTS and number.isdigit():
+            out.append((i, 2 if kind in ("keys", "values") else val.ndim - 1))
     return out
 
 

@@ -10,13 +10,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.schedule import Schedule
 
@@ -33,6 +34,10 @@ class Shape:
     intermediate: int
     visual: int  # visual tokens, a square
 
+    def __str__(self) -> str:
+        heads = f"{self.heads}/{self.kv_heads} heads"
+        return f"{self.name} shape ({self.hidden} wide, {self.layers} layers, {heads}, {self.intermediate}), {self.visual} visual tokens"
+
 
 SHAPES = {
     s.name: s
@@ -44,6 +49,13 @@ SHAPES = {
         Shape("qwen2.5-vl-7b", 3584, 28, 28, 4, 18944, 1024),
     )
 }
+
+
+def shape(name: str, layers: int | None = None) -> Shape:
+    """A shape by name, with another number of layers where given; raises UnknownName."""
+    if name not in SHAPES:
+        raise UnknownName.of("shape", name, SHAPES)
+    return SHAPES[name] if layers is None else replace(SHAPES[name], layers=layers)
 
 
 def build(shape: Shape, device: str, dtype: torch.dtype) -> Any:
@@ -98,7 +110,7 @@ class Variant:
         return statistics.median(self.seconds or [float("nan")])
 
 
-def _sync(device: str) -> None:
+def synchronise(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
@@ -136,7 +148,7 @@ def prefill(
             tell(f"warming up: {variant.name}")
             start = time.perf_counter()
             variant.run()
-            _sync(device)
+            synchronise(device)
             variant.first_s = time.perf_counter() - start
             variant.run()
             variant.seconds = []
@@ -146,10 +158,10 @@ def prefill(
         for turn in range(repeats):
             tell(f"measuring, turn {turn + 1} of {repeats}")
             for variant in variants:
-                _sync(device)
+                synchronise(device)
                 start = time.perf_counter()
                 variant.run()
-                _sync(device)
+                synchronise(device)
                 variant.seconds.append(time.perf_counter() - start)
         for variant in variants[2:]:
             tell(f"profiling: {variant.name}")
@@ -165,7 +177,7 @@ def reduction_share(run: Callable[[], Any], device: str) -> float:
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as prof:
         start = time.perf_counter()
         run()
-        _sync(device)
+        synchronise(device)
         total = (time.perf_counter() - start) * 1e6
     events = [e for e in prof.key_averages() if e.key.startswith("lightvlm::")]
     return sum(e.device_time_total if cuda else e.cpu_time_total for e in events) / total

@@ -6,6 +6,7 @@ The layers go into the transformers `Cache` that generate() made. `layers[l].key
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,47 +14,93 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.kv_plan import KvPlan
+from lightvlm_fx.ops.bounded_attention import shrink
+from lightvlm_fx.schedule import Schedule
 
 CHUNK = 256  # slots a buffer grows by
 
 
 class Stage:
-    """What the layers between two cuts share: which sequence index each slot holds, and how many are used."""
+    """What the layers between two cuts share: which sequence index each slot holds, and how many are used.
 
-    def __init__(self, number: int, position: Tensor, size: Tensor | None = None) -> None:
-        self.number = number
-        self.used = position.shape[1]
-        self.position = _grown(position, 1, self.capacity(self.used), -1)
+    `position` [B, C], or [B, G, C] where every layer is a stage of its own because its entries are bounded; `size`
+    and `score` have its shape. `fixed` slots (0: as many as needed) is the buffers' size once and for all.
+    """
+
+    def __init__(
+        self, number: int, position: Tensor, size: Tensor | None = None, score: Tensor | None = None, fixed: int = 0
+    ) -> None:
+        self.number, self.fixed = number, fixed
+        self.used = position.shape[-1]
+        slots = self.capacity(self.used)
+        self.position = _grown(position, -1, slots, -1)
         # original tokens that each slot stands for, where attention counts them
-        self.size = None if size is None else _grown(size.clamp_min(1), 1, self.capacity(self.used), 1)
+        self.size = None if size is None else _grown(size.clamp_min(1), -1, slots, 1)
+        self.score = None if score is None else _grown(score, -1, slots, 0)
 
     def capacity(self, tokens: int) -> int:
         """Slots for `tokens` and a step more. The stage's number keeps capacities of two stages apart, so
         that a compiled step never learns that they are equal.
         """
-        return -(-(tokens + 1) // CHUNK) * CHUNK + 8 * self.number
+        return self.fixed or -(-(tokens + 1) // CHUNK) * CHUNK + 8 * self.number
 
     def slots(self, n: int) -> Tensor:
         return torch.arange(self.used, self.used + n, device=self.position.device)
 
+    def grow(self, slots: int) -> None:
+        self.each(lambda x, fill: _grown(x, -1, slots, fill))
+
+    def each(self, change: Callable[[Tensor, int], Tensor]) -> None:
+        """Replace every array x by `change(x, fill)`, where `fill` is what an empty slot of it holds."""
+        self.position = change(self.position, -1)
+        self.size = None if self.size is None else change(self.size, 1)
+        self.score = None if self.score is None else change(self.score, 0)
+
 
 class State:
-    """Shared by all layers of one cache: the stages, the logical length, and what made them."""
+    """Shared by all layers of one cache: the stages, the logical length, and what made them.
 
-    def __init__(self, stages: list[Stage], layer_stage: list[int], seen: int, shifts: list[Tensor], owner: object) -> None:
+    `start` [B] is the sequence index of each row's first real token.
+    """
+
+    def __init__(
+        self, stages: list[Stage], layer_stage: list[int], seen: int, shifts: list[Tensor], start: Tensor, owner: object,
+        schedule: Schedule, plan: KvPlan | None,
+    ) -> None:  # fmt: skip
         self.stages, self.layer_stage, self.seen, self.shifts, self.owner = stages, layer_stage, seen, shifts, owner
+        self.start, self.schedule, self.plan, self.kv = start, schedule, plan, schedule.kv
         self.layers: list[StageLayer] = []
+
+    @property
+    def room(self) -> int:
+        """New tokens that one call may bring: so many entries are neither protected nor new."""
+        if self.kv is None or self.kv.when not in ("step", "periodic"):
+            return 1 << 30
+        if self.kv.when == "periodic":
+            return self.kv.every
+        return max(1, min(stage.fixed for stage in self.stages) - self.kv.sinks - self.kv.recent)
 
     def reserve(self, n: int) -> None:
         """Make room for `n` more tokens in every buffer."""
         for stage in self.stages:
-            if stage.used + n > stage.position.shape[1]:
-                size = stage.capacity(stage.used + n)
-                stage.position = _grown(stage.position, 1, size, -1)
-                stage.size = None if stage.size is None else _grown(stage.size, 1, size, 1)
-                for layer in self.layers:
-                    if layer.stage is stage:
-                        layer.keys, layer.values = (_grown(x, 2, size, 0) for x in (layer.keys, layer.values))
+            if stage.used + n <= stage.position.shape[-1]:
+                continue
+            if self.kv is not None and self.kv.when == "step":
+                continue  # the step itself finds the slots
+            layers = [layer for layer in self.layers if layer.stage is stage]
+            if self.kv is not None and self.kv.when == "periodic":
+                target = stage.fixed - self.kv.every
+                for layer in layers:
+                    now = torch.tensor([self.seen], device=layer.device)
+                    shrink(layer.keys, layer.values, stage.position, stage.score, stage.size, now, self.start,
+                           self.kv.sinks, self.kv.recent, target)  # fmt: skip
+                stage.used = target
+                continue
+            size = stage.capacity(stage.used + n)
+            stage.grow(size)
+            for layer in layers:
+                layer.keys, layer.values = (_grown(x, 2, size, 0) for x in (layer.keys, layer.values))
 
     def advance(self, n: int) -> None:
         self.seen += n
@@ -63,9 +110,9 @@ class State:
     def pick_rows(self, rows: Tensor) -> None:
         """Replace the batch rows by `rows` of them (beam search)."""
         for stage in self.stages:
-            stage.position = stage.position.index_select(0, rows)
-            stage.size = None if stage.size is None else stage.size.index_select(0, rows)
+            stage.each(lambda x, fill: x.index_select(0, rows))
         self.shifts = [shift.index_select(0, rows) for shift in self.shifts]
+        self.start = self.start.index_select(0, rows)
         for layer in self.layers:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
 
@@ -78,7 +125,7 @@ class StageLayer(CacheLayerMixin):
 
     def __init__(self, state: State, stage: Stage, keys: Tensor, values: Tensor) -> None:
         super().__init__()
-        size = stage.position.shape[1]
+        size = stage.position.shape[-1]
         self.state, self.stage = state, stage
         self.keys, self.values = _grown(keys, 2, size, 0), _grown(values, 2, size, 0)
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True

@@ -146,7 +146,8 @@ def show(
 @app.command("eval")
 def evaluate(
     keep: Annotated[list[float] | None, typer.Option(help="Keep ratio; may be repeated.")] = None,
-    preset: Preset = "lightvlm",
+    capacity: Annotated[list[float] | None, typer.Option(help="Cache, as a share of the prompt; may be repeated.")] = None,
+    preset: Annotated[list[str] | None, typer.Option("--preset", "-p", help="Preset, see `lightvlm presets`; may be repeated.")] = None,
     samples: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 100,
     kind: Annotated[list[str] | None, typer.Option(help="Kind of question; may be repeated (default: all).")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the preset, e.g. score=peak.")] = None,
@@ -160,16 +161,21 @@ def evaluate(
     options = dict(part.split("=", 1) for part in option or [])
     kinds = tuple(kind or program.KINDS)
     schedules = {}
-    for ratio in keep or [0.35, 0.03]:
-        schedule = Schedule.preset(preset, keep=ratio, **{k: _option(v) for k, v in options.items()})
-        schedules[f"{preset} @ {ratio:g}"] = schedule
+    given = {k: _option(v) for k, v in options.items()}
+    for share in capacity or []:
+        for name in preset or ["lightvlm"]:
+            schedules[f"{name}, cache {share:g}"] = Schedule.preset(name, capacity=share, **given)
+    for ratio in [] if capacity else keep or [0.35, 0.03]:
+        for name in preset or ["lightvlm"]:
+            schedules[f"{name} @ {ratio:g}"] = schedule = Schedule.preset(name, keep=ratio, **given)
         if baselines:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
         tasks = {name: progress.add_task(name, total=samples * len(kinds)) for name in ["full model", *schedules]}
         scores = program.run(schedules, samples, kinds=kinds, tick=lambda name, n: progress.update(tasks[name], advance=n))
     full = scores[0]
-    table = Table("schedule", "mean visual tokens", "of full", *full.right, "things placed", title=f"exact match, {samples} held-out questions a kind")
+    table = Table("schedule", "mean visual tokens", "of full", *full.right, "things placed",
+                  title=f"exact match, {samples} held-out questions a kind")  # fmt: skip
     for score in scores:
         tokens = program.mean_visual_tokens(schedules[score.name], 144, 8) if score.name in schedules else 144.0
         table.add_row(score.name, f"{tokens:.1f}", f"{score.accuracy() / full.accuracy():.3f}",
@@ -198,16 +204,11 @@ def bench_prefill(
     layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
 ) -> None:
     """Time to first logits: full model, compiled full model, compiled schedules, and the FLOP-ideal."""
-    import dataclasses
-
     import torch
 
     from lightvlm_fx import bench as program
-    from lightvlm_fx.errors import UnknownName
 
-    if shape not in program.SHAPES:
-        raise UnknownName.of("shape", shape, program.SHAPES)
-    chosen = program.SHAPES[shape] if layers is None else dataclasses.replace(program.SHAPES[shape], layers=layers)
+    chosen = program.shape(shape, layers)
     schedules = {f"{preset} @ {ratio:g}": Schedule.preset(preset, keep=ratio) for ratio in keep or [0.35, 0.03]}
     with err.status("building the model") as status:
         variants = program.prefill(chosen, schedules, batch=batch, text=text, repeats=repeats, backend=backend,
@@ -218,6 +219,43 @@ def bench_prefill(
         share = "-" if row.reduction_share is None else f"{100 * row.reduction_share:.1f} %"
         table.add_row(row.name, f"{row.against_compiled:.2f}", f"{row.ideal:.2f}", f"{row.of_ideal:.2f}", f"{row.against_eager:.2f}",
                       f"{row.ms:.0f}", f"{100 * row.spread:.0f} %", share, f"{row.rewrite_s:.1f}", f"{row.first_s:.0f}")  # fmt: skip
+    Console(width=max(out.width, 140)).print(table)
+    out.print(program.machine(device), highlight=False)
+
+
+@bench.command("decode")
+def bench_decode(
+    shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
+    capacity: Annotated[list[int] | None, typer.Option(help="Entries a layer; may be repeated.")] = None,
+    preset: Annotated[str, typer.Option("--preset", "-p", help="Preset with a bounded cache, see `lightvlm presets`.")] = "h2o",
+    length: Annotated[list[int] | None, typer.Option(help="New tokens of an answer; may be repeated.")] = None,
+    batch: int = 1,
+    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
+    repeats: int = 7,
+    backend: Backend = "inductor",
+    dtype: str = "bfloat16",
+    device: str = "cpu",
+    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+) -> None:
+    """Tokens a second of whole answers: DynamicCache, static cache with torch.compile, compiled schedules."""
+    import torch
+
+    from lightvlm_fx import bench as program
+    from lightvlm_fx.bench_decode import decode
+
+    chosen, lengths = program.shape(shape, layers), tuple(length or (64, 1024, 4096))
+    schedules = {f"{preset}, capacity {n}": Schedule.preset(preset, capacity=n) for n in capacity or [512]}
+    with err.status("building the model") as status:
+        variants = decode(chosen, schedules, lengths=lengths, batch=batch, text=text, repeats=repeats, backend=backend,
+                          dtype=getattr(torch, dtype), device=device, tell=status.update)  # fmt: skip
+    table = Table("variant", "new tokens", "x DynamicCache", "x static", "tokens/s", "first ms", "last ms", "cache MiB", "recompiles",
+                  title=f"decode, {chosen}, batch {batch}, {text} text tokens, {dtype}, {backend}")  # fmt: skip
+    for new in lengths:
+        eager, static = (v.answer(new) for v in variants[:2])
+        for v in variants:
+            took = v.answer(new)
+            table.add_row(v.name, str(new), f"{eager / took:.2f}", f"{static / took:.2f}", f"{batch * new / took:.1f}",
+                          f"{1e3 * v.step(0):.1f}", f"{1e3 * v.step(new):.1f}", f"{v.peak / 2**20:.0f}", str(v.graphs))  # fmt: skip
     Console(width=max(out.width, 140)).print(table)
     out.print(program.machine(device), highlight=False)
 

@@ -73,6 +73,17 @@ class Handle:
         kinds = ("index", "segment", "went", "size")
         return {k: v for k, v in self._decoder.last.items() if k.split(".")[0] in kinds}
 
+    def frozen_schedule(self) -> Schedule:
+        """The schedule with the budgets that the latest prompt led to as constants, the mean over its rows.
+
+        For export, and for prompts like this one. Raises NotSupported where budgets do not adapt.
+        """
+        counts = self._decoder.last.get("kv_count")
+        if counts is None or self.schedule.kv is None:
+            raise NotSupported("no budgets to freeze: they do not adapt to the prompt, nothing was dropped, or no prompt came yet")
+        weights = [float(weight) for weight in counts.float().mean(0).clamp_min(1)]
+        return self.schedule.model_copy(update={"kv": self.schedule.kv.model_copy(update={"budgets": tuple(weights)})})
+
     @property
     def layout(self) -> Any:
         """Where the pictures stood in the latest prefill."""

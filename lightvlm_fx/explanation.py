@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.layout import Layout, Placeholders
 from lightvlm_fx.locate import check_supported, decoder_path
 from lightvlm_fx.schedule import Schedule
@@ -30,6 +31,7 @@ class Explanation:
     kv_bytes: int
     full_kv_bytes: int
     note: str
+    entries_per_layer: tuple[int, ...] = ()  # cache entries behind the prompt, where the schedule bounds them
 
     @property
     def flops_ratio(self) -> float:
@@ -64,6 +66,13 @@ class Explanation:
             f"mean visual tokens {self.mean_visual_tokens:.1f}; "
             f"KV cache {_bytes(self.kv_bytes)} of {_bytes(self.full_kv_bytes)}"
         )
+        if self.entries_per_layer and self.schedule.kv:
+            kv, entries = self.schedule.kv, self.entries_per_layer
+            what = {"prefill": "behind the prompt, then answers are appended", "step": "at every step", "mask": "at every step, by a mask",
+                    "periodic": f"every {kv.every} steps"}[kv.when]  # fmt: skip
+            span = f"{min(entries)} to {max(entries)}" if len(set(entries)) > 1 else str(entries[0])
+            held = f"{span} entries a layer by {kv.score}"
+            lines.append(f"cache bounded {what}: {held}, {kv.sinks} sinks, {kv.recent} recent")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -109,6 +118,8 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
         visual.append(float(plan.budgets[done - 1].sum()) / rows if done else full_visual)
     costs = [layer_costs(decoder.layers[i], decoder.config) for i in range(depth)]
     itemsize = next(decoder.parameters()).element_size()
+    bound = KvPlan.of(layout, plan, schedule, depth) if schedule.kv else None
+    entries = [n or t for n, t in zip(bound.lengths, tokens, strict=True)] if bound else []
     kv = [2 * _kv_width(decoder.config) * itemsize] * depth
     return Explanation(
         model=type(model).__name__,
@@ -118,9 +129,10 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
         visual_per_layer=tuple(visual),
         flops=rows * sum(a * t + b * t * t for (a, b), t in zip(costs, tokens, strict=True)),
         full_flops=rows * sum(a * length + b * length * length for a, b in costs),
-        kv_bytes=int(rows * sum(w * t for w, t in zip(kv, tokens, strict=True))),
+        kv_bytes=int(rows * sum(w * t for w, t in zip(kv, entries or tokens, strict=True))),
         full_kv_bytes=int(rows * sum(w * length for w in kv)),
         note=note,
+        entries_per_layer=tuple(entries),
     )
 
 

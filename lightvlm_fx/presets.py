@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 from lightvlm_fx.errors import ScheduleError, UnknownName
+from lightvlm_fx.kv import Kv
 from lightvlm_fx.schedule import Cut, Schedule, _keep
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
@@ -43,9 +44,16 @@ def lightvlm(
     centres: float = 0.1,
     group: int = 5,
     proportional: bool | None = None,
+    capacity: float | int | None = None,
+    kv_score: str = "attention",
+    sinks: int = 4,
+    recent: int = 32,
 ) -> Schedule:
-    """LightVLM (arXiv 2509.00419), reconstructed: pyramid token merging over the decoder's layers."""
-    return _pyramid(
+    """LightVLM (arXiv 2509.00419), reconstructed: pyramid token merging over the decoder's layers.
+
+    With `capacity`, every layer's cache holds that many entries (a ratio: of the prompt) for the whole answer.
+    """
+    pyramid = _pyramid(
         "lightvlm",
         keep,
         layers,
@@ -58,6 +66,9 @@ def lightvlm(
         group=group,
         proportional=combine != "prune" if proportional is None else proportional,
     )
+    if capacity is None:
+        return pyramid
+    return Schedule(name="lightvlm", cuts=pyramid.cuts, kv=Kv(capacity=capacity, score=kv_score, sinks=sinks, recent=recent))
 
 
 def fastv(keep: float | int = 0.5, layer: int | float = 2, rope: bool = True) -> Schedule:
@@ -80,6 +91,61 @@ def pyramiddrop(
     return Schedule(name="pyramiddrop", cuts=cuts)
 
 
+def streaming_llm(capacity: float | int = 512, sinks: int = 4) -> Schedule:
+    """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
+    return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score="age", sinks=sinks, recent=0))
+
+
+def h2o(capacity: float | int = 512, recent: int | None = None, sinks: int = 0) -> Schedule:
+    """H2O (arXiv 2306.14048): per KV head the entries with the largest accumulated attention, and the newest.
+
+    `recent` is half of the capacity where not given, or 32 where the capacity is a share of the prompt.
+    """
+    if recent is None:
+        recent = capacity // 2 if isinstance(capacity, int) else 32
+    return Schedule(name="h2o", kv=Kv(capacity=capacity, recent=recent, sinks=sinks))
+
+
+def scissorhands(capacity: float | int = 512, recent: int = 10, window: int = 400) -> Schedule:
+    """Scissorhands (arXiv 2305.17118): drop what had less than a fair share of attention most often of late."""
+    return Schedule(name="scissorhands", kv=Kv(capacity=capacity, score="marks", recent=recent, window=window, sinks=0))
+
+
+def snapkv(capacity: float | int = 512, window: int = 32, kernel: int = 5, budgets: str = "uniform") -> Schedule:
+    """SnapKV (arXiv 2404.14469): once behind the prompt, what its last queries attend to, smoothed over neighbours."""
+    kv = Kv(capacity=capacity, when="prefill", score="window", window=window, recent=window, kernel=kernel, sinks=0, budgets=budgets)
+    return Schedule(name="snapkv", kv=kv)
+
+
+def pyramidkv(capacity: float | int = 512, window: int = 32, kernel: int = 5) -> Schedule:
+    """PyramidKV (arXiv 2406.02069): as SnapKV, with more entries in lower layers than in upper ones."""
+    return Schedule(name="pyramidkv", kv=snapkv(capacity, window, kernel, "pyramid").kv)
+
+
+def vl_cache(capacity: float | int = 0.1, recent: int = 8, heads: str = "shared") -> Schedule:
+    """VL-Cache (arXiv 2410.23317): scores by the text behind the picture, budgets by how dense its attention is."""
+    kv = Kv(capacity=capacity, when="prefill", score="text", budgets="density", heads=heads, recent=recent, sinks=0)
+    return Schedule(name="vl-cache", kv=kv)
+
+
+def look_m(capacity: float | int = 0.2, recent: int = 32, merge: bool = True) -> Schedule:
+    """LOOK-M (arXiv 2406.18139): text before pictures; values of what is dropped join survivors of their modality."""
+    kv = Kv(capacity=capacity, when="prefill", text_first=True, merge=merge, recent=recent, sinks=0)
+    return Schedule(name="look-m", kv=kv)
+
+
+def meda(capacity: float | int = 0.2, recent: int = 32, merge: bool = True) -> Schedule:
+    """MEDA (arXiv 2502.17599): as LOOK-M, with more entries in layers whose attention has a higher entropy."""
+    kv = Kv(capacity=capacity, when="prefill", text_first=True, merge=merge, recent=recent, sinks=0, budgets="entropy")
+    return Schedule(name="meda", kv=kv)
+
+
+def aircache(capacity: float | int = 0.1, alpha: float = 0.9) -> Schedule:
+    """AirCache (arXiv 2503.23956): `capacity` of the visual entries, by a few elite queries; all text stays."""
+    kv = Kv(capacity=capacity, of="visual", when="prefill", score="elite", alpha=alpha, budgets="strength", sinks=0, recent=0)
+    return Schedule(name="aircache", kv=kv)
+
+
 def random(
     keep: float | int = 0.35, layers: Sequence[int | float] = STAGES, combine: str = "prune", seed: int = 0
 ) -> Schedule:
@@ -98,7 +164,11 @@ def none() -> Schedule:
 
 
 PRESETS: dict[str, Callable[..., Schedule]] = {
-    f.__name__: f for f in (lightvlm, fastv, pyramiddrop, random, uniform, none)
+    f.__name__.replace("_", "-"): f
+    for f in (
+        lightvlm, fastv, pyramiddrop, streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
+        random, uniform, none,
+    )
 }
 
 

@@ -42,6 +42,7 @@ class Facts:
     outputs: tuple[str, ...] = ()  # what each graph output is
     masked: bool = False  # attention carries explicit masks
     positions_rank: int = 2  # 2: [B, S]; 3: M-RoPE [3 or 4, B, S]
+    fixed_cache: bool = False  # cache buffers never grow
     static_length: bool = False  # the sequence length could not be kept symbolic
     output_class: type = tuple  # transformers' output class of the decoder
 

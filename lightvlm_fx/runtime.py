@@ -23,6 +23,8 @@ from lightvlm_fx.capture import Call, capture
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.families.side_inputs import FEATURES, MASK, make_dense
+from lightvlm_fx.kv import Kv
+from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.layout import Layout, Placeholders, Plan
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.program import Program, value
@@ -140,18 +142,21 @@ class Decoder:
         mask = kwargs.get("attention_mask")
         flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
         layout = self._layout(embeds, flat_mask)
-        schedule = self.schedule if layout.has_images else NO_CUTS
+        schedule = self.schedule if layout.has_images else self.schedule.model_copy(update={"cuts": ()})
         plan = layout.plan(schedule)
+        kv = KvPlan.of(layout, plan, schedule, self.depth) if schedule.kv else None
         masked = self._set_mask(kwargs, plan, flat_mask)
         make_dense(self.source, kwargs)
-        entry = self._prefill_entry(kwargs, schedule, layout, plan, masked)
+        entry = self._prefill_entry(kwargs, schedule, layout, plan, masked, kv)
         given = dict(zip(Call.of(kwargs).names, Call.of(kwargs).tensors, strict=True))
         given["visual_segment"] = layout.segment
         given |= {f"visual_budget_{i}": budget for i, budget in enumerate(plan.budgets)}
+        if kv:
+            given["kv_count"] = kv.count
         outputs = entry.run(*(given[name] for name in entry.program.inputs))
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
         self.last, self.last_layout = named, layout
-        return entry, named["hidden"], self._new_state(named, layout, schedule)
+        return entry, named["hidden"], self._new_state(named, layout, schedule, kv)
 
     def _set_mask(self, kwargs: dict[str, Any], plan: Plan, flat: Tensor | None) -> bool:
         """Leave in `kwargs` only the mask that the batch needs; say whether layers read explicit masks."""
@@ -186,31 +191,33 @@ class Decoder:
             kwargs["attention_mask"] = everything if flat is None else flat
         return masked
 
-    def _prefill_entry(self, kwargs: dict[str, Any], schedule: Schedule, layout: Layout, plan: Plan, masked: bool) -> Entry:
+    def _prefill_entry(self, kwargs: dict[str, Any], schedule: Schedule, layout: Layout, plan: Plan, masked: bool,
+                       kv: KvPlan | None) -> Entry:  # fmt: skip
         call = Call.of(kwargs)
         signature: tuple[Any, ...] = ("prefill", masked, call.signature())
         length = kwargs["inputs_embeds"].shape[1]
         width = plan.budgets[0].shape[1] if plan.budgets else 0
         if signature in self.captured and self.captured[signature][0].facts.static_length:
             signature = (*signature, length)
-        key = (*signature, schedule.fingerprint, plan.removed, width)
+        key = (*signature, schedule.fingerprint, plan.removed, width, kv and kv.lengths)
 
         def build() -> tuple[Program, Bucket]:
-            if signature in self.captured and _too_short(self.captured[signature][0], sum(plan.removed)):
+            if signature in self.captured and _too_short(self.captured[signature][0], sum(plan.removed), kv):
                 del self.captured[signature]
             program, seconds = self._capture(signature, kwargs, "prefill", masked)
-            pipe = pipelines.prefill(schedule, self.depth, plan.removed)
+            pipe = pipelines.prefill(schedule, self.depth, plan.removed, kv)
             tokens = _tokens(schedule, self.depth, length, plan)
             return self._rewrite(pipe, program, seconds, kwargs, tokens, _visual(schedule, self.depth, layout))
 
         return self._entry(key, build, f"{len(layout.images)} rows, {length} tokens, images of {layout.images} tokens")
 
-    def _new_state(self, named: dict[str, Tensor], layout: Layout, schedule: Schedule) -> State:
-        """Caches of different length, one stage between two cuts."""
+    def _new_state(self, named: dict[str, Tensor], layout: Layout, schedule: Schedule, kv: KvPlan | None) -> State:
+        """Caches of different length, one stage between two cuts; one a layer where their entries are bounded."""
         rows, length = layout.segment.shape
         firsts = schedule.layers(self.depth) if schedule.cuts else []
         place = torch.arange(length, device=layout.segment.device).expand(rows, -1)
-        segment, stages, shifts = layout.segment, [], []
+        segment, shifts = layout.segment, []
+        held: list[tuple[Tensor, Tensor | None]] = []  # sequence index and size of each token, stage by stage
         count = (segment != -2).sum(1)
         for number in range(len(firsts) + 1):
             if number:
@@ -220,9 +227,14 @@ class Decoder:
                     shifts.append(count - (segment != -2).sum(1))
             counted = any(cut.proportional for cut in schedule.cuts[:number])
             size = named[f"size.{number - 1}"] if counted else None
-            stages.append(Stage(number, torch.where(segment == -2, -1, place), size))
+            held.append((torch.where(segment == -2, -1, place), size))
         owner = [sum(layer >= first for first in firsts) for layer in range(self.depth)]
-        state = State(stages, owner, length, shifts, self)
+        if kv is None or schedule.kv is None:
+            stages = [Stage(number, *arrays) for number, arrays in enumerate(held)]
+        else:
+            stages = [_bounded_stage(schedule.kv, kv, layer, *held[owner[layer]], named) for layer in range(self.depth)]
+            owner = list(range(self.depth))
+        state = State(stages, owner, length, shifts, (layout.segment == -2).sum(1), self, schedule, kv)
         state.layers = [StageLayer(state, stages[owner[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(self.depth)]
         return state
 
@@ -247,8 +259,19 @@ class Decoder:
             make_dense(self.source, kwargs)
         else:
             kwargs.pop(MASK, None)
+        entry, hidden = None, []
+        for first in range(0, new, state.room):
+            entry, part = self._step(_tokens_of(kwargs, first, min(new, first + state.room)), state)
+            hidden.append(part)
+        assert entry is not None
+        return entry, hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
+
+    def _step(self, kwargs: dict[str, Any], state: State) -> tuple[Entry, Tensor]:
+        """As many new tokens as the caches take at once."""
+        embeds, schedule, kv = kwargs["inputs_embeds"], state.schedule, state.plan
+        new = embeds.shape[1]
+        here = torch.arange(state.seen, state.seen + new, device=embeds.device)
         state.reserve(new)
-        schedule = self.schedule if len(state.stages) > 1 or not self.schedule.cuts else NO_CUTS
         call = Call.of(kwargs)
         signature: tuple[Any, ...] = ("decode", new == 1, call.signature())
         if signature in self.captured and self.captured[signature][0].facts.static_length:
@@ -256,15 +279,17 @@ class Decoder:
 
         def build() -> tuple[Program, Bucket]:
             program, seconds = self._capture(signature, kwargs, "decode", False)
-            return self._rewrite(pipelines.decode(schedule, self.depth), program, seconds, kwargs, (), ())
+            return self._rewrite(pipelines.decode(schedule, self.depth, kv), program, seconds, kwargs, (), ())
 
-        entry = self._entry((*signature, schedule.fingerprint), build, f"{embeds.shape[0]} rows, {new} new tokens")
-        given = dict(zip(call.names, call.tensors, strict=True)) | {"query_index": here}
+        entry = self._entry((*signature, schedule.fingerprint, kv and kv.capacity), build, f"{embeds.shape[0]} rows, {new} new tokens")
+        given = dict(zip(call.names, call.tensors, strict=True)) | {"query_index": here, "start": state.start}
         given |= {f"shift_{i}": shift for i, shift in enumerate(state.shifts)}
         for stage in state.stages:
             given[f"position_{stage.number}"], given[f"slot_{stage.number}"] = stage.position, stage.slots(new)
             if stage.size is not None:
                 given[f"size_{stage.number}"] = stage.size
+            if stage.score is not None:
+                given[f"score_{stage.number}"] = stage.score
         for i, layer in enumerate(state.layers):
             given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
         (hidden,) = entry.run(*(given[name] for name in entry.program.inputs))
@@ -317,10 +342,40 @@ def _refuse_looking_ahead(mask: Any, new: int) -> None:
                 )
 
 
-def _too_short(program: Program, removed: int) -> bool:
-    """Whether the example of a capture is too short to lose `removed` tokens: its sizes would become negative."""
+def _too_short(program: Program, removed: int, kv: KvPlan | None) -> bool:
+    """Whether the example of a capture is too short to lose `removed` tokens, or to have as many as a layer keeps."""
     length = value(program.sequence()).shape[1]
-    return isinstance(length, SymInt) and length.node.hint - removed < 2  # a size of 1 would be taken for a constant
+    most = max(kv.lengths, default=0) if kv else 0
+    # a size of 1 would be taken for a constant
+    return isinstance(length, SymInt) and (length.node.hint - removed < 2 or length.node.hint < most)
+
+
+def _tokens_of(kwargs: dict[str, Any], first: int, end: int) -> dict[str, Any]:
+    """The arguments of a call for some of its new tokens."""
+    new = kwargs["inputs_embeds"].shape[1]
+    if (first, end) == (0, new):
+        return kwargs
+    out = dict(kwargs, inputs_embeds=kwargs["inputs_embeds"][:, first:end], position_ids=kwargs["position_ids"][..., first:end])
+    if FEATURES in out:
+        out[FEATURES] = [feature[:, first:end] for feature in out[FEATURES]]
+        out[MASK] = out[MASK][:, first:end]
+    return out
+
+
+def _bounded_stage(
+    kv: Kv, plan: KvPlan, layer: int, place: Tensor, size: Tensor | None, named: dict[str, Tensor]
+) -> Stage:
+    """The stage of one layer whose entries are bounded: what `bound-prefill` kept of the tokens at `place` [B, S]."""
+    heads = 1 if kv.shared else named[f"keys.{layer}"].shape[1]
+    entry = named.get(f"entry.{layer}")
+
+    def kept(x: Tensor) -> Tensor:
+        x = x.unsqueeze(1).expand(-1, heads, -1)
+        return x if entry is None else x.gather(2, entry.clamp_min(0))
+
+    position = kept(place) if entry is None else torch.where(entry < 0, -1, kept(place))
+    fixed = {"step": plan.capacity[layer], "periodic": plan.capacity[layer] + kv.every}.get(kv.when, 0)
+    return Stage(layer, position, None if size is None else kept(size), named.get(f"score.{layer}"), fixed)
 
 
 def _tokens(schedule: Schedule, depth: int, length: int, plan: Plan) -> tuple[int, ...]:

@@ -13,9 +13,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lightvlm_fx.errors import ScheduleError, UnknownName
+from lightvlm_fx.frozen import Frozen, one_of, toml
+from lightvlm_fx.kv import Kv
 
 Score = Literal["last-query", "text-mean", "received", "peak", "random", "uniform"]
 Combine = Literal["prune", "merge", "recover"]
@@ -24,15 +26,6 @@ SCORES: tuple[str, ...] = get_args(Score)
 COMBINES: tuple[str, ...] = get_args(Combine)
 POSITIONS: tuple[str, ...] = get_args(Positions)
 SCHEMA_VERSION: Literal[1] = 1
-
-
-def _one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if value not in known:
-            raise UnknownName.of(what, value, known)
-        return value
-
-    return BeforeValidator(check)
 
 
 def _keep(value: Any) -> Any:
@@ -61,17 +54,7 @@ Keep = Annotated[int | float, BeforeValidator(_keep)]
 Layer = Annotated[int | float, BeforeValidator(_layer)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def __init__(self, /, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise _readable(error, type(self)) from None
-
-
-class Cut(_Frozen):
+class Cut(Frozen):
     """One token reduction, before decoder layer `layer` (0-based).
 
     `keep` is what is left of every image after this cut: a ratio of the image's original tokens, or a
@@ -80,9 +63,9 @@ class Cut(_Frozen):
 
     layer: Layer
     keep: Keep
-    score: Annotated[Score, _one_of("score", SCORES)] = "last-query"
-    combine: Annotated[Combine, _one_of("combine", COMBINES)] = "prune"
-    positions: Annotated[Positions, _one_of("position policy", POSITIONS)] = "keep"
+    score: Annotated[Score, one_of("score", SCORES)] = "last-query"
+    combine: Annotated[Combine, one_of("combine", COMBINES)] = "prune"
+    positions: Annotated[Positions, one_of("position policy", POSITIONS)] = "keep"
     rope: bool = True  # score on rotated queries and keys (FEATHER scores without)
     image_softmax: bool = False  # softmax of the last-query row over image keys only
     power: float = Field(default=0.25, ge=0, le=4)  # peak: exponent of the attention in weight = attention^power * distance
@@ -127,14 +110,15 @@ class Cut(_Frozen):
         return layer
 
 
-class Schedule(_Frozen):
-    """What a compiled model does to its visual tokens.
+class Schedule(Frozen):
+    """What a compiled model does to its visual tokens, and how large its caches may get.
 
     `Schedule.preset(name, **options)` makes the published methods; `explain` says what one does to a model.
     """
 
     name: str = "custom"
     cuts: tuple[Cut, ...] = ()
+    kv: Kv | None = None
     schema_version: Literal[1] = SCHEMA_VERSION
 
     @model_validator(mode="after")
@@ -162,7 +146,7 @@ class Schedule(_Frozen):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over everything but the name."""
-        data = self.model_dump(mode="json", exclude={"name"})
+        data = self.model_dump(mode="json", exclude={"name"} if self.kv else {"name", "kv"})
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def layers(self, depth: int) -> list[int]:
@@ -189,10 +173,12 @@ class Schedule(_Frozen):
 
     def save(self, path: str | Path) -> None:
         """Write TOML that `load` reads back to an equal schedule."""
-        lines = [f"schema_version = {self.schema_version}", f"name = {_toml(self.name)}"]
+        lines = [f"schema_version = {self.schema_version}", f"name = {toml(self.name)}"]
         for cut in self.cuts:
             lines += ["", "[[cuts]]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in cut.model_dump().items()]
+            lines += [f"{key} = {toml(value)}" for key, value in cut.model_dump().items()]
+        if self.kv:
+            lines += ["", "[kv]", *(f"{key} = {toml(value)}" for key, value in self.kv.model_dump().items())]
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     @staticmethod
@@ -207,23 +193,3 @@ class Schedule(_Frozen):
         except (ScheduleError, UnknownName) as error:
             error.add_note(f"in schedule file {path}")
             raise
-
-
-def _toml(value: Any) -> str:
-    """A string, number or switch as TOML writes it: JSON, but for astral characters and DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _readable(error: ValidationError, kind: type[BaseModel]) -> ScheduleError | UnknownName:
-    """Pydantic's findings in one ScheduleError; what our own validators raised is passed on as it is."""
-    lines = []
-    for item in error.errors():
-        own = item.get("ctx", {}).get("error")
-        if isinstance(own, ScheduleError | UnknownName):
-            if item["loc"][:1] == ("cuts",):
-                own.add_note(f"in cut {item['loc'][1]}")
-            return own
-        where = ".".join(map(str, item["loc"]))
-        extra = f" (fields: {', '.join(kind.model_fields)})" if item["type"] == "extra_forbidden" else ""
-        lines.append(f"{where}: {item['msg']}, got {item['input']!r}{extra}")
-    return ScheduleError(f"not a valid {kind.__name__.lower()}: " + "; ".join(lines))

@@ -74,6 +74,7 @@ def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
     left = [visual - sum(program.facts.removed[: cut + 1]) for cut in range(len(program.facts.removed))]
     first = SEEN if program.stage == "decode" else 0
     here = torch.arange(first, first + length)
+    constants = {"start": 0, "kv_count": LEAD + TAIL}
 
     def real(name: str, fake: Tensor) -> Tensor:
         shape = tuple(_number(program, n, length) for n in fake.shape)
@@ -87,8 +88,10 @@ def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
         if name in ("position_ids", "query_index") or kind == "slot":
             return here.expand(shape).clone()
         if kind == "position":
-            slots = torch.arange(shape[1])
+            slots = torch.arange(shape[-1])
             return torch.where(slots < SEEN, slots, -1).expand(shape).clone()
+        if name in constants:
+            return torch.full(shape, constants[name])
         if kind == "shift":
             return torch.full(shape, int(number) + 1)
         if name.startswith("attention_mask"):

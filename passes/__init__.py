@@ -2,13 +2,15 @@
 
 from lightvlm_fx.pass_base import Pass
 from lightvlm_fx.passes.attach_cache import AttachCache
+from lightvlm_fx.passes.bound_decode import BoundDecode
+from lightvlm_fx.passes.bound_prefill import BoundPrefill
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passes.lower_attention import LowerAttention
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passes.shift_positions import ShiftPositions
 
 CATALOGUE: dict[str, type[Pass]] = {
-    p.name: p for p in (DropExportChecks, ReduceTokens, LowerAttention, ShiftPositions, AttachCache)
+    p.name: p for p in (DropExportChecks, ReduceTokens, BoundPrefill, LowerAttention, ShiftPositions, AttachCache, BoundDecode)
 }
 # One example of each, for the contract tests.
 EXAMPLES: tuple[Pass, ...] = (
@@ -16,7 +18,10 @@ EXAMPLES: tuple[Pass, ...] = (
     ReduceTokens(layer=1, removed=4),
     ReduceTokens(layer=2, removed=4, score="peak", combine="merge"),
     ReduceTokens(layer=2, removed=4, score="received", combine="recover", positions="compact"),
+    BoundPrefill(lengths=(6, 0, 6, 6), sinks=1, recent=2, running=True),
+    BoundPrefill(lengths=(6, 6, 6, 6), score="text", shared=True, sinks=0, recent=1, budgets="density", most=(6, 6, 6, 6), merge=True),
     LowerAttention(),
     ShiftPositions(layers=(1, 2)),
     AttachCache(layers=(1, 2)),
+    BoundDecode(),
 )

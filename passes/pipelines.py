@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.pass_base import Pass
 from lightvlm_fx.passes.attach_cache import AttachCache
+from lightvlm_fx.passes.bound_decode import BoundDecode
+from lightvlm_fx.passes.bound_prefill import BoundPrefill
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passes.lower_attention import LowerAttention
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
@@ -14,25 +17,54 @@ from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.schedule import Schedule
 
 
-def prefill(schedule: Schedule, depth: int, removed: Sequence[int]) -> Pipeline:
+def prefill(schedule: Schedule, depth: int, removed: Sequence[int], kv: KvPlan | None = None) -> Pipeline:
     """The prefill of a model with `depth` layers, where every row loses `removed[i]` tokens at cut i."""
     cuts = zip(schedule.layers(depth), removed, schedule.cuts, strict=True)
     reduce = [ReduceTokens(layer=at, removed=n, **cut.model_dump(exclude={"layer", "keep"})) for at, n, cut in cuts]
+    bound = [_bound_prefill(schedule, kv)] if kv else []
     return Pipeline(
         [
             DropExportChecks(),  # first: assertions would pin the old lengths
             *reduce,  # front to back: each reads what the one before left
-            LowerAttention(),  # last: reduce-tokens reads the markers
+            *bound,  # behind the cuts: it drops from what they left
+            LowerAttention(),  # last: reduce-tokens and bound-prefill read the markers
         ]
     )
 
 
-def decode(schedule: Schedule, depth: int) -> Pipeline:
+def decode(schedule: Schedule, depth: int, kv: KvPlan | None = None) -> Pipeline:
     """One step, or several new tokens, over per-stage caches."""
     layers = tuple(schedule.layers(depth))
     compact = tuple(at for at, cut in zip(layers, schedule.cuts, strict=True) if cut.positions == "compact")
     passes: list[Pass] = [DropExportChecks()]
     if compact:
-        passes.append(ShiftPositions(layers=compact))  # before attach-cache: it counts inputs by layer
+        passes.append(ShiftPositions(layers=compact))  # before the caches: it counts inputs by layer
     first = next((i + 1 for i, cut in enumerate(schedule.cuts) if cut.proportional), len(layers) + 1)
-    return Pipeline([*passes, AttachCache(layers=layers, biased=tuple(range(first, len(layers) + 1)))])
+    if kv is None:
+        return Pipeline([*passes, AttachCache(layers=layers, biased=tuple(range(first, len(layers) + 1)))])
+    biased = tuple(range(layers[first - 1], depth)) if first <= len(layers) else ()
+    return Pipeline([*passes, _bound_decode(schedule, kv, biased)])
+
+
+def _bound_prefill(schedule: Schedule, plan: KvPlan) -> BoundPrefill:
+    kv = schedule.kv
+    assert kv is not None
+    return BoundPrefill(
+        lengths=plan.lengths, score=kv.score, shared=kv.shared, sinks=kv.sinks, recent=kv.recent, window=kv.window,
+        kernel=kv.kernel, of_visual=kv.of == "visual", text_first=kv.text_first,
+        budgets=str(kv.budgets) if kv.adaptive else "uniform", most=plan.most if kv.adaptive else (), alpha=kv.alpha,
+        merge=kv.merge, running=kv.when != "prefill",
+    )  # fmt: skip
+
+
+def _bound_decode(schedule: Schedule, plan: KvPlan, biased: tuple[int, ...]) -> BoundDecode:
+    kv = schedule.kv
+    assert kv is not None
+    return BoundDecode(
+        append=kv.when != "step",
+        grows=kv.when in ("prefill", "mask"),
+        limit=plan.capacity if kv.when == "mask" else (),
+        score=kv.score if kv.when != "prefill" else "age",  # behind the prompt nothing more is dropped
+        shared=kv.shared,
+        sinks=kv.sinks, recent=kv.recent, window=kv.window, biased=biased,
+    )  # fmt: skip

@@ -11,17 +11,19 @@ TILE = 256  # query rows at a time
 
 
 def column_sums(
-    q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float, rows: Tensor
+    q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float, rows: Tensor, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Weighted column sums [B, S] of the causal attention matrix, mean over heads, tile by tile; and of the mask.
+    """Weighted column sums [B, G, S] of the causal attention matrix, mean over each group's heads, tile by tile;
+    and of the mask [B, S].
 
-    `rows` [B, S] weighs each query row; `mask` [B, 1, S, S] replaces the causal rule where given.
+    `rows` [B, S] weighs each query row, those before `first` are not looked at; `mask` [B, 1, S, S] replaces the
+    causal rule where given.
     """
     b, _, s, _ = q.shape
-    total, seen_by = torch.zeros(2, b, s, device=q.device)
+    total, seen_by = torch.zeros(b, k.shape[1], s, device=q.device), torch.zeros(b, s, device=q.device)
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
     allowed_keys = (segment != PADDING)[:, None, :]
-    for start in range(0, s, TILE):
+    for start in range(first, s, TILE):
         stop = min(start + TILE, s)
         logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale  # [B, G, H/G, tile, S]
         if mask is None:
@@ -31,7 +33,7 @@ def column_sums(
             seen = (part if part.dtype == torch.bool else part >= 0) & allowed_keys
         logits = logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min)
         weight = rows[:, start:stop, None] * seen
-        total += (logits.softmax(-1) * weight[:, None, None]).sum(3).mean((1, 2))
+        total += (logits.softmax(-1) * weight[:, None, None]).sum(3).mean(2)
         seen_by += weight.sum(1)
     return total, seen_by
 
@@ -44,7 +46,7 @@ def score_received(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, s
     causal rule where given. The division removes the bias towards early tokens.
     """
     total, seen_by = column_sums(q, k, segment, mask, scale, (segment != PADDING).float())
-    return total / seen_by.clamp_min(1)
+    return total.mean(1) / seen_by.clamp_min(1)
 
 
 @score_received.register_fake

@@ -15,7 +15,7 @@ def score_text_mean(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, 
     q [B, H, S, d], k [B, G, S, d], segment [B, S]; mask [B, 1, S, S] (boolean or additive) replaces the
     causal rule where given.
     """
-    return column_sums(q, k, segment, mask, scale, text_rows(segment))[0]
+    return column_sums(q, k, segment, mask, scale, text_rows(segment))[0].mean(1)
 
 
 @score_text_mean.register_fake

@@ -22,10 +22,22 @@ def arguments():
     index, left, rank = OPS.select_tokens(score, SEGMENT, BUDGET, K)
     all_alike, alike = (OPS.similarity(hidden, SEGMENT, i) for i in (None, index))
     small = mask[:, :, :K, :K]
+    per_head = torch.rand(2, 2, 8, generator=draw)
+    entries, _ = OPS.keep_entries(per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, False)
     return {
         "attention": [(q, k, v, None, 0.5, 0, 0, 0.0), (q, k, v, mask, 0.5, 0, 0, 3.0)],
         "compact_index": [(SEGMENT, left)],
+        "keep_entries": [
+            (per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, True),
+            (per_head[:, :1], SEGMENT, torch.tensor([2, 1]), K, 0, 0, True, False),
+        ],
         "key_bias": [(None, size[:, :K]), (small, size[:, :K]), (torch.where(small, 0.0, -1e9), size[:, :K])],
+        "kv_score_marks": [(q, k, SEGMENT, 0.5, 3), (q.half(), k.half(), SEGMENT, 0.5, 99)],
+        "kv_score_rows": [
+            (q, k, SEGMENT, None, 0.5, "attention", 1, 1),
+            (q.half(), k.half(), SEGMENT, mask, 0.5, "window", 3, 5),
+            (q, k, SEGMENT, None, 0.5, "text", 1, 1),
+        ],
         "mask_out": [(small, left), (torch.where(small, 0.0, -1e9)[:1], left)],
         "merge_tokens": [
             (hidden, size, alike, index, SEGMENT, left),
@@ -40,6 +52,7 @@ def arguments():
         "score_uniform": [(SEGMENT, BUDGET)],
         "select_tokens": [(score, SEGMENT, BUDGET, K)],
         "similarity": [(hidden, SEGMENT, None), (hidden.half(), SEGMENT, index)],
+        "take_entries": [(k, entries), (k.half(), entries[:, :1]), (per_head, entries)],
         "take_tokens": [
             (hidden, index, 0, 1),
             (hidden[:1], index, 0, 1),

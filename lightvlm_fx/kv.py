@@ -1,0 +1,135 @@
+"""How large every layer's KV cache may get, and which entries stay. Data only, the `[kv]` table of a schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from lightvlm_fx.errors import ScheduleError, UnknownName
+from lightvlm_fx.frozen import Frozen, one_of
+
+When = Literal["prefill", "step", "mask", "periodic"]
+KvScore = Literal["age", "attention", "marks", "window", "text", "elite"]
+Budgets = Literal["uniform", "pyramid", "density", "entropy", "strength"]
+WHEN: tuple[str, ...] = get_args(When)
+KV_SCORES: tuple[str, ...] = get_args(KvScore)
+BUDGETS: tuple[str, ...] = get_args(Budgets)
+ADAPTIVE = ("density", "entropy", "strength")
+RUNNING = ("age", "attention", "marks")  # scores that every decoding step brings up to date
+
+
+def _capacity(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ScheduleError(f"capacity must be a count of entries or a share of the prompt in (0, 1], got {value!r}")
+    if isinstance(value, float) and not 0 < value <= 1:
+        raise ScheduleError(f"capacity as a share of the prompt must be in (0, 1], got {value!r}; write a whole number for a count")
+    return value
+
+
+def _budgets(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        if not value or not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in value):
+            raise ScheduleError(f"budgets as a list must hold one positive weight a layer, got {value!r}")
+        return tuple(map(float, value))
+    if value not in BUDGETS:
+        raise UnknownName.of("way to share the budget", value, BUDGETS)
+    return value
+
+
+class Kv(Frozen):
+    """A bound on every layer's cache.
+
+    `capacity` is what a layer holds after the prompt, protected entries included: a count, or a share of the
+    row's prompt. With `of="visual"` only visual entries count and only they are dropped.
+    """
+
+    capacity: Annotated[int | float, BeforeValidator(_capacity)]
+    of: Annotated[Literal["all", "visual"], one_of("part of the cache", ("all", "visual"))] = "all"
+    # prefill: once, behind the prompt, answers are appended; step: a new entry replaces the lowest;
+    # mask: as step, but entries are masked, not replaced (the reference); periodic: every `every` steps
+    when: Annotated[When, one_of("moment", WHEN)] = "step"
+    score: Annotated[KvScore, one_of("KV score", KV_SCORES)] = "attention"
+    heads: Annotated[Literal["each", "shared"], one_of("selection", ("each", "shared"))] = "each"
+    budgets: Annotated[Budgets | tuple[float, ...], BeforeValidator(_budgets)] = "uniform"
+    sinks: int = Field(default=4, ge=0)  # first entries of the row that always stay
+    recent: int = Field(default=32, ge=0)  # last entries that always stay
+    window: int = Field(default=32, ge=1)  # window, marks: last queries that score
+    kernel: int = Field(default=5, ge=1)  # window: width of the average over neighbours
+    alpha: float = Field(default=0.9, gt=0, le=1)  # elite: share of the largest weight that makes a query elite
+    text_first: bool = False  # no visual entry stays before a text entry goes
+    merge: bool = False  # values of dropped entries join the most alike survivor of their modality
+    every: int = Field(default=64, ge=1)  # periodic
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Kv:
+        if isinstance(self.capacity, int) and self.of == "all":
+            self.check(self.capacity)
+        if self.when != "prefill" and self.score not in RUNNING:
+            raise ScheduleError(f"score {self.score!r} reads the prompt only; use when='prefill', or a score of {', '.join(RUNNING)}")
+        if self.when != "prefill" and (self.of == "visual" or self.adaptive):
+            raise ScheduleError(
+                f"when={self.when!r} needs capacities known beforehand; use of='all', and budgets uniform, pyramid or a list"
+            )
+        if (self.budgets == "strength" and self.score != "elite") or (self.score == "elite" and self.of == "all"):
+            raise ScheduleError("score='elite' ranks visual entries and needs of='visual'; budgets='strength' needs score='elite'")
+        if self.kernel % 2 == 0:
+            raise ScheduleError(f"kernel must be odd, got {self.kernel}")
+        return self
+
+    @property
+    def shared(self) -> bool:
+        """Whether all KV heads of a layer keep the same entries."""
+        return self.heads == "shared" or self.score in ("age", "elite")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether each prompt shares the budget over the layers anew."""
+        return self.budgets in ADAPTIVE
+
+    def check(self, capacity: int, layer: int | None = None) -> None:
+        """Raise ScheduleError for a capacity that the protected entries fill."""
+        least = self.sinks + self.recent + 1
+        if capacity < least:
+            where = "" if layer is None else f" of layer {layer}"
+            raise ScheduleError(
+                f"capacity {capacity}{where} is below sinks + recent + 1 = {self.sinks} + {self.recent} + 1 = {least}; "
+                "raise the capacity or protect fewer entries"
+            )
+
+    def capacities(self, prompt: int, depth: int) -> list[int]:
+        """Entries that each of `depth` layers holds for a prompt of `prompt` tokens (of="visual": visual tokens).
+
+        Raises ScheduleError where a layer is left with less than its protected entries, or a list has another length.
+        """
+        mean = self.capacity if isinstance(self.capacity, int) else max(1, math.floor(self.capacity * prompt + 0.5))
+        if isinstance(self.budgets, tuple):
+            if len(self.budgets) != depth:
+                raise ScheduleError(f"budgets lists {len(self.budgets)} layers, but the decoder has {depth}; give one weight a layer")
+            scale = mean * depth / sum(self.budgets)
+            out = [round(scale * weight) for weight in self.budgets]
+        elif self.budgets == "pyramid":
+            out = _pyramid(mean, self.recent, prompt, depth)
+        else:
+            out = [mean] * depth
+        for layer, capacity in enumerate(out):
+            if self.of == "all":
+                self.check(capacity, layer)
+            elif capacity < 1:
+                raise ScheduleError(f"capacity {self.capacity} leaves layer {layer} no visual entry of {prompt}; raise it")
+        return out
+
+
+def _pyramid(mean: int, window: int, prompt: int, depth: int, beta: int = 20) -> list[int]:
+    """Falling linearly with depth around `mean` (PyramidKV, arXiv 2406.02069); uniform where the prompt is short."""
+    scored = mean - window
+    low = max(1, scored // beta)
+    high = 2 * scored - low
+    if high >= prompt - window:
+        high = prompt - window
+        low = 2 * scored - high
+    if depth == 1 or low < 0 or prompt < mean or high < low:
+        return [mean] * depth
+    step = (high - low) / (depth - 1)
+    return [round(high - layer * step) + window for layer in range(depth)]

@@ -1,0 +1,45 @@
+"""Each layer's share of a cache budget, from what its attention looked like: data-dependent counts, constant shapes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("lightvlm::kv_budgets", mutates_args=())
+def kv_budgets(statistic: Tensor, count: Tensor, most: Tensor, kind: str, least: int) -> Tensor:
+    """Entries [B, L] int64 that each layer keeps; their sum over layers is that of `count` where the limits allow it.
+
+    statistic [B, L, n] (`kv_spread`, or strength and skewness of `kv_score_elite`), count [B, L] (what uniform budgets
+    would keep), most [B, L] (what there is, and fits). `kind`: "density", in proportion (VL-Cache); "entropy", by
+    softmax (MEDA); "strength", the mean of the two statistics, each divided by its mean over layers (AirCache).
+    """
+    if kind == "entropy":
+        share = statistic[..., 0].softmax(1)
+    else:
+        positive = statistic.clamp_min(1e-6)
+        share = (positive / positive.sum(1, keepdim=True)).mean(-1)
+    total = count.sum(1, keepdim=True).float()
+    most = most.float()
+    low = most.clamp_max(least)
+    wanted = share * total
+    for _ in range(8):  # what the limits cut off or add is shared by the layers between them
+        clipped = torch.minimum(torch.maximum(wanted, low), most)
+        free = (clipped > low) & (clipped < most)
+        missing = total - clipped.sum(1, keepdim=True)
+        room = (clipped * free).sum(1, keepdim=True)
+        wanted = torch.where(free, clipped * (1 + missing / room.clamp_min(1e-6)), clipped)
+    clipped = torch.minimum(torch.maximum(wanted, low), most)
+    whole = (clipped + 1e-4).floor()
+    left = (torch.minimum(total, most.sum(1, keepdim=True)) - whole.sum(1, keepdim=True)).round()
+    fraction = torch.where(whole < most, clipped - whole, -1.0)
+    rank = torch.empty_like(fraction).scatter_(
+        1, fraction.sort(dim=1, descending=True, stable=True).indices,
+        torch.arange(fraction.shape[1], dtype=fraction.dtype, device=fraction.device).expand(fraction.shape),
+    )  # fmt: skip
+    return (whole + ((rank < left) & (whole < most))).long()
+
+
+@kv_budgets.register_fake
+def _(statistic, count, most, kind, least):
+    return torch.empty_like(count)

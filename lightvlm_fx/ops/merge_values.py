@@ -1,0 +1,40 @@
+"""Combine: the values of dropped cache entries join the survivors that they resemble (LOOK-M, arXiv 2406.18139)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightvlm_fx.ops.segments import PADDING, unit
+
+
+@torch.library.custom_op("lightvlm::merge_values", mutates_args=())
+def merge_values(keys: Tensor, values: Tensor, segment: Tensor, index: Tensor, entry: Tensor) -> Tensor:
+    """Values [B, G, K, d] of the survivors: the mean of each one's own and its half-way points to those that join it.
+
+    keys, values [B, G, S, d], segment [B, S]; index, entry [B, G, K] (or [B, 1, K]) from `keep_entries`. A dropped
+    entry joins the survivor of its modality whose key has the largest cosine to its own. Keys stay as they are:
+    averaging keys of different rotation would blur their positions.
+    """
+    b, g, s, d = values.shape
+    index, entry = index.expand(b, g, -1), entry.expand(b, g, -1)
+    own = values.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, d)).float()
+    kind = torch.where(segment >= 0, 1, 0)[:, None].expand(-1, g, -1)  # modality: text and visual
+    stays = torch.zeros(b, g, s, dtype=torch.bool, device=keys.device).scatter_(2, index, entry >= 0)
+    x = unit(keys)
+    kept = x.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
+    alike = kind.unsqueeze(3) == kind.gather(2, index).unsqueeze(2)
+    alike = alike & (entry >= 0).unsqueeze(2)
+    best = torch.where(alike, x @ kept.transpose(2, 3), -2.0).max(-1)
+    joins = ~stays & (segment != PADDING)[:, None] & (best.values > -2.0)
+    count = torch.zeros(b, g, index.shape[2], device=keys.device).scatter_add_(2, best.indices, joins.float())
+    total = torch.zeros_like(own).scatter_add_(
+        2, best.indices.unsqueeze(-1).expand(-1, -1, -1, d), values.float() * joins.unsqueeze(-1)
+    )
+    n = count.unsqueeze(-1)
+    return torch.where(n > 0, (own + 0.5 * (total + n * own)) / (1 + n), own).to(values.dtype)
+
+
+@merge_values.register_fake
+def _(keys, values, segment, index, entry):
+    return values.new_empty(*values.shape[:2], index.shape[2], values.shape[3])

@@ -1,0 +1,90 @@
+"""Decode over bounded buffers: a new token takes the slot of the entry that is worth least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
+from lightvlm_fx.kv import KV_SCORES
+from lightvlm_fx.ops.bounded_attention import attend_bounded
+from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.passes.attach_cache import EXAMPLE_CAPACITY
+from lightvlm_fx.program import Program, value
+
+
+@dataclass(frozen=True)
+class BoundDecode(Pass):
+    """Give each layer its own buffers, positions and, where the rule has one, running scores.
+
+    Before:    o[B,Q,H,d] = lightvlm.attention(q, k, v, ...)                     sees the new tokens only
+    After:     o[B,Q,H,d] = attend_bounded(q, k, v, keys_l[B,G,C,d], values_l, position_l[B,G,C], score_l[B,G,C], ...)
+    Requires:  one marker a layer.
+    Ensures:   no marker is left; the hidden state is the only output; buffers are written in place.
+    Source:    patterns S1 to S4 of methods-decode.md 1.5: H2O arXiv 2306.14048, Scissorhands 2305.17118, StreamingLLM 2309.17453.
+    """
+
+    append: bool = False  # new tokens go to the slots given, not over victims
+    grows: bool = False  # the buffers may have another size at the next call
+    limit: tuple[int, ...] = ()  # entries of each layer, where what is dropped is masked and not overwritten
+    score: str = "attention"
+    shared: bool = False
+    sinks: int = 4
+    recent: int = 32
+    window: int = 32
+    biased: tuple[int, ...] = ()  # layers whose keys count as the tokens they stand for
+
+    name = "bound-decode"
+    stages = ("decode",)
+    after = ("shift-positions",)
+    drops = ("keys", "values")
+
+    def requires(self, program: Program) -> None:
+        if self.score not in KV_SCORES:
+            raise UnknownName.of("KV score", self.score, KV_SCORES)
+        found, depth = sorted(program.markers()), program.facts.layers
+        if found != list(range(depth)):
+            raise PreconditionError(f"{self}: expected an attention marker in each of {depth} layers, found layers {found}")
+        if self.limit and len(self.limit) != depth:
+            raise PreconditionError(f"{self}: expected one limit for each of {depth} layers, got {len(self.limit)}")
+
+    def call(self, program: Program) -> PassResult:
+        markers, embeds = program.markers(), value(program.sequence())
+        rows, queries = embeds.shape[:2]
+        integers = embeds.new_empty(rows, dtype=torch.int64)
+        query = program.add_input("query_index", integers.new_empty(queries))
+        start = program.add_input("start", integers)
+        scored = self.score in ("attention", "marks")
+        for layer, marker in sorted(markers.items()):
+            q, k, v, _, scale, _, window, softcap = marker.args
+            heads = 1 if self.shared else value(k).shape[1]
+            held = integers.new_empty(rows, heads, EXAMPLE_CAPACITY)
+            kv = [self._buffer(program, f"keys_{layer}", value(k)), self._buffer(program, f"values_{layer}", value(v))]
+            position = program.add_input(f"position_{layer}", held)
+            score = program.add_input(f"score_{layer}", held.float()) if scored else None
+            size = program.add_input(f"size_{layer}", held.float()) if layer in self.biased else None
+            slot = program.add_input(f"slot_{layer}", integers.new_empty(queries)) if self.append else None
+            limit = self.limit[layer] if self.limit else 0
+            arguments: tuple[fx.Node | str | float | None, ...] = (
+                q, k, v, *kv, position, score, size, query, start, slot, scale, softcap, window,
+                self.score, self.sinks, self.recent, 1 - 1 / self.window, limit,
+            )  # fmt: skip
+            with program.graph.inserting_before(marker):
+                node = program.graph.create_node("call_function", attend_bounded, arguments, {}, name=f"attend_{layer}")
+            marker.replace_all_uses_with(node)
+            program.graph.erase_node(marker)
+        end = program.output_node()
+        end.args = ((end.args[0][0],),)
+        program.with_facts(outputs=("hidden",), fixed_cache=not self.grows)
+        return PassResult(len(markers), program.facts.layers)
+
+    def _buffer(self, program: Program, name: str, new: Tensor) -> fx.Node:
+        """An input for a cache buffer [B, G, C, d] that takes `new` [B, G, Q, d]."""
+        rows, heads, _, width = new.shape
+        return program.add_input(name, new.new_empty(rows, heads, EXAMPLE_CAPACITY, width))
+
+    def ensures(self, program: Program) -> None:
+        if program.markers():
+            raise PostconditionError(f"{self}: markers left in layers {sorted(program.markers())}")

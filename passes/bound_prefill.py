@@ -1,0 +1,167 @@
+"""Behind the prompt, every layer hands on the cache entries that stay."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from lightvlm_fx.edit import Editor
+from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
+from lightvlm_fx.kv import KV_SCORES
+from lightvlm_fx.ops.segments import PADDING
+from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.program import Program, value
+
+OPS = torch.ops.lightvlm
+
+
+@dataclass(frozen=True)
+class BoundPrefill(Pass):
+    """Score the entries of each layer and keep the best `lengths[layer]` of them (0: all).
+
+    Before:    return hidden, keys.l [B,G,S,d], values.l [B,G,S,d], ...
+    After:     s_l [B,G,S] = score(q, k of layer l);  i_l [B,G,K], e_l = keep_entries(s_l, segment, count[:, l], K)
+               return hidden, keys.l' [B,G,K,d] = take_entries(keys.l, i_l), values.l', entry.l = e_l, score.l'
+               with adaptive budgets, count = kv_budgets(statistics of all layers, count)
+    Requires:  attention markers; one length a layer.
+    Ensures:   each bounded layer writes K keys and values; a protected entry is never dropped.
+    Source:    H2O arXiv 2306.14048, SnapKV 2404.14469, Scissorhands 2305.17118, StreamingLLM 2309.17453,
+               VL-Cache 2410.23317, AirCache 2503.23956, LOOK-M 2406.18139, MEDA 2502.17599 (all: once, behind the prompt).
+    """
+
+    lengths: tuple[int, ...] = ()
+    score: str = "attention"
+    shared: bool = False
+    sinks: int = 4
+    recent: int = 32
+    window: int = 32
+    kernel: int = 5
+    of_visual: bool = False
+    text_first: bool = False
+    budgets: str = "uniform"  # or by what the attention looks like: density, entropy, strength
+    most: tuple[int, ...] = ()  # where budgets adapt: entries (visual entries) that a layer may keep
+    alpha: float = 0.9
+    merge: bool = False
+    running: bool = False  # hand the scores on, for the steps to carry on
+
+    name = "bound-prefill"
+    stages = ("prefill",)
+    after = ("reduce-tokens",)
+
+    def requires(self, program: Program) -> None:
+        if self.score not in KV_SCORES:
+            raise UnknownName.of("KV score", self.score, KV_SCORES)
+        if "kv_count" in program.inputs:
+            raise PreconditionError(f"{self}: the layers' entries are bounded already")
+        found, depth = sorted(program.markers()), program.facts.layers
+        if found != list(range(depth)):
+            raise PreconditionError(f"{self}: expected an attention marker in each of {depth} layers, found layers {found}")
+        if len(self.lengths) != depth:
+            raise PreconditionError(f"{self}: expected one length for each of {depth} layers, got {len(self.lengths)}")
+
+    def call(self, program: Program) -> PassResult:
+        carried = self.running and self.score != "age"
+        if not carried and not any(self.lengths):
+            return PassResult(0, 0, "the prompt fits")
+        markers, end = program.markers(), program.output_node()
+        first = program.sequence()
+        rows = value(first).shape[0]
+        if not program.facts.cuts:
+            shape = value(first).new_empty(value(first).shape[:2], dtype=torch.int64)
+            program.add_input("visual_segment", shape)
+        count = program.add_input("kv_count", value(first).new_empty(rows, program.facts.layers, dtype=torch.int64))
+        made: list[tuple[str, fx.Node]] = []
+        outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
+        segments = [self._segment(program, layer) for layer in range(len(self.lengths))]
+        scores = [self._score(program, markers[layer], segments[layer], layer) if length or carried else None
+                  for layer, length in enumerate(self.lengths)]  # fmt: skip
+        edit = Editor(program, end)
+        if self.budgets != "uniform" and any(self.lengths):
+            count = self._budgets(program, edit, markers, segments, scores, count)
+            made.append(("kv_count", count))
+        for layer, (length, score, segment) in enumerate(zip(self.lengths, scores, segments, strict=True)):
+            if score is None:
+                continue
+            if not length:
+                made.append((f"score.{layer}", score))
+                continue
+            own = edit.call(f"kv_count_{layer}", torch.ops.aten.select.int, count, 1, layer)
+            kept = edit.call(
+                f"kv_kept_{layer}", OPS.keep_entries.default, score, segment, own, length, self.sinks, self.recent,
+                self.of_visual, self.text_first,
+            )  # fmt: skip
+            index, entry = (edit.call(f"kv_{name}_{layer}", operator.getitem, kept, i) for i, name in enumerate(("index", "entry")))
+            keys, values = outputs[f"keys.{layer}"], outputs[f"values.{layer}"]
+            outputs[f"keys.{layer}"] = edit.call(f"kv_keys_{layer}", OPS.take_entries.default, keys, index)
+            if self.merge:
+                merged = edit.call(f"kv_values_{layer}", OPS.merge_values.default, keys, values, segment, index, entry)
+            else:
+                merged = edit.call(f"kv_values_{layer}", OPS.take_entries.default, values, index)
+            outputs[f"values.{layer}"] = merged
+            made.append((f"entry.{layer}", entry))
+            if carried:
+                made.append((f"score.{layer}", edit.call(f"kv_scores_{layer}", OPS.take_entries.default, score, index)))
+        end.args = (tuple(outputs.values()),)
+        for what, node in made:
+            program.add_output(what, node)
+        bounded = sum(map(bool, self.lengths))
+        done = len(self.lengths) if carried else bounded
+        return PassResult(done, done, f"{bounded} of {len(self.lengths)} layers drop entries")
+
+    def _budgets(
+        self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node],
+        scores: list[fx.Node | None], count: fx.Node,
+    ) -> fx.Node:  # fmt: skip
+        """Counts [B, L] by the statistics of all layers; at most what a layer has and its buffer takes."""
+        statistics, most = [], []
+        for layer, (segment, score) in enumerate(zip(segments, scores, strict=True)):
+            q, k, _, mask, scale = markers[layer].args[:5]
+            if self.budgets == "strength":
+                assert score is not None
+                statistic = edit.call(f"kv_statistic_{layer}", operator.getitem, score.args[0], 1)
+            else:
+                at = Editor(program, markers[layer])
+                statistic = at.call(f"kv_spread_{layer}", OPS.kv_spread.default, q, k, segment, mask, scale, self.budgets)
+                statistic = edit.call(f"kv_statistic_{layer}", torch.ops.aten.unsqueeze.default, statistic, 1)
+            statistics.append(statistic)
+            low = 0 if self.of_visual else PADDING + 1
+            there = edit.call(f"kv_there_{layer}", torch.ops.aten.ge.Scalar, segment, low)
+            there = edit.call(f"kv_number_{layer}", torch.ops.aten.sum.dim_IntList, there, [1])
+            most.append(edit.call(f"kv_most_{layer}", torch.ops.aten.clamp_max.default, there, self.most[layer]))
+        table = edit.call("kv_statistics", torch.ops.aten.stack.default, statistics, 1)
+        limits = edit.call("kv_limits", torch.ops.aten.stack.default, most, 1)
+        least = 1 if self.of_visual else self.sinks + self.recent + 1
+        return edit.call("kv_budgets", OPS.kv_budgets.default, table, count, limits, self.budgets, least)
+
+    def _segment(self, program: Program, layer: int) -> fx.Node:
+        """What each token is that layer `layer` sees."""
+        behind = [cut for cut in program.facts.cuts if cut.layer <= layer]
+        return program.node(behind[-1].segment if behind else "visual_segment")
+
+    def _score(self, program: Program, marker: fx.Node, segment: fx.Node, layer: int) -> fx.Node:
+        """Scores [B, G, S], or [B, 1, S] where the heads share one selection."""
+        edit, name = Editor(program, marker), f"kv_score_{layer}"
+        q, k, _, mask, scale = marker.args[:5]
+        if self.score == "age":
+            ones = edit.call(f"{name}_ones", torch.ops.aten.ne.Scalar, segment, PADDING)
+            score = edit.call(f"{name}_age", torch.ops.aten.cumsum.default, ones, 1)
+            score = edit.call(f"{name}_row", torch.ops.aten.unsqueeze.default, score, 1)
+            return edit.call(name, torch.ops.aten.to.dtype, score, torch.float32)
+        if self.score == "elite":
+            both = edit.call(f"{name}_elite", OPS.kv_score_elite.default, q, k, segment, scale, self.alpha)
+            return edit.call(name, operator.getitem, both, 0)
+        if self.score == "marks":
+            score = edit.call(name, OPS.kv_score_marks.default, q, k, segment, scale, self.window)
+        else:
+            score = edit.call(name, OPS.kv_score_rows.default, q, k, segment, mask, scale, self.score, self.window, self.kernel)
+        return edit.call(f"{name}_shared", torch.ops.aten.mean.dim, score, [1], True) if self.shared else score
+
+    def ensures(self, program: Program) -> None:
+        outputs = dict(zip(program.facts.outputs, program.output_node().args[0], strict=True))
+        for layer, length in enumerate(self.lengths):
+            got = value(outputs[f"keys.{layer}"]).shape[2]
+            if length and got != length:
+                raise PostconditionError(f"{self}: keys.{layer} should hold {length} entries, holds {got}")

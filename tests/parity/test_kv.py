@@ -1,0 +1,165 @@
+"""Tier 4: bounded caches. With room for everything nothing changes; without, every way of dropping agrees."""
+
+from functools import cache
+
+import pytest
+import torch
+
+import lightvlm_fx as lightvlm
+from lightvlm_fx import zoo
+from lightvlm_fx.errors import InputError
+from lightvlm_fx.kv import Kv
+from lightvlm_fx.presets import PRESETS
+from lightvlm_fx.schedule import Cut, Schedule
+from lightvlm_fx.support import answer, difference
+
+FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3")
+BATCH = {"text": (9, 6), "images": (1, 1)}
+EXACT, ALONE = 1e-5, 1e-4
+ROOMY = {
+    "streaming-llm": {"capacity": 500}, "h2o": {"capacity": 500}, "scissorhands": {"capacity": 500}, "snapkv": {"capacity": 1.0, "window": 4},
+    "pyramidkv": {"capacity": 1.0, "window": 4}, "vl-cache": {"capacity": 1.0}, "look-m": {"capacity": 1.0, "recent": 4},
+    "meda": {"capacity": 1.0, "recent": 4}, "aircache": {"capacity": 1.0}, "lightvlm": {"keep": 1.0, "layers": (1, 2), "capacity": 500},
+}  # fmt: skip
+TIGHT = {
+    "streaming-llm": {"capacity": 20}, "h2o": {"capacity": 20}, "scissorhands": {"capacity": 20, "window": 8},
+    "snapkv": {"capacity": 20, "window": 4}, "pyramidkv": {"capacity": 20, "window": 4}, "vl-cache": {"capacity": 0.4},
+    "look-m": {"capacity": 20, "recent": 4}, "meda": {"capacity": 20, "recent": 4}, "aircache": {"capacity": 0.25},
+    "lightvlm": {"keep": 0.5, "layers": (1, 2), "capacity": 20, "recent": 4},
+}  # fmt: skip
+
+
+@cache
+def tiny(family):
+    return zoo.build(family, layers=4 if family == "gemma3" else 3)
+
+
+def compiled(family, schedule):
+    return lightvlm.compile(tiny(family).model, schedule, backend="eager")
+
+
+def bounded(**options):
+    return Schedule(kv=Kv(**{"capacity": 20, "sinks": 2, "recent": 4, "window": 8} | options))
+
+
+def test_every_preset_with_a_bound_is_here():
+    names = {name for name in PRESETS if name not in ("fastv", "pyramiddrop", "random", "uniform", "none")}
+    assert names == set(ROOMY) == set(TIGHT)
+
+
+@pytest.mark.parametrize("name", ROOMY)
+def test_with_room_for_everything_nothing_changes(name):
+    inputs, model = tiny("llava").inputs(**BATCH), tiny("llava").model
+    assert difference(answer(model, inputs, 12), answer(compiled("llava", Schedule.preset(name, **ROOMY[name])), inputs, 12)) <= EXACT
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("when", ["step", "mask", "periodic", "prefill"])
+def test_with_room_for_everything_nothing_changes_in_any_family(family, when):
+    inputs = tiny(family).inputs(**BATCH)
+    assert difference(answer(tiny(family).model, inputs, 6), answer(compiled(family, bounded(capacity=2000, when=when)), inputs, 6)) <= EXACT
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_a_row_does_not_depend_on_its_batch(name):
+    fast = compiled("llava", Schedule.preset(name, **TIGHT[name]))
+    together = answer(fast, tiny("llava").inputs(**BATCH), 30)
+    for row in range(2):
+        alone = answer(fast, tiny("llava").inputs(text=(BATCH["text"][row],), images=(1,), seed=row), 30)
+        assert together.sequences[row, -30:].tolist() == alone.sequences[0, -30:].tolist()
+        of_row, logits = torch.stack(together.logits)[:, row], torch.stack(alone.logits)[:, 0]
+        assert (of_row - logits).abs().max() <= ALONE * logits.abs().max()
+
+
+@pytest.mark.parametrize("heads", ["each", "shared"])
+@pytest.mark.parametrize("score", ["age", "attention", "marks"])
+def test_overwriting_equals_masking(score, heads):
+    """Pattern S2 (S3 for age) against S4, over an answer that turns the whole cache over."""
+    inputs = tiny("llava").inputs(**BATCH)
+    masked, written = (answer(compiled("llava", bounded(score=score, heads=heads, when=when)), inputs, 40) for when in ("mask", "step"))
+    assert difference(masked, written) <= EXACT
+    for layer in written.past_key_values.layers:
+        assert layer.keys.shape[2] == 20
+
+
+def test_dropping_once_equals_masking_once():
+    """Pattern S1 against S4 before the first new token leaves: the same entries are read."""
+    inputs = tiny("llava").inputs(**BATCH)
+    once = answer(compiled("llava", bounded(when="prefill")), inputs, 2)
+    masked = answer(compiled("llava", bounded(when="mask")), inputs, 2)
+    assert (once.logits[1] - masked.logits[1]).abs().max() > 0  # the mask drops one more for the new token
+    kept = [set(layer.stage.position[0, 0].tolist()) - {-1} for layer in once.past_key_values.layers]
+    left = [set(layer.stage.position[0, 0].tolist()) - {-1} for layer in masked.past_key_values.layers]
+    for more, less in zip(kept, left, strict=True):
+        assert less < more
+        assert len(more - less) == 1
+
+
+@pytest.mark.parametrize("when", ["step", "periodic"])
+def test_protected_entries_stay_and_memory_does_not_grow(when):
+    fast = compiled("llava", bounded(when=when, every=8))
+    out = answer(fast, tiny("llava").inputs(**BATCH), 50)
+    cache = out.past_key_values
+    seen, state = cache.get_seq_length(), cache.layers[0].state
+    assert seen == out.sequences.shape[1] - 1
+    for layer in cache.layers:
+        assert layer.keys.shape[2] == (20 if when == "step" else 28)
+        for row, start in enumerate(state.start.tolist()):
+            for held in layer.stage.position[row]:
+                assert {start, start + 1} | set(range(seen - 4, seen)) <= set(held.tolist())
+
+
+def test_budgets_that_adapt_sum_to_the_same():
+    fast = compiled("llava", Schedule.preset("aircache", capacity=0.25))
+    inputs = tiny("llava").inputs(**BATCH)
+    answer(fast, inputs, 2)
+    counts = fast.lightvlm._decoder.last["kv_count"]
+    visual = tiny("llava").visual_tokens
+    assert counts.sum(1).tolist() == [3 * round(0.25 * visual)] * 2
+    assert len(set(counts[0].tolist())) > 1
+    for layer, per_row in zip(answer(fast, inputs, 1).past_key_values.layers, counts.T.tolist(), strict=True):
+        text = [9, 6]
+        extra = len(tiny("llava").recipe.span) - visual
+        assert (layer.stage.position[:, 0] >= 0).sum(1).tolist() == [n + t + extra for n, t in zip(per_row, text, strict=True)]
+
+
+def test_cuts_and_bounds_compose():
+    schedule = Schedule(cuts=(Cut(layer=1, keep=0.5, combine="merge", proportional=True),), kv=Kv(capacity=16, sinks=2, recent=4))
+    out = answer(compiled("llava", schedule), tiny("llava").inputs(**BATCH), 20)
+    layers = out.past_key_values.layers
+    assert [layer.keys.shape[2] for layer in layers] == [16] * 3
+    assert layers[0].stage.size is None
+    assert layers[1].stage.size.max() > 1
+
+
+def test_a_dialogue_goes_on_over_a_bounded_cache():
+    """More new tokens than the cache has room for come in pieces, and equal the same tokens one by one."""
+    inputs, fast = tiny("llava").inputs(text=(9,), images=(1,)), compiled("llava", bounded(score="age"))
+    more = torch.randint(10, 60, (1, 33), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        first = fast(**inputs, use_cache=True).past_key_values
+        together = fast(input_ids=more, past_key_values=first, use_cache=True).logits
+        second = fast(**inputs, use_cache=True).past_key_values
+        singly = [fast(input_ids=more[:, i : i + 1], past_key_values=second, use_cache=True).logits for i in range(more.shape[1])]
+    assert together.shape[1] == 33
+    assert first.get_seq_length() == second.get_seq_length()
+    for a, b in zip(first.layers, second.layers, strict=True):
+        assert set(a.stage.position[0, 0].tolist()) == set(b.stage.position[0, 0].tolist())
+    assert (together[:, 0] - singly[0][:, 0]).abs().max() > 0  # a piece drops all its victims before it begins
+
+
+def test_beam_search_and_sampling_work():
+    inputs, fast = tiny("llava").inputs(**BATCH), compiled("llava", bounded())
+    beams = fast.generate(**inputs, max_new_tokens=25, min_new_tokens=25, num_beams=3, do_sample=False)
+    torch.manual_seed(0)
+    drawn = fast.generate(**inputs, max_new_tokens=25, min_new_tokens=25, do_sample=True)
+    assert beams.shape == drawn.shape == (2, inputs["input_ids"].shape[1] + 25)
+
+
+def test_refuses_a_cache_of_another_schedule():
+    inputs = tiny("llava").inputs(text=(9,), images=(1,))
+    one, other = compiled("llava", bounded()), compiled("llava", bounded(capacity=30))
+    with torch.no_grad():
+        cache = one(**inputs, use_cache=True).past_key_values
+        with pytest.raises(InputError, match="past_key_values was made by another compiled model or schedule"):
+            other(input_ids=torch.tensor([[30]]), past_key_values=cache)

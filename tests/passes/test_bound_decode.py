@@ -1,0 +1,34 @@
+"""What bound-decode makes of a step, and what it refuses."""
+
+import pytest
+
+from lightvlm_fx.errors import PreconditionError, UnknownName
+from lightvlm_fx.passes.bound_decode import BoundDecode
+from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.pretty import text
+from lightvlm_fx.testing import tiny_program
+
+
+@pytest.fixture(scope="module")
+def decode():
+    return tiny_program("decode", layers=2)
+
+
+@pytest.mark.parametrize("options", [
+    {"sinks": 4, "recent": 8},
+    {"append": True, "grows": True, "score": "age", "shared": True},
+    {"append": True, "grows": True, "limit": (64, 32), "score": "marks", "biased": (1,)},
+], ids=["overwrite", "append", "mask"])  # fmt: skip
+def test_inserts(decode, golden, options):
+    after, _ = Pipeline([BoundDecode(**options)]).run(decode)
+    assert text(after, "*") == golden
+    assert after.facts.fixed_cache == (not options.get("grows", False))
+
+
+@pytest.mark.parametrize(("options", "error", "message"), [
+    ({"score": "ages"}, UnknownName, "no KV score named 'ages'; did you mean 'age'"),
+    ({"append": True, "limit": (64,)}, PreconditionError, "expected one limit for each of 2 layers, got 1"),
+])  # fmt: skip
+def test_refuses(decode, options, error, message):
+    with pytest.raises(error, match=message):
+        Pipeline([BoundDecode(**options)]).run(decode)

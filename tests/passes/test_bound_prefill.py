@@ -1,0 +1,67 @@
+"""What bound-prefill inserts, what it refuses, and that masking in place of dropping gives the same entries."""
+
+import pytest
+
+from lightvlm_fx.errors import PreconditionError, UnknownName
+from lightvlm_fx.passes.bound_prefill import BoundPrefill
+from lightvlm_fx.passes.reduce_tokens import ReduceTokens
+from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.pretty import text
+from lightvlm_fx.testing import real_inputs, run, tiny_program
+
+
+@pytest.fixture(scope="module")
+def prefill():
+    return tiny_program("prefill", layers=2)
+
+
+def rewritten(program, *passes):
+    return Pipeline(list(passes)).run(program)[0]
+
+
+@pytest.mark.parametrize("options", [
+    {"lengths": (6, 0), "sinks": 1, "recent": 2, "running": True},
+    {"lengths": (6, 6), "score": "age", "sinks": 1, "recent": 0},
+    {"lengths": (8, 8), "score": "elite", "shared": True, "of_visual": True, "budgets": "strength", "most": (2, 2), "sinks": 0, "recent": 0},
+], ids=["attention", "age", "elite"])  # fmt: skip
+def test_inserts(prefill, golden, options):
+    assert text(rewritten(prefill, BoundPrefill(**options)), "*") == golden
+
+
+def test_reads_what_the_cuts_left(prefill, golden):
+    after = rewritten(prefill, ReduceTokens(layer=1, removed=4), BoundPrefill(lengths=(5, 5), sinks=1, recent=1))
+    assert text(after, "bound-prefill") == golden
+    entries = run(after, real_inputs(after))
+    assert (entries["entry.1"] < entries["index.0"].shape[1]).all()
+
+
+def test_hands_on_the_keys_and_values_that_stay(prefill):
+    after = rewritten(prefill, BoundPrefill(lengths=(6, 5), sinks=1, recent=2))
+    inputs = real_inputs(after)
+    before = run(rewritten(prefill), inputs[: len(prefill.inputs)])
+    now = run(after, inputs)
+    for layer, length in ((0, 6), (1, 5)):
+        entry = now[f"entry.{layer}"]
+        assert entry.shape[2] == length
+        for what in ("keys", "values"):
+            full = before[f"{what}.{layer}"]
+            assert now[f"{what}.{layer}"].equal(full.gather(2, entry.unsqueeze(-1).expand(*entry.shape, full.shape[3])))
+        assert bool((entry[..., 0] == 0).all())
+        last = full.shape[2] - 1
+        assert entry[..., -2:].unique().tolist() == [last - 1, last]
+    assert now["hidden"].equal(before["hidden"])
+
+
+@pytest.mark.parametrize(("options", "error", "message"), [
+    ({"lengths": (6,)}, PreconditionError, "expected one length for each of 2 layers, got 1"),
+    ({"lengths": (6, 6), "score": "elit"}, UnknownName, "no KV score named 'elit'; did you mean 'elite'"),
+])  # fmt: skip
+def test_refuses(prefill, options, error, message):
+    with pytest.raises(error, match=message):
+        rewritten(prefill, BoundPrefill(**options))
+
+
+def test_refuses_to_bound_twice(prefill):
+    once = BoundPrefill(lengths=(6, 6))
+    with pytest.raises(PreconditionError, match="entries are bounded already"):
+        rewritten(prefill, once, once)
