@@ -47,7 +47,7 @@ def lightvlm(
     capacity: float | int | None = None,
     kv_score: str = "attention",
     sinks: int = 4,
-    recent: int = 32,
+    recent: int = 16,
 ) -> Schedule:
     """LightVLM (arXiv 2509.00419), reconstructed: pyramid token merging over the decoder's layers.
 
@@ -99,10 +99,10 @@ def streaming_llm(capacity: float | int = 512, sinks: int = 4) -> Schedule:
 def h2o(capacity: float | int = 512, recent: int | None = None, sinks: int = 0) -> Schedule:
     """H2O (arXiv 2306.14048): per KV head the entries with the largest accumulated attention, and the newest.
 
-    `recent` is half of the capacity where not given, or 32 where the capacity is a share of the prompt.
+    `recent` is half of the capacity where not given, or 16 where the capacity is a share of the prompt.
     """
     if recent is None:
-        recent = capacity // 2 if isinstance(capacity, int) else 32
+        recent = capacity // 2 if isinstance(capacity, int) else 16
     return Schedule(name="h2o", kv=Kv(capacity=capacity, recent=recent, sinks=sinks))
 
 

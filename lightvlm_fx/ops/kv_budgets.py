@@ -22,16 +22,16 @@ def kv_budgets(statistic: Tensor, count: Tensor, most: Tensor, kind: str, least:
     total = count.sum(1, keepdim=True).float()
     most = most.float()
     low = most.clamp_max(least)
-    wanted = share * total
-    for _ in range(8):  # what the limits cut off or add is shared by the layers between them
-        clipped = torch.minimum(torch.maximum(wanted, low), most)
-        free = (clipped > low) & (clipped < most)
-        missing = total - clipped.sum(1, keepdim=True)
-        room = (clipped * free).sum(1, keepdim=True)
-        wanted = torch.where(free, clipped * (1 + missing / room.clamp_min(1e-6)), clipped)
-    clipped = torch.minimum(torch.maximum(wanted, low), most)
+    goal = torch.minimum(torch.maximum(total, low.sum(1, keepdim=True)), most.sum(1, keepdim=True))
+    wanted = (share * total).double().clamp_min(1e-9)
+    lower, upper = torch.full_like(wanted[:, :1], -20.0), torch.full_like(wanted[:, :1], 40.0)  # logs of a common factor
+    for _ in range(60):  # by which the limits leave the sum as it should be
+        middle = (lower + upper) / 2
+        reached = torch.minimum(torch.maximum(wanted * middle.exp(), low), most).sum(1, keepdim=True) >= goal
+        lower, upper = torch.where(reached, lower, middle), torch.where(reached, middle, upper)
+    clipped = torch.minimum(torch.maximum(wanted * upper.exp(), low), most)
     whole = (clipped + 1e-4).floor()
-    left = (torch.minimum(total, most.sum(1, keepdim=True)) - whole.sum(1, keepdim=True)).round()
+    left = (goal - whole.sum(1, keepdim=True)).round()
     fraction = torch.where(whole < most, clipped - whole, -1.0)
     rank = torch.empty_like(fraction).scatter_(
         1, fraction.sort(dim=1, descending=True, stable=True).indices,

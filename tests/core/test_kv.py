@@ -1,5 +1,6 @@
 import hashlib
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_refuses_bad_options(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        *(({"score": s}, f"score '{s}' reads the prompt only; use when='prefill', or a score of age") for s in KV_SCORES if s not in RUNNING),
+        *(({"score": s}, f"score '{s}' reads the prompt only; use when='prefill', or") for s in KV_SCORES if s not in RUNNING),
         *((o, "needs capacities known beforehand; use of='all', and") for o in ({"of": "visual"}, *({"budgets": b} for b in ADAPTIVE))),
     ],
 )  # fmt: skip
@@ -137,7 +138,7 @@ def test_refuses_a_layer_with_nothing_left(options, message):
 def test_a_pyramid_falls_in_equal_steps_and_keeps_the_mean(capacity, more, recent, depth):
     """It is flat where the prompt is no longer than what a layer holds."""
     held = Kv(capacity=capacity, budgets="pyramid", sinks=0, recent=recent).capacities(capacity + more, depth)
-    steps = [a - b for a, b in zip(held, held[1:], strict=False)]
+    steps = [a - b for a, b in pairwise(held)]
     assert min(steps) >= 0
     assert max(steps) - min(steps) <= 2  # both ends of a step are rounded
     assert (sum(steps) > 0) == (more > 0)

@@ -50,7 +50,9 @@ def test_equals_a_loop(case):
         most = int(count[b]) + (len(always) if rule["of_visual"] else 0)
         for g in range(score.shape[1]):
 
-            def rank(i, always=always, segment=segment, row=score[b, g].tolist()):
+            row = score[b, g].tolist()
+
+            def rank(i, always=always, segment=segment, row=row):
                 return i not in always, rule["text_first"] and segment[i] != TEXT, -row[i], i
 
             assert held(at[b, g]) == sorted(sorted(real, key=rank)[:most])
