@@ -9,7 +9,7 @@ from lightvlm_fx.schedule import Schedule
 def test_every_preset_prints_as_expected(name, golden):
     """The recipe of each preset, field by field: a change here changes published figures."""
     schedule = Schedule.preset(name)
-    assert "\n".join([f"{schedule.name} {schedule.fingerprint}", *map(str, schedule.cuts)]) == golden
+    assert "\n".join([f"{schedule.name} {schedule.fingerprint}", *map(str, schedule.cuts), *([str(schedule.kv)] if schedule.kv else [])]) == golden
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.35, 0.03])
@@ -60,7 +60,7 @@ def test_none_cuts_nothing():
 
 def test_refuses_an_unknown_preset_with_a_guess():
     with pytest.raises(
-        UnknownName, match=r"no preset named 'lightvml'; did you mean 'lightvlm'\?\n  known: fastv, light"
+        UnknownName, match=r"no preset named 'lightvml'; did you mean 'lightvlm'\?\n  known: aircache, fastv, h2o, light"
     ):
         Schedule.preset("lightvml")
 
