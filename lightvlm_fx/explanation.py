@@ -57,7 +57,8 @@ class Explanation:
             if i:
                 cut = self.schedule.cuts[i - 1]
                 what = f"{cut.combine} by {cut.score}" + ("" if cut.rope else " without RoPE")
-                what += f", keep {cut.keep:.3g}, positions {cut.positions}" + ", proportional attention" * cut.proportional
+                what += f", keep {cut.keep:.3g}" + ", renumbered" * (cut.positions == "compact")
+                what += ", proportional attention" * cut.proportional
             if end > first:
                 lines.append(f"{span:<10}{self.tokens_per_layer[first]:>8.0f}{self.visual_per_layer[first]:>8.0f}   {what}")
         lines.append(
