@@ -9,7 +9,8 @@ from lightvlm_fx.schedule import Schedule
 def test_every_preset_prints_as_expected(name, golden):
     """The recipe of each preset, field by field: a change here changes published figures."""
     schedule = Schedule.preset(name)
-    assert "\n".join([f"{schedule.name} {schedule.fingerprint}", *map(str, schedule.cuts), *([str(schedule.kv)] if schedule.kv else [])]) == golden
+    parts = [f"{schedule.name} {schedule.fingerprint}", *map(str, schedule.cuts), *([str(schedule.kv)] if schedule.kv else [])]
+    assert "\n".join(parts) == golden
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.35, 0.03])
