@@ -18,7 +18,8 @@ BATCH = {"text": (9, 6), "images": (1, 1)}
 EXACT, ALONE = 1e-5, 1e-4
 ROOMY = {
     "streaming-llm": {"capacity": 500}, "h2o": {"capacity": 500}, "scissorhands": {"capacity": 500},
-    "snapkv": {"capacity": 1.0, "window": 4}, "pyramidkv": {"capacity": 1.0, "window": 4}, "vl-cache": {"capacity": 1.0}, "look-m": {"capacity": 1.0, "recent": 4},
+    "snapkv": {"capacity": 1.0, "window": 4},
+    "pyramidkv": {"capacity": 1.0, "window": 4}, "vl-cache": {"capacity": 1.0}, "look-m": {"capacity": 1.0, "recent": 4},
     "meda": {"capacity": 1.0, "recent": 4}, "aircache": {"capacity": 1.0}, "lightvlm": {"keep": 1.0, "layers": (1, 2), "capacity": 500},
 }  # fmt: skip
 TIGHT = {
