@@ -12,7 +12,7 @@ from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.program import Program
 
 Compiled = Callable[..., tuple[Tensor, ...]]
-CAPACITY_INPUTS = ("keys", "values", "position", "size", "score")  # of the decode passes, by the name before "_<number>"
+CAPACITY_INPUTS = ("keys", "values", "position", "size", "score", "segment")  # of the decode passes, by the name before "_<number>"
 
 
 def dynamic_dims(program: Program) -> list[tuple[int, int]]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.cache_utils import CacheLayerMixin
 
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.kv_plan import KvPlan
-from lightvlm_fx.ops.bounded_attention import shrink
+from lightvlm_fx.ops.bounded_attention import CLOSED, EMPTY, shrink
+from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.schedule import Schedule
 
 CHUNK = 256  # slots a buffer grows by
@@ -48,6 +50,13 @@ class Stage:
     def slots(self, n: int) -> Tensor:
         return torch.arange(self.used, self.used + n, device=self.position.device)
 
+    def close(self, capacities: list[int]) -> None:
+        """Close empty slots of rows that may hold fewer entries than the buffers have slots."""
+        for row, capacity in enumerate(capacities):
+            empty = self.position[row] == EMPTY
+            nth_last = empty.flip(-1).cumsum(-1).flip(-1)
+            self.position[row][empty & (nth_last <= self.position.shape[-1] - capacity)] = CLOSED
+
     def grow(self, slots: int) -> None:
         self.each(lambda x, fill: _grown(x, -1, slots, fill))
 
@@ -71,6 +80,7 @@ class State:
         self.stages, self.layer_stage, self.seen, self.shifts, self.owner = stages, layer_stage, seen, shifts, owner
         self.start, self.schedule, self.plan, self.kv = start, schedule, plan, schedule.kv
         self.layers: list[StageLayer] = []
+        self.stores: list[Store] = []
 
     @property
     def room(self) -> int:
@@ -115,6 +125,64 @@ class State:
         self.start = self.start.index_select(0, rows)
         for layer in self.layers:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+        for store in self.stores:
+            store.pick_rows(rows)
+
+
+class Store:
+    """Everything that one layer ever wrote, while its buffers hold what the latest question reads (pattern S5)."""
+
+    def __init__(self, layer: StageLayer, segment: Tensor, entry: Tensor | None) -> None:
+        stage, used = layer.stage, layer.stage.used
+        self.layer, self.segment = layer, segment  # [B, C]: PADDING, TEXT or the number of an image
+        self.keys, self.values, self.position = layer.keys[:, :, :used], layer.values[:, :, :used], stage.position[..., :used]
+        self.size = None if stage.size is None else stage.size[..., :used]
+        self.synced = used  # slots of the layer's buffers that stand here too
+        if entry is not None:
+            self._put(entry.clamp_min(0), torch.where(entry < 0, EMPTY, self.position.gather(2, entry.clamp_min(0))))
+
+    def bring_in(self) -> None:
+        """Add what was generated since the latest choice."""
+        stage, new = self.layer.stage, slice(self.synced, self.layer.stage.used)
+        self.keys = torch.cat([self.keys, self.layer.keys[:, :, new]], 2)
+        self.values = torch.cat([self.values, self.layer.values[:, :, new]], 2)
+        self.position = torch.cat([self.position, stage.position[..., new]], -1)
+        if self.size is not None and stage.size is not None:
+            self.size = torch.cat([self.size, stage.size[..., new]], -1)
+        more = self.position.shape[-1] - self.segment.shape[1]
+        self.segment = F.pad(self.segment, (0, more), value=TEXT)
+        self.synced = stage.used
+
+    def read_all(self) -> None:
+        """Let the layer read everything, as a question does."""
+        self.bring_in()
+        self._put(torch.arange(self.position.shape[-1], device=self.position.device).expand_as(self.position), self.position)
+
+    def segments(self) -> Tensor:
+        """What stands in each slot [B, C] of the layer's buffers, while they hold everything."""
+        return F.pad(self.segment, (0, self.layer.keys.shape[2] - self.segment.shape[1]), value=PADDING)
+
+    def choose(self, asked: Tensor, count: Tensor) -> None:
+        """Let the layer read all text and the `count` [B] visual entries that were asked for most."""
+        self.bring_in()
+        score, text = asked[..., : self.segment.shape[1]], int((self.segment == TEXT).sum(1).max())
+        length = min(self.segment.shape[1], text + int(count.max()))
+        index, entry = torch.ops.lightvlm.keep_entries(score, self.segment, count, length, 0, 0, True, False)
+        self._put(index, torch.where(entry < 0, EMPTY, self.position.gather(2, index)))
+
+    def _put(self, index: Tensor, position: Tensor) -> None:
+        take, stage = torch.ops.lightvlm.take_entries, self.layer.stage
+        stage.used = self.synced = index.shape[2]
+        slots = stage.capacity(stage.used)
+        stage.position = _grown(position, -1, slots, -1)
+        stage.size = None if self.size is None else _grown(take(self.size, index), -1, slots, 1)
+        self.layer.keys, self.layer.values = (_grown(take(x, index), 2, slots, 0) for x in (self.keys, self.values))
+
+    def pick_rows(self, rows: Tensor) -> None:
+        self.keys, self.values, self.position, self.segment = (
+            x.index_select(0, rows) for x in (self.keys, self.values, self.position, self.segment)
+        )
+        self.size = None if self.size is None else self.size.index_select(0, rows)
 
 
 class StageLayer(CacheLayerMixin):

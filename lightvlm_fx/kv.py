@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from lightvlm_fx.errors import ScheduleError, UnknownName
 from lightvlm_fx.frozen import Frozen, one_of
 
-When = Literal["prefill", "step", "mask", "periodic"]
-KvScore = Literal["age", "attention", "marks", "window", "text", "elite"]
+When = Literal["prefill", "step", "mask", "periodic", "turn"]
+KvScore = Literal["age", "attention", "marks", "window", "text", "elite", "question"]
 Budgets = Literal["uniform", "pyramid", "density", "entropy", "strength"]
 WHEN: tuple[str, ...] = get_args(When)
 KV_SCORES: tuple[str, ...] = get_args(KvScore)
@@ -25,12 +25,14 @@ def _capacity(value: Any) -> Any:
         raise ScheduleError(f"capacity must be a count of entries or a share of the prompt in (0, 1], got {value!r}")
     if isinstance(value, float) and not 0 < value <= 1:
         raise ScheduleError(f"capacity as a share of the prompt must be in (0, 1], got {value!r}; write a whole number for a count")
+    if isinstance(value, int) and value < 1:
+        raise ScheduleError(f"capacity as a count must be at least 1 entry, got {value}")
     return value
 
 
 def _budgets(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        if not value or not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in value):
+        if not value or not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf for x in value):
             raise ScheduleError(f"budgets as a list must hold one positive weight a layer, got {value!r}")
         return tuple(map(float, value))
     if value not in BUDGETS:
@@ -48,7 +50,8 @@ class Kv(Frozen):
     capacity: Annotated[int | float, BeforeValidator(_capacity)]
     of: Annotated[Literal["all", "visual"], one_of("part of the cache", ("all", "visual"))] = "all"
     # prefill: once, behind the prompt, answers are appended; step: a new entry replaces the lowest;
-    # mask: as step, but entries are masked, not replaced (the reference); periodic: every `every` steps
+    # mask: as step, but entries are masked, not replaced (the reference); periodic: every `every` steps;
+    # turn: nothing is dropped, and at each turn of a dialogue a choice of visual entries is read
     when: Annotated[When, one_of("moment", WHEN)] = "step"
     score: Annotated[KvScore, one_of("KV score", KV_SCORES)] = "attention"
     heads: Annotated[Literal["each", "shared"], one_of("selection", ("each", "shared"))] = "each"
@@ -66,14 +69,18 @@ class Kv(Frozen):
     def _fits_together(self) -> Kv:
         if isinstance(self.capacity, int) and self.of == "all":
             self.check(self.capacity)
-        if self.when != "prefill" and self.score not in RUNNING:
+        if (self.when == "turn") != (self.score == "question") or (self.when == "turn" and self.of == "all"):
+            raise ScheduleError("when='turn' reads the visual entries that a question asks for; it needs score='question' and of='visual'")
+        if self.when not in ("prefill", "turn") and self.score not in RUNNING:
             raise ScheduleError(f"score {self.score!r} reads the prompt only; use when='prefill', or a score of {', '.join(RUNNING)}")
-        if self.when != "prefill" and (self.of == "visual" or self.adaptive):
+        if self.when not in ("prefill", "turn") and (self.of == "visual" or self.adaptive):
             raise ScheduleError(
                 f"when={self.when!r} needs capacities known beforehand; use of='all', and budgets uniform, pyramid or a list"
             )
         if (self.budgets == "strength" and self.score != "elite") or (self.score == "elite" and self.of == "all"):
             raise ScheduleError("score='elite' ranks visual entries and needs of='visual'; budgets='strength' needs score='elite'")
+        if self.when in ("mask", "periodic") and isinstance(self.capacity, float):
+            raise ScheduleError(f"when={self.when!r} needs one capacity for all rows of a batch: a count, not the share {self.capacity}")
         if self.kernel % 2 == 0:
             raise ScheduleError(f"kernel must be odd, got {self.kernel}")
         return self
@@ -81,7 +88,7 @@ class Kv(Frozen):
     @property
     def shared(self) -> bool:
         """Whether all KV heads of a layer keep the same entries."""
-        return self.heads == "shared" or self.score in ("age", "elite")
+        return self.heads == "shared" or self.score in ("age", "elite", "question")
 
     @property
     def adaptive(self) -> bool:

@@ -146,6 +146,17 @@ def aircache(capacity: float | int = 0.1, alpha: float = 0.9) -> Schedule:
     return Schedule(name="aircache", kv=kv)
 
 
+def sparsevila(capacity: float | int = 0.25, keep: float | int = 1.0, layer: int = 1, score: str = "received") -> Schedule:
+    """SparseVILA (arXiv 2510.17777): at each turn, read the visual entries its question asks for; lose nothing between turns.
+
+    The original prunes at the vision output by what the encoder attends to (its stage 1); `keep` below 1 prunes before
+    decoder `layer` instead, by a score that knows no question where the picture comes first.
+    """
+    kv = Kv(capacity=capacity, of="visual", when="turn", score="question", sinks=0, recent=0)
+    cuts = () if keep == 1.0 else (Cut(layer=layer, keep=keep, score=score),)
+    return Schedule(name="sparsevila", cuts=cuts, kv=kv)
+
+
 def random(
     keep: float | int = 0.35, layers: Sequence[int | float] = STAGES, combine: str = "prune", seed: int = 0
 ) -> Schedule:
@@ -167,7 +178,7 @@ PRESETS: dict[str, Callable[..., Schedule]] = {
     f.__name__.replace("_", "-"): f
     for f in (
         lightvlm, fastv, pyramiddrop, streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
-        random, uniform, none,
+        sparsevila, random, uniform, none,
     )
 }
 

@@ -18,7 +18,7 @@ from torch import SymInt, Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 from transformers.utils import ModelOutput
 
-from lightvlm_fx.cache import Stage, StageLayer, State
+from lightvlm_fx.cache import Stage, StageLayer, State, Store
 from lightvlm_fx.capture import Call, capture
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
@@ -218,6 +218,7 @@ class Decoder:
         place = torch.arange(length, device=layout.segment.device).expand(rows, -1)
         segment, shifts = layout.segment, []
         held: list[tuple[Tensor, Tensor | None]] = []  # sequence index and size of each token, stage by stage
+        segments = []
         count = (segment != -2).sum(1)
         for number in range(len(firsts) + 1):
             if number:
@@ -227,6 +228,7 @@ class Decoder:
                     shifts.append(count - (segment != -2).sum(1))
             counted = any(cut.proportional for cut in schedule.cuts[:number])
             size = named[f"size.{number - 1}"] if counted else None
+            segments.append(segment)
             held.append((torch.where(segment == -2, -1, place), size))
         owner = [sum(layer >= first for first in firsts) for layer in range(self.depth)]
         if kv is None or schedule.kv is None:
@@ -236,6 +238,9 @@ class Decoder:
             owner = list(range(self.depth))
         state = State(stages, owner, length, shifts, (layout.segment == -2).sum(1), self, schedule, kv)
         state.layers = [StageLayer(state, stages[owner[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(self.depth)]
+        if schedule.kv and schedule.kv.when == "turn":
+            cut = [sum(layer >= first for first in firsts) for layer in owner]
+            state.stores = [Store(layer, segments[cut[i]], named.get(f"entry.{i}")) for i, layer in enumerate(state.layers)]
         return state
 
     # --- steps --------------------------------------------------------------------------------------
@@ -271,6 +276,10 @@ class Decoder:
         embeds, schedule, kv = kwargs["inputs_embeds"], state.schedule, state.plan
         new = embeds.shape[1]
         here = torch.arange(state.seen, state.seen + new, device=embeds.device)
+        asking = bool(state.stores) and new > 1
+        if asking:
+            for store in state.stores:
+                store.read_all()
         state.reserve(new)
         call = Call.of(kwargs)
         signature: tuple[Any, ...] = ("decode", new == 1, call.signature())
@@ -279,7 +288,7 @@ class Decoder:
 
         def build() -> tuple[Program, Bucket]:
             program, seconds = self._capture(signature, kwargs, "decode", False)
-            return self._rewrite(pipelines.decode(schedule, self.depth, kv), program, seconds, kwargs, (), ())
+            return self._rewrite(pipelines.decode(schedule, self.depth, kv, several=new > 1), program, seconds, kwargs, (), ())
 
         entry = self._entry((*signature, schedule.fingerprint, kv and kv.capacity), build, f"{embeds.shape[0]} rows, {new} new tokens")
         given = dict(zip(call.names, call.tensors, strict=True)) | {"query_index": here, "start": state.start}
@@ -292,8 +301,13 @@ class Decoder:
                 given[f"score_{stage.number}"] = stage.score
         for i, layer in enumerate(state.layers):
             given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
-        (hidden,) = entry.run(*(given[name] for name in entry.program.inputs))
+        if asking:
+            given |= {f"segment_{i}": store.segments() for i, store in enumerate(state.stores)}
+        hidden, *asked = entry.run(*(given[name] for name in entry.program.inputs))
         state.advance(new)
+        if asking and kv:
+            for i, (store, score) in enumerate(zip(state.stores, asked, strict=True)):
+                store.choose(score, kv.count[:, i])
         return entry, hidden
 
     # --- buckets ------------------------------------------------------------------------------------
@@ -367,7 +381,7 @@ def _bounded_stage(
 ) -> Stage:
     """The stage of one layer whose entries are bounded: what `bound-prefill` kept of the tokens at `place` [B, S]."""
     heads = 1 if kv.shared else named[f"keys.{layer}"].shape[1]
-    entry = named.get(f"entry.{layer}")
+    entry = named.get(f"entry.{layer}") if kv.when != "turn" else None  # a turn chooses from everything
 
     def kept(x: Tensor) -> Tensor:
         x = x.unsqueeze(1).expand(-1, heads, -1)
@@ -375,7 +389,10 @@ def _bounded_stage(
 
     position = kept(place) if entry is None else torch.where(entry < 0, -1, kept(place))
     fixed = {"step": plan.capacity[layer], "periodic": plan.capacity[layer] + kv.every}.get(kv.when, 0)
-    return Stage(layer, position, None if size is None else kept(size), named.get(f"score.{layer}"), fixed)
+    stage = Stage(layer, position, None if size is None else kept(size), named.get(f"score.{layer}"), fixed)
+    if kv.when == "step":
+        stage.close([row[layer] for row in plan.own])
+    return stage
 
 
 def _tokens(schedule: Schedule, depth: int, length: int, plan: Plan) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ class BoundDecode(Pass):
     sinks: int = 4
     recent: int = 32
     window: int = 32
+    question: bool = False  # score the entries for the new tokens, which ask a question
     biased: tuple[int, ...] = ()  # layers whose keys count as the tokens they stand for
 
     name = "bound-decode"
@@ -56,6 +57,7 @@ class BoundDecode(Pass):
         integers = embeds.new_empty(rows, dtype=torch.int64)
         query = program.add_input("query_index", integers.new_empty(queries))
         start = program.add_input("start", integers)
+        asked: list[fx.Node] = []
         scored = self.score in ("attention", "marks")
         for layer, marker in sorted(markers.items()):
             q, k, v, _, scale, _, window, softcap = marker.args
@@ -71,13 +73,22 @@ class BoundDecode(Pass):
                 q, k, v, *kv, position, score, size, query, start, slot, scale, softcap, window,
                 self.score, self.sinks, self.recent, 1 - 1 / self.window, limit,
             )  # fmt: skip
+            if self.question:
+                segment = program.add_input(f"segment_{layer}", integers.new_empty(rows, EXAMPLE_CAPACITY))
+                with program.graph.inserting_before(marker):
+                    arrived = program.graph.create_node(
+                        "call_function", torch.ops.lightvlm.kv_score_question.default, (q, kv[0], segment, scale, False),
+                        name=f"asked_{layer}",
+                    )  # fmt: skip
+                asked.append(arrived)
             with program.graph.inserting_before(marker):
                 node = program.graph.create_node("call_function", attend_bounded, arguments, {}, name=f"attend_{layer}")
             marker.replace_all_uses_with(node)
             program.graph.erase_node(marker)
         end = program.output_node()
-        end.args = ((end.args[0][0],),)
-        program.with_facts(outputs=("hidden",), fixed_cache=not self.grows)
+        end.args = ((end.args[0][0], *asked),)
+        outputs = ("hidden", *(f"asked.{layer}" for layer in range(len(asked))))
+        program.with_facts(outputs=outputs, fixed_cache=not self.grows)
         return PassResult(len(markers), program.facts.layers)
 
     def _buffer(self, program: Program, name: str, new: Tensor) -> fx.Node:

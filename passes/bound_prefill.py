@@ -29,7 +29,7 @@ class BoundPrefill(Pass):
     Requires:  attention markers; one length a layer.
     Ensures:   each bounded layer writes K keys and values; a protected entry is never dropped.
     Source:    H2O arXiv 2306.14048, SnapKV 2404.14469, Scissorhands 2305.17118, StreamingLLM 2309.17453,
-               VL-Cache 2410.23317, AirCache 2503.23956, LOOK-M 2406.18139, MEDA 2502.17599 (all: once, behind the prompt).
+               VL-Cache 2410.23317, AirCache 2503.23956, LOOK-M 2406.18139, MEDA 2502.17599, SparseVILA 2510.17777.
     """
 
     lengths: tuple[int, ...] = ()
@@ -46,6 +46,7 @@ class BoundPrefill(Pass):
     alpha: float = 0.9
     merge: bool = False
     running: bool = False  # hand the scores on, for the steps to carry on
+    store: bool = False  # hand all keys and values on, and say which entries are to be read
 
     name = "bound-prefill"
     stages = ("prefill",)
@@ -94,6 +95,9 @@ class BoundPrefill(Pass):
                 self.of_visual, self.text_first,
             )  # fmt: skip
             index, entry = (edit.call(f"kv_{name}_{layer}", operator.getitem, kept, i) for i, name in enumerate(("index", "entry")))
+            made.append((f"entry.{layer}", entry))
+            if self.store:
+                continue
             keys, values = outputs[f"keys.{layer}"], outputs[f"values.{layer}"]
             outputs[f"keys.{layer}"] = edit.call(f"kv_keys_{layer}", OPS.take_entries.default, keys, index)
             if self.merge:
@@ -101,7 +105,6 @@ class BoundPrefill(Pass):
             else:
                 merged = edit.call(f"kv_values_{layer}", OPS.take_entries.default, values, index)
             outputs[f"values.{layer}"] = merged
-            made.append((f"entry.{layer}", entry))
             if carried:
                 made.append((f"score.{layer}", edit.call(f"kv_scores_{layer}", OPS.take_entries.default, score, index)))
         end.args = (tuple(outputs.values()),)
@@ -150,6 +153,8 @@ class BoundPrefill(Pass):
             score = edit.call(f"{name}_age", torch.ops.aten.cumsum.default, ones, 1)
             score = edit.call(f"{name}_row", torch.ops.aten.unsqueeze.default, score, 1)
             return edit.call(name, torch.ops.aten.to.dtype, score, torch.float32)
+        if self.score == "question":
+            return edit.call(name, OPS.kv_score_question.default, q, k, segment, scale, True)
         if self.score == "elite":
             both = edit.call(f"{name}_elite", OPS.kv_score_elite.default, q, k, segment, scale, self.alpha)
             return edit.call(name, operator.getitem, both, 0)
@@ -163,5 +168,5 @@ class BoundPrefill(Pass):
         outputs = dict(zip(program.facts.outputs, program.output_node().args[0], strict=True))
         for layer, length in enumerate(self.lengths):
             got = value(outputs[f"keys.{layer}"]).shape[2]
-            if length and got != length:
+            if length and got != length and not self.store:
                 raise PostconditionError(f"{self}: keys.{layer} should hold {length} entries, holds {got}")

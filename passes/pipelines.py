@@ -32,8 +32,8 @@ def prefill(schedule: Schedule, depth: int, removed: Sequence[int], kv: KvPlan |
     )
 
 
-def decode(schedule: Schedule, depth: int, kv: KvPlan | None = None) -> Pipeline:
-    """One step, or several new tokens, over per-stage caches."""
+def decode(schedule: Schedule, depth: int, kv: KvPlan | None = None, *, several: bool = False) -> Pipeline:
+    """One step, or (`several`) any number of new tokens, over per-stage caches."""
     layers = tuple(schedule.layers(depth))
     compact = tuple(at for at, cut in zip(layers, schedule.cuts, strict=True) if cut.positions == "compact")
     passes: list[Pass] = [DropExportChecks()]
@@ -43,7 +43,7 @@ def decode(schedule: Schedule, depth: int, kv: KvPlan | None = None) -> Pipeline
     if kv is None:
         return Pipeline([*passes, AttachCache(layers=layers, biased=tuple(range(first, len(layers) + 1)))])
     biased = tuple(range(layers[first - 1], depth)) if first <= len(layers) else ()
-    return Pipeline([*passes, _bound_decode(schedule, kv, biased)])
+    return Pipeline([*passes, _bound_decode(schedule, kv, biased, several)])
 
 
 def _bound_prefill(schedule: Schedule, plan: KvPlan) -> BoundPrefill:
@@ -53,18 +53,19 @@ def _bound_prefill(schedule: Schedule, plan: KvPlan) -> BoundPrefill:
         lengths=plan.lengths, score=kv.score, shared=kv.shared, sinks=kv.sinks, recent=kv.recent, window=kv.window,
         kernel=kv.kernel, of_visual=kv.of == "visual", text_first=kv.text_first,
         budgets=str(kv.budgets) if kv.adaptive else "uniform", most=plan.most if kv.adaptive else (), alpha=kv.alpha,
-        merge=kv.merge, running=kv.when != "prefill",
+        merge=kv.merge, running=kv.when not in ("prefill", "turn"), store=kv.when == "turn",
     )  # fmt: skip
 
 
-def _bound_decode(schedule: Schedule, plan: KvPlan, biased: tuple[int, ...]) -> BoundDecode:
+def _bound_decode(schedule: Schedule, plan: KvPlan, biased: tuple[int, ...], several: bool) -> BoundDecode:
     kv = schedule.kv
     assert kv is not None
     return BoundDecode(
         append=kv.when != "step",
-        grows=kv.when in ("prefill", "mask"),
+        grows=kv.when in ("prefill", "mask", "turn"),
         limit=plan.capacity if kv.when == "mask" else (),
-        score=kv.score if kv.when != "prefill" else "age",  # behind the prompt nothing more is dropped
+        score=kv.score if kv.when not in ("prefill", "turn") else "age",  # behind the prompt nothing more is dropped
+        question=several and kv.when == "turn",
         shared=kv.shared,
         sinks=kv.sinks, recent=kv.recent, window=kv.window, biased=biased,
     )  # fmt: skip

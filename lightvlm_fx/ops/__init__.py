@@ -15,6 +15,7 @@ from lightvlm_fx.ops import (  # noqa: F401
     kv_budgets,
     kv_score_elite,
     kv_score_marks,
+    kv_score_question,
     kv_score_rows,
     kv_spread,
     mask_out,

@@ -1,8 +1,9 @@
 """Attention of new tokens over one layer's bounded cache: who leaves, the write, the read, the running score.
 
 Shapes: C slots; `position` [B, G, C] (or [B, 1, C], shared by the heads) is the sequence index that each slot
-holds, -1 for an empty one; `score` has the shape of `position`, float32. Positions are logical, so slots may
-stand in any order, and a victim's slot is simply overwritten (patterns S2 and S3 of methods-decode.md 1.5).
+holds, EMPTY, or CLOSED for a slot that this row may not use; `score` has the shape of `position`, float32.
+Positions are logical, so slots may stand in any order, and a victim's slot is simply overwritten (patterns S2 and
+S3 of methods-decode.md 1.5).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+EMPTY, CLOSED = -1, -2
+
 
 def victims(
     position: Tensor, score: Tensor | None, query: Tensor, start: Tensor, n: int, sinks: int, recent: int
@@ -18,14 +21,19 @@ def victims(
     """The `n` slots [B, G, n] that are given up first, and how far each is worth keeping: -inf for an empty one.
 
     The first `sinks` positions of a row (from `start` [B] on) and the `recent` before the newest of `query` [Q]
-    are worth inf. Without a score the oldest goes first.
+    are worth inf. Without a score the oldest goes first; of equal worth the older one, wherever it stands.
     """
     worth = position.float() if score is None else score
     protected = (position < (start + sinks)[:, None, None]) | (position > query[-1] - recent)
     worth = torch.where(protected, float("inf"), worth)
-    worth = torch.where(position < 0, float("-inf"), worth)
-    values, indices = worth.min(-1, keepdim=True) if n == 1 else worth.topk(n, dim=-1, largest=False)
-    return indices, values
+    worth = torch.where(position == EMPTY, float("-inf"), torch.where(position == CLOSED, float("inf"), worth))
+    if n == 1:
+        least = worth.amin(-1, keepdim=True)
+        slot = torch.where(worth == least, position, torch.iinfo(position.dtype).max).argmin(-1, keepdim=True)
+        return slot, least
+    by_age = position.argsort(dim=-1, stable=True)
+    values, at = worth.gather(-1, by_age).sort(dim=-1, stable=True)
+    return by_age.gather(-1, at[..., :n]), values[..., :n]
 
 
 def attend_bounded(
@@ -49,7 +57,7 @@ def attend_bounded(
         held = worth > float("-inf")
         nth = held.cumsum(-1)  # lowest first; empty slots come before all
         leaves = held & (nth <= held.sum(-1, keepdim=True) + n - limit)
-        position.scatter_(2, out, torch.where(leaves, -1, position.gather(2, out)))
+        position.scatter_(2, out, torch.where(leaves, EMPTY, position.gather(2, out)))
     _write(keys, values, position, score, size, k, v, query, slot)
     seen = (position >= 0).unsqueeze(2) & (position.unsqueeze(2) <= query[:, None])  # [B, G, Q, C]
     if window:
@@ -102,7 +110,10 @@ def _count(score: Tensor, probabilities: Tensor, seen: Tensor, rule: str, decay:
         fair = 1 / seen.sum(-1, keepdim=True).clamp_min(1).unsqueeze(2)
         probabilities = ((probabilities >= fair) & seen.unsqueeze(2)).float()
         score.mul_(decay ** seen.shape[2])
-    received = probabilities.mean((1, 2), keepdim=True).squeeze(2) if shared else probabilities.mean(2)
+    received = probabilities.mean((1, 2), keepdim=True).squeeze(2) if shared else probabilities.mean(2)  # [B, G, Q, C]
+    if rule == "marks" and seen.shape[2] > 1:  # as if the tokens had come one by one
+        ages = torch.arange(seen.shape[2] - 1, -1, -1, device=score.device)
+        received = received * (decay**ages).unsqueeze(-1)
     score.add_(received.sum(2))
 
 

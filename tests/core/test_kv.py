@@ -24,15 +24,20 @@ ratios, weights = st.floats(0, 1, exclude_min=True), st.lists(st.floats(0.1, 9),
 def bounds(draw):
     """Any valid Kv."""
     when, of, scores, budgets = draw(st.sampled_from(WHEN)), "all", RUNNING, ("uniform", "pyramid")
+    if when == "turn":
+        of, scores, budgets = "visual", ("question",), [b for b in BUDGETS if b != "strength"]
     if when == "prefill":
         of = draw(st.sampled_from(["all", "visual"]))
-        scores, budgets = [s for s in KV_SCORES if s != "elite" or of == "visual"], [b for b in BUDGETS if b != "strength"]
+        scores = [s for s in KV_SCORES if s != "question" and (s != "elite" or of == "visual")]
+        budgets = [b for b in BUDGETS if b != "strength"]
     score = draw(st.sampled_from(scores))
     budgets = draw(weights | st.sampled_from([*budgets, "strength"] if score == "elite" else budgets))
     more = {name: draw(st.integers(1, 99)) for name in ("sinks", "recent", "window", "every")}
     more |= {name: draw(st.booleans()) for name in ("text_first", "merge")}
     more |= {"heads": draw(st.sampled_from(["each", "shared"])), "kernel": draw(st.sampled_from([1, 5])), "alpha": draw(ratios)}
-    return Kv(capacity=draw(st.integers(199, 9999) | ratios), of=of, when=when, score=score, budgets=budgets, **more)
+    counts = st.integers(199, 9999)
+    capacity = draw(counts if when in ("mask", "periodic") else counts | ratios)
+    return Kv(capacity=capacity, of=of, when=when, score=score, budgets=budgets, **more)
 
 
 @given(bounds(), st.booleans())
@@ -70,7 +75,8 @@ def test_the_fingerprint_changes_with_every_field_of_a_bound():
     [
         *(({"capacity": c}, r"capacity must be a count of entries or a share of the prompt in \(0, 1\], got ") for c in ("50", None, True)),
         *(({"capacity": c}, r"share of the prompt must be in \(0, 1\], got .*; write a whole") for c in (0.0, -0.5, 1.5, float("nan"))),
-        *(({"capacity": c}, rf"capacity {c} is below sinks \+ recent \+ 1 = 4 \+ 32 \+ 1 = 37; raise the") for c in (36, 0, -1)),
+        *(({"capacity": c}, rf"capacity {c} is below sinks \+ recent \+ 1 = 4 \+ 32 \+ 1 = 37; raise the") for c in (36, 1)),
+        *(({"capacity": c}, f"capacity as a count must be at least 1 entry, got {c}") for c in (0, -1)),
         *(({"budgets": b}, "budgets as a list must hold one positive weight a layer, got ") for b in ([], [1, 0], ["a"], [True])),
         ({"score": "elite"} | ONCE, ELITE),
         ({"score": "elite", "budgets": "strength"} | ONCE, ELITE),
@@ -87,11 +93,33 @@ def test_refuses_bad_options(options, message):
             make(**({"capacity": 50} | options))
 
 
-@pytest.mark.parametrize("when", [w for w in WHEN if w != "prefill"])
+def test_refuses_a_choice_by_turn_without_a_question():
+    message = "when='turn' reads the visual entries that a question asks for; it needs score='question' and of='visual'"
+    for options in ({"when": "turn"}, {"when": "turn", "score": "question"}, {"when": "prefill", "score": "question", "of": "visual"}):
+        with pytest.raises(ScheduleError, match=message):
+            Kv(capacity=50, **options)
+
+
+@pytest.mark.parametrize("when", ["mask", "periodic"])
+def test_refuses_a_share_where_all_rows_need_one_capacity(when):
+    with pytest.raises(ScheduleError, match=f"when='{when}' needs one capacity for all rows of a batch: a count, not the share 0.5"):
+        Kv(capacity=0.5, when=when)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"capacity": -5, "of": "visual", "when": "prefill"}, "capacity as a count must be at least 1 entry, got -5"),
+    ({"capacity": 50, "budgets": [float("inf"), 1.0]}, "budgets as a list must hold one positive weight a layer"),
+])  # fmt: skip
+def test_refuses_numbers_that_cannot_be(options, message):
+    with pytest.raises(ScheduleError, match=message):
+        Kv(**options)
+
+
+@pytest.mark.parametrize("when", [w for w in WHEN if w not in ("prefill", "turn")])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        *(({"score": s}, f"score '{s}' reads the prompt only; use when='prefill', or") for s in KV_SCORES if s not in RUNNING),
+        *(({"score": s}, f"score '{s}' reads the prompt only; use when='prefill', or") for s in ("window", "text", "elite")),
         *((o, "needs capacities known beforehand; use of='all', and") for o in ({"of": "visual"}, *({"budgets": b} for b in ADAPTIVE))),
     ],
 )  # fmt: skip

@@ -32,9 +32,7 @@ class Cache(NamedTuple):
         return sorted(i for i in self.position[b, g].tolist() if i >= 0)
 
     def attend(self, q, k, v, query, slot=None, rule="age", softcap=0.0, window=0, sinks=0, recent=0, decay=0.9, limit=0):
-        return attend_bounded(
-            q, k, v, *self[:5], query, self.start, slot, SCALE, softcap, window, rule, sinks, recent, decay, limit
-        )
+        return attend_bounded(q, k, v, *self[:5], query, self.start, slot, SCALE, softcap, window, rule, sinks, recent, decay, limit)
 
 
 def draw(seed, n, rows=1):
@@ -85,7 +83,8 @@ def test_with_room_for_all_it_is_plain_attention(rule, n, shared, sized, append,
     torch.testing.assert_close(out, (attended @ per_head[1]).transpose(1, 2))
     if before is not None:
         fair = (attended >= 1 / seen.sum(-1)[:, None, :, None]) & seen[:, None]
-        received = (fair.float() if rule == "marks" else attended).sum(2).unflatten(1, (before.shape[1], -1)).mean(2)
+        ages = torch.arange(fair.shape[2]).flip(0)
+        received = (fair * (0.9**ages)[:, None] if rule == "marks" else attended).sum(2).unflatten(1, (before.shape[1], -1)).mean(2)
         torch.testing.assert_close(by_position(full, full.score, s, 0.0), before * (0.9**n if rule == "marks" else 1) + received)
 
 

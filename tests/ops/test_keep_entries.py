@@ -49,7 +49,6 @@ def test_equals_a_loop(case):
         always, real = guarded(segment, rule)
         most = int(count[b]) + (len(always) if rule["of_visual"] else 0)
         for g in range(score.shape[1]):
-
             row = score[b, g].tolist()
 
             def rank(i, always=always, segment=segment, row=row):
@@ -125,7 +124,7 @@ def test_take_entries_follows_the_index(batch: Batch):
     """Of keys and of scores, with an index for each head or one for all."""
     score = batch.randn(batch.rows, GROUPS, batch.segment.shape[1])
     for heads in (1, GROUPS):
-        index = torch.rand(batch.rows, heads, batch.segment.shape[1]).argsort(-1)
+        index = batch.randn(batch.rows, heads, batch.segment.shape[1], salt=heads).argsort(-1)
         for x in (batch.qk()[1], score):
             taken = OPS.take_entries(x, index)
             for b in range(batch.rows):

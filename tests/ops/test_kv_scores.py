@@ -85,9 +85,7 @@ def test_marks_equal_a_loop(batch: Batch, window):
 
 
 def scores(q, k, segment):
-    return [OPS.kv_score_rows(q, k, segment, None, SCALE, rows, 3, 3) for rows in ROWS] + [
-        OPS.kv_score_marks(q, k, segment, SCALE, 3)
-    ]
+    return [OPS.kv_score_rows(q, k, segment, None, SCALE, rows, 3, 3) for rows in ROWS] + [OPS.kv_score_marks(q, k, segment, SCALE, 3)]
 
 
 @given(batches(rows=(2, 3)))

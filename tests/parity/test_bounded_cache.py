@@ -15,17 +15,20 @@ from lightvlm_fx.support import answer, difference
 
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3")
 BATCH = {"text": (9, 6), "images": (1, 1)}
+RAGGED = {"text": (7, 9), "images": (2, 1)}
 EXACT, ALONE = 1e-5, 1e-4
 ROOMY = {
     "streaming-llm": {"capacity": 500}, "h2o": {"capacity": 500}, "scissorhands": {"capacity": 500},
     "snapkv": {"capacity": 1.0, "window": 4},
     "pyramidkv": {"capacity": 1.0, "window": 4}, "vl-cache": {"capacity": 1.0}, "look-m": {"capacity": 1.0, "recent": 4},
-    "meda": {"capacity": 1.0, "recent": 4}, "aircache": {"capacity": 1.0}, "lightvlm": {"keep": 1.0, "layers": (1, 2), "capacity": 500},
+    "meda": {"capacity": 1.0, "recent": 4}, "aircache": {"capacity": 1.0}, "sparsevila": {"capacity": 1.0},
+    "lightvlm": {"keep": 1.0, "layers": (1, 2), "capacity": 500},
 }  # fmt: skip
 TIGHT = {
     "streaming-llm": {"capacity": 20}, "h2o": {"capacity": 20}, "scissorhands": {"capacity": 20, "window": 8},
     "snapkv": {"capacity": 20, "window": 4}, "pyramidkv": {"capacity": 20, "window": 4}, "vl-cache": {"capacity": 0.4},
     "look-m": {"capacity": 20, "recent": 4}, "meda": {"capacity": 20, "recent": 4}, "aircache": {"capacity": 0.25},
+    "sparsevila": {"capacity": 0.25, "keep": 0.9},
     "lightvlm": {"keep": 0.5, "layers": (1, 2), "capacity": 20, "recent": 4},
 }  # fmt: skip
 
@@ -147,6 +150,54 @@ def test_a_dialogue_goes_on_over_a_bounded_cache():
     for a, b in zip(first.layers, second.layers, strict=True):
         assert set(a.stage.position[0, 0].tolist()) == set(b.stage.position[0, 0].tolist())
     assert (together[:, 0] - singly[0][:, 0]).abs().max() > 0  # a piece drops all its victims before it begins
+
+
+def dialogue(model, inputs, questions):
+    """Logits of a dialogue: three tokens of an answer, then each question and three tokens more."""
+    out = []
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for question in [*questions, None]:
+            out += [model(input_ids=torch.tensor([[20 + i]]), past_key_values=cache, use_cache=True).logits[:, -1] for i in range(3)]
+            if question is not None:
+                out.append(model(input_ids=question, past_key_values=cache, use_cache=True).logits[:, -1])
+    return torch.stack(out), cache
+
+
+QUESTIONS = tuple(torch.randint(10, 60, (1, n), generator=torch.Generator().manual_seed(n)) for n in (7, 4))
+
+
+def test_nothing_is_lost_between_turns():
+    """With room for all visual entries each turn reads what the model itself reads; with less, all of it is still there."""
+    inputs, model = tiny("llava").inputs(text=(9,), images=(1,)), tiny("llava").model
+    whole, _ = dialogue(model, inputs, QUESTIONS)
+    roomy, _ = dialogue(compiled("llava", Schedule.preset("sparsevila", capacity=1.0)), inputs, QUESTIONS)
+    assert (whole - roomy).abs().max() <= EXACT * whole.abs().max()
+    _, cache = dialogue(compiled("llava", Schedule.preset("sparsevila", capacity=0.25)), inputs, QUESTIONS)
+    visual = tiny("llava").visual_tokens
+    for layer, store in zip(cache.layers, cache.layers[0].state.stores, strict=True):
+        store.bring_in()
+        assert store.position[0, 0].tolist() == list(range(cache.get_seq_length()))
+        read = layer.stage.position[0, 0]
+        assert (read >= 0).sum() == cache.get_seq_length() - visual + round(0.25 * visual)
+
+
+def test_each_question_reads_entries_of_its_own():
+    inputs, schedule = tiny("llava").inputs(text=(9,), images=(1,)), Schedule.preset("sparsevila", capacity=0.25)
+    read = []
+    for question in (torch.full((1, 5), 11), torch.full((1, 5), 50)):
+        _, cache = dialogue(compiled("llava", schedule), inputs, [question])
+        read.append([set(layer.stage.position[0, 0].tolist()) for layer in cache.layers])
+    assert read[0] != read[1]
+
+
+def test_a_share_of_the_prompt_is_each_rows_own():
+    """In a batch a short row closes the slots that it would not have alone."""
+    fast = compiled("llava", Schedule(kv=Kv(capacity=0.5, sinks=2, recent=4)))
+    together = answer(fast, tiny("llava").inputs(**RAGGED), 30)
+    for row in range(2):
+        inputs = tiny("llava").inputs(text=(RAGGED["text"][row],), images=(RAGGED["images"][row],), seed=row)
+        assert together.sequences[row, -30:].tolist() == answer(fast, inputs, 30).sequences[0, -30:].tolist()
 
 
 def test_beam_search_and_sampling_work():
