@@ -16,9 +16,9 @@ def kv_score_rows(
 ) -> Tensor:
     """Score [B, G, S] float32: column sums of the attention matrix, mean over the heads of each KV head.
 
-    q [B, H, S, d], k [B, G, S, d], segment [B, S]. `rows`: "attention", all of them (H2O, arXiv 2306.14048);
-    "window", the last `window`, then averaged over `kernel` neighbouring keys (SnapKV, 2404.14469); "text", the
-    text behind the last visual token (VL-Cache, 2410.23317).
+    q [B, H, S, d], k [B, G, S, d], segment [B, S]; mask [B, 1, S, S] replaces the causal rule. `rows`: "attention",
+    all of them (H2O, arXiv 2306.14048); "window", the last `window`, then averaged over `kernel` neighbouring keys
+    (SnapKV, 2404.14469); "text", the text behind the last visual token (VL-Cache, 2410.23317).
     """
     valid, s = segment != PADDING, segment.shape[1]
     weight, first = valid, 0

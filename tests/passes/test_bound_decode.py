@@ -29,6 +29,6 @@ def test_inserts(decode, golden, options):
     ({"score": "ages"}, UnknownName, "no KV score named 'ages'; did you mean 'age'"),
     ({"append": True, "limit": (64,)}, PreconditionError, "expected one limit for each of 2 layers, got 1"),
 ])  # fmt: skip
-def test_refuses(decode, options, error, message):
+def test_refuses_options(decode, options, error, message):
     with pytest.raises(error, match=message):
         Pipeline([BoundDecode(**options)]).run(decode)
