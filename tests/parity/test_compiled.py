@@ -74,3 +74,17 @@ def test_a_batch_of_another_size_is_a_bucket_of_its_own(tiny, fast):
     assert counters["stats"]["unique_graphs"] == graphs + 2
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert generate(fast, inputs, 3).sequences.tolist() == first.sequences.tolist()
+
+
+def test_a_bounded_cache_is_one_step_for_every_length(tiny):
+    """Its buffers never change size: answers that turn the cache over, behind shorter and longer prompts."""
+    schedule = Schedule.preset("h2o", capacity=24, recent=4)
+    fast, eager = (lightvlm.compile(tiny.model, schedule, backend=backend) for backend in ("inductor", "eager"))
+    fast.lightvlm.warm_up(tiny.inputs(text=(8,), images=(1,)))
+    for text, new_tokens in ((8, 40), (5, 3), (13, 12)):
+        inputs = tiny.inputs(text=(text,), images=(1,))
+        expected = generate(eager, inputs, new_tokens)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            out = generate(fast, inputs, new_tokens)
+        assert out.sequences.tolist() == expected.sequences.tolist()
+        assert {layer.keys.shape[2] for layer in out.past_key_values.layers} == {24}
