@@ -88,7 +88,8 @@ def explain(
 def demo(
     pictures: Annotated[list[Path] | None, typer.Argument(help="Your pictures (default: the bundled ones).")] = None,
     question: Annotated[list[str] | None, typer.Option("--question", "-q", help="Question; may be repeated.")] = None,
-    preset: Preset = "lightvlm", keep: Keep = "0.35", file: File = None, model: Model = None, backend: Backend = "inductor",
+    preset: Preset = "lightvlm", keep: Annotated[str | None, typer.Option(help="Ratio or count (default: the preset's).")] = None,
+    file: File = None, model: Model = None, backend: Backend = "inductor",
 ) -> None:  # fmt: skip
     """Ask the full and the compiled model the same questions; show answers, tokens per layer and time."""
     from lightvlm_fx.pictures import open_picture
@@ -150,6 +151,7 @@ def evaluate(
     preset: Annotated[list[str] | None, typer.Option("--preset", "-p", help="Preset, see `lightvlm presets`; may be repeated.")] = None,
     samples: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 100,
     kind: Annotated[list[str] | None, typer.Option(help="Kind of question; may be repeated (default: all).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the scenes; 8000000 was used for choosing.")] = 7_000_000,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the preset, e.g. score=peak.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also random and uniform at equal visual tokens.")] = True,
 ) -> None:
@@ -172,7 +174,7 @@ def evaluate(
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
         tasks = {name: progress.add_task(name, total=samples * len(kinds)) for name in ["full model", *schedules]}
-        scores = program.run(schedules, samples, kinds=kinds, tick=lambda name, n: progress.update(tasks[name], advance=n))
+        scores = program.run(schedules, samples, kinds=kinds, seed=seed, tick=lambda name, n: progress.update(tasks[name], advance=n))
     full = scores[0]
     table = Table("schedule", "mean visual tokens", "of full", *full.right, "things placed",
                   title=f"exact match, {samples} held-out questions a kind")  # fmt: skip

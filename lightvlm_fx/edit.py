@@ -33,6 +33,14 @@ def first_of_layer(program: Program, layer: int) -> fx.Node:
     raise PreconditionError(f"no node was traced from {prefix}; the graph has {program.facts.layers} layers")
 
 
+def every_layer_marked(pass_: object, program: Program) -> int:
+    """The number of layers; raises PreconditionError where one has no attention marker."""
+    found, depth = sorted(program.markers()), program.facts.layers
+    if found != list(range(depth)):
+        raise PreconditionError(f"{pass_}: expected an attention marker in each of {depth} layers, found layers {found}")
+    return depth
+
+
 def crossing(program: Program, cut: fx.Node) -> list[fx.Node]:
     """Values made before `cut` and used at or behind it, weights left out, in graph order."""
     order = {n: i for i, n in enumerate(program.graph.nodes)}

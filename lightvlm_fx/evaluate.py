@@ -128,6 +128,7 @@ def run(
     per_kind: int,
     *,
     kinds: Sequence[str] = KINDS,
+    seed: int = SEED,
     backend: str = "eager",
     tick: Callable[[str, int], None] | None = None,
 ) -> list[Score]:
@@ -136,7 +137,7 @@ def run(
     from lightvlm_fx.bundled import load
 
     model, processor = load()
-    samples = held_out(per_kind, kinds)
+    samples = held_out(per_kind, kinds, seed)
     scores = []
     with torch.inference_mode():
         for name, schedule in {"full model": None, **schedules}.items():

@@ -31,7 +31,6 @@ from lightvlm_fx.program import Program, value
 from lightvlm_fx.report import Bucket, Report
 from lightvlm_fx.schedule import Schedule
 
-NO_CUTS = Schedule(name="none")
 # Arguments of a decoder call that say how to answer, not what to compute.
 PLUMBING = ("past_key_values", "use_cache", "return_dict", "cache_position", "input_ids", "logits_to_keep", "num_items_in_batch")
 REFUSED = ("output_attentions", "output_hidden_states")

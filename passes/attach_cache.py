@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from lightvlm_fx.edit import every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
 from lightvlm_fx.pass_base import Pass, PassResult
@@ -36,9 +37,7 @@ class AttachCache(Pass):
     drops = ("keys", "values")
 
     def requires(self, program: Program) -> None:
-        found, depth = sorted(program.markers()), program.facts.layers
-        if found != list(range(depth)):
-            raise PreconditionError(f"{self}: expected an attention marker in each of {depth} layers, found layers {found}")
+        depth = every_layer_marked(self, program)
         if list(self.layers) != sorted(set(self.layers) & set(range(depth))):
             raise PreconditionError(f"{self}: layers must rise within 0 to {depth - 1}, got {self.layers}")
 
@@ -58,7 +57,7 @@ class AttachCache(Pass):
         for layer, marker in sorted(markers.items()):
             stage = sum(layer >= first for first in self.layers)
             q, k, v, _, scale, _, window, softcap = marker.args
-            kv = [self._buffer(program, f"keys_{layer}", value(k)), self._buffer(program, f"values_{layer}", value(v))]
+            kv = [buffer(program, f"keys_{layer}", value(k)), buffer(program, f"values_{layer}", value(v))]
             with graph.inserting_before(marker):
                 if stage not in held:
                     held[stage] = graph.create_node(
@@ -77,11 +76,12 @@ class AttachCache(Pass):
         program.with_facts(outputs=("hidden",))
         return PassResult(len(markers), program.facts.layers, f"{len(self.layers) + 1} stages")
 
-    def _buffer(self, program: Program, name: str, new: Tensor) -> fx.Node:
-        """An input for a cache buffer [B, G, C, d] that takes `new` [B, G, Q, d]."""
-        rows, heads, _, width = new.shape
-        return program.add_input(name, new.new_empty(rows, heads, EXAMPLE_CAPACITY, width))
-
     def ensures(self, program: Program) -> None:
         if program.markers():
             raise PostconditionError(f"{self}: markers left in layers {sorted(program.markers())}")
+
+
+def buffer(program: Program, name: str, new: Tensor) -> fx.Node:
+    """An input for a cache buffer [B, G, C, d] that takes `new` [B, G, Q, d]."""
+    rows, heads, _, width = new.shape
+    return program.add_input(name, new.new_empty(rows, heads, EXAMPLE_CAPACITY, width))

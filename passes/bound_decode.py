@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from lightvlm_fx.edit import every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
 from lightvlm_fx.kv import KV_SCORES
 from lightvlm_fx.ops.bounded_attention import attend_bounded
 from lightvlm_fx.pass_base import Pass, PassResult
-from lightvlm_fx.passes.attach_cache import EXAMPLE_CAPACITY
+from lightvlm_fx.passes.attach_cache import EXAMPLE_CAPACITY, buffer
 from lightvlm_fx.program import Program, value
 
 
@@ -22,8 +23,8 @@ class BoundDecode(Pass):
     Before:    o[B,Q,H,d] = lightvlm.attention(q, k, v, ...)                     sees the new tokens only
     After:     o[B,Q,H,d] = attend_bounded(q, k, v, keys_l[B,G,C,d], values_l, position_l[B,G,C], score_l[B,G,C], ...)
     Requires:  one marker a layer.
-    Ensures:   no marker is left; the hidden state is the only output; buffers are written in place.
-    Source:    patterns S1 to S4 of methods-decode.md 1.5: H2O arXiv 2306.14048, Scissorhands 2305.17118, StreamingLLM 2309.17453.
+    Ensures:   no marker is left; the hidden state is the only output, beside the scores of a `question`; buffers are written in place.
+    Source:    patterns S1 to S6 of methods-decode.md 1.5: H2O arXiv 2306.14048, Scissorhands 2305.17118, StreamingLLM 2309.17453.
     """
 
     append: bool = False  # new tokens go to the slots given, not over victims
@@ -45,9 +46,7 @@ class BoundDecode(Pass):
     def requires(self, program: Program) -> None:
         if self.score not in KV_SCORES:
             raise UnknownName.of("KV score", self.score, KV_SCORES)
-        found, depth = sorted(program.markers()), program.facts.layers
-        if found != list(range(depth)):
-            raise PreconditionError(f"{self}: expected an attention marker in each of {depth} layers, found layers {found}")
+        depth = every_layer_marked(self, program)
         if self.limit and len(self.limit) != depth:
             raise PreconditionError(f"{self}: expected one limit for each of {depth} layers, got {len(self.limit)}")
 
@@ -63,7 +62,7 @@ class BoundDecode(Pass):
             q, k, v, _, scale, _, window, softcap = marker.args
             heads = 1 if self.shared else value(k).shape[1]
             held = integers.new_empty(rows, heads, EXAMPLE_CAPACITY)
-            kv = [self._buffer(program, f"keys_{layer}", value(k)), self._buffer(program, f"values_{layer}", value(v))]
+            kv = [buffer(program, f"keys_{layer}", value(k)), buffer(program, f"values_{layer}", value(v))]
             position = program.add_input(f"position_{layer}", held)
             score = program.add_input(f"score_{layer}", held.float()) if scored else None
             size = program.add_input(f"size_{layer}", held.float()) if layer in self.biased else None
@@ -90,11 +89,6 @@ class BoundDecode(Pass):
         outputs = ("hidden", *(f"asked.{layer}" for layer in range(len(asked))))
         program.with_facts(outputs=outputs, fixed_cache=not self.grows)
         return PassResult(len(markers), program.facts.layers)
-
-    def _buffer(self, program: Program, name: str, new: Tensor) -> fx.Node:
-        """An input for a cache buffer [B, G, C, d] that takes `new` [B, G, Q, d]."""
-        rows, heads, _, width = new.shape
-        return program.add_input(name, new.new_empty(rows, heads, EXAMPLE_CAPACITY, width))
 
     def ensures(self, program: Program) -> None:
         if program.markers():

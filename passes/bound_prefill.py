@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from lightvlm_fx.edit import Editor
+from lightvlm_fx.edit import Editor, every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
 from lightvlm_fx.kv import KV_SCORES
 from lightvlm_fx.ops.segments import PADDING
@@ -57,9 +57,7 @@ class BoundPrefill(Pass):
             raise UnknownName.of("KV score", self.score, KV_SCORES)
         if "kv_count" in program.inputs:
             raise PreconditionError(f"{self}: the layers' entries are bounded already")
-        found, depth = sorted(program.markers()), program.facts.layers
-        if found != list(range(depth)):
-            raise PreconditionError(f"{self}: expected an attention marker in each of {depth} layers, found layers {found}")
+        depth = every_layer_marked(self, program)
         if len(self.lengths) != depth:
             raise PreconditionError(f"{self}: expected one length for each of {depth} layers, got {len(self.lengths)}")
 
