@@ -167,7 +167,7 @@ class Store:
         self.bring_in()
         score, text = asked[..., : self.segment.shape[1]], int((self.segment == TEXT).sum(1).max())
         length = min(self.segment.shape[1], text + int(count.max()))
-        index, entry = torch.ops.lightvlm.keep_entries(score, self.segment, count, length, 0, 0, True, False)
+        index, entry = torch.ops.lightvlm.keep_entries(score, self.segment, count, length, 0, 0, True, False, 0.0)
         self._put(index, torch.where(entry < 0, EMPTY, self.position.gather(2, index)))
 
     def _put(self, index: Tensor, position: Tensor) -> None:

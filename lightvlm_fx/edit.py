@@ -5,6 +5,7 @@ Each keeps names readable and `meta["val"]` true, so that the graph prints and l
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -94,6 +95,10 @@ class Editor:
         fakes = torch.utils._pytree.tree_map_only(fx.Node, value, args)
         node.meta["val"] = self._infer(node, target, fakes)
         return node
+
+    def parts(self, of: fx.Node, *names: str) -> list[fx.Node]:
+        """The first results of an op that returns several, each with a name."""
+        return [self.call(name, operator.getitem, of, i) for i, name in enumerate(names)]
 
     def _infer(self, node: fx.Node, target: Callable[..., Any], fakes: Any) -> Any:
         mode = next((v.fake_mode for v in torch.utils._pytree.tree_leaves(fakes) if hasattr(v, "fake_mode")), None)

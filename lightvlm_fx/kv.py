@@ -11,10 +11,12 @@ from lightvlm_fx.errors import ScheduleError, UnknownName
 from lightvlm_fx.frozen import Frozen, one_of
 
 When = Literal["prefill", "step", "mask", "periodic", "turn"]
-KvScore = Literal["age", "attention", "marks", "window", "text", "elite", "question"]
+KvScore = Literal["age", "attention", "marks", "window", "text", "density", "elite", "question"]
+Merge = Literal["none", "pivot", "counted"]
 Budgets = Literal["uniform", "pyramid", "density", "entropy", "strength"]
 WHEN: tuple[str, ...] = get_args(When)
 KV_SCORES: tuple[str, ...] = get_args(KvScore)
+MERGES: tuple[str, ...] = get_args(Merge)
 BUDGETS: tuple[str, ...] = get_args(Budgets)
 ADAPTIVE = ("density", "entropy", "strength")
 RUNNING = ("age", "attention", "marks")  # scores that every decoding step brings up to date
@@ -54,6 +56,7 @@ class Kv(Frozen):
     # turn: nothing is dropped, and at each turn of a dialogue a choice of visual entries is read
     when: Annotated[When, one_of("moment", WHEN)] = "step"
     score: Annotated[KvScore, one_of("KV score", KV_SCORES)] = "attention"
+    prompt: Annotated[KvScore | Literal[""], one_of("KV score", ("", *KV_SCORES))] = ""  # chooses behind the prompt, if not `score`
     heads: Annotated[Literal["each", "shared"], one_of("selection", ("each", "shared"))] = "each"
     budgets: Annotated[Budgets | tuple[float, ...], BeforeValidator(_budgets)] = "uniform"
     sinks: int = Field(default=4, ge=0)  # first entries of the row that always stay
@@ -61,34 +64,49 @@ class Kv(Frozen):
     window: int = Field(default=32, ge=1)  # window, marks: last queries that score
     kernel: int = Field(default=5, ge=1)  # window: width of the average over neighbours
     alpha: float = Field(default=0.9, gt=0, le=1)  # elite: share of the largest weight that makes a query elite
+    visual_share: float = Field(default=0, ge=0, lt=1)  # share of the capacity that is the picture's, and stays its own
     text_first: bool = False  # no visual entry stays before a text entry goes
-    merge: bool = False  # values of dropped entries join the most alike survivor of their modality
+    # what becomes of dropped entries: pivot, their values join the most alike survivor of their modality, half-way;
+    # counted, visual ones are averaged into the most alike survivor of their image, which then counts as all of them
+    merge: Annotated[Merge, one_of("way to merge entries", MERGES)] = "none"
     every: int = Field(default=64, ge=1)  # periodic
 
     @model_validator(mode="after")
     def _fits_together(self) -> Kv:
         if isinstance(self.capacity, int) and self.of == "all":
             self.check(self.capacity)
-        if (self.when == "turn") != (self.score == "question") or (self.when == "turn" and self.of == "all"):
-            raise ScheduleError("when='turn' reads the visual entries that a question asks for; it needs score='question' and of='visual'")
-        if self.when not in ("prefill", "turn") and self.score not in RUNNING:
-            raise ScheduleError(f"score {self.score!r} reads the prompt only; use when='prefill', or a score of {', '.join(RUNNING)}")
-        if self.when not in ("prefill", "turn") and (self.of == "visual" or self.adaptive):
-            raise ScheduleError(
-                f"when={self.when!r} needs capacities known beforehand; use of='all', and budgets uniform, pyramid or a list"
-            )
-        if (self.budgets == "strength" and self.score != "elite") or (self.score == "elite" and self.of == "all"):
-            raise ScheduleError("score='elite' ranks visual entries and needs of='visual'; budgets='strength' needs score='elite'")
-        if self.when in ("mask", "periodic") and isinstance(self.capacity, float):
-            raise ScheduleError(f"when={self.when!r} needs one capacity for all rows of a batch: a count, not the share {self.capacity}")
-        if self.kernel % 2 == 0:
-            raise ScheduleError(f"kernel must be odd, got {self.kernel}")
+        for wrong, message in self._mismatches():
+            if wrong:
+                raise ScheduleError(message)
         return self
+
+    def _mismatches(self) -> list[tuple[bool, str]]:
+        stepping, turn, when = self.when not in ("prefill", "turn"), self.when == "turn", f"when={self.when!r}"
+        return [
+            (turn != (self.score == "question") or (turn and self.of == "all"),
+             "when='turn' reads the visual entries that a question asks for; it needs score='question' and of='visual'"),
+            (stepping and self.score not in RUNNING,
+             f"score {self.score!r} reads the prompt only; use when='prefill', or a score of {', '.join(RUNNING)}"),
+            (stepping and (self.of == "visual" or self.adaptive),
+             f"{when} needs capacities known beforehand; use of='all', and budgets uniform, pyramid or a list"),
+            ((self.budgets == "strength" and self.score != "elite") or (self.score == "elite" and self.of == "all"),
+             "score='elite' ranks visual entries and needs of='visual'; budgets='strength' needs score='elite'"),
+            (self.when in ("mask", "periodic") and isinstance(self.capacity, float),
+             f"{when} needs one capacity for all rows of a batch: a count, not the share {self.capacity}"),
+            (bool(self.prompt) and not stepping,
+             f"prompt={self.prompt!r} is for caches whose score the steps carry on, but {when} chooses once; name it as score="),
+            (self.prompt in ("elite", "question"), f"prompt={self.prompt!r} ranks visual entries only; use another score"),
+            (self.visual_share > 0 and (not stepping or self.score == "age" or self.text_first),
+             (f"visual_share={self.visual_share} keeps pictures while text goes, step by step: it needs when='step', 'mask' or 'periodic', "
+              "score='attention' or 'marks', and text_first=False")),
+            (turn and self.merge != "none", f"merge={self.merge!r} is for entries that are dropped, but when='turn' drops none"),
+            (self.kernel % 2 == 0, f"kernel must be odd, got {self.kernel}"),
+        ]  # fmt: skip
 
     @property
     def shared(self) -> bool:
         """Whether all KV heads of a layer keep the same entries."""
-        return self.heads == "shared" or self.score in ("age", "elite", "question")
+        return self.heads == "shared" or {self.score, self.prompt} & {"age", "elite", "question"} != set()
 
     @property
     def adaptive(self) -> bool:
@@ -97,13 +115,18 @@ class Kv(Frozen):
 
     def check(self, capacity: int, layer: int | None = None) -> None:
         """Raise ScheduleError for a capacity that the protected entries fill."""
-        least = self.sinks + self.recent + 1
-        if capacity < least:
+        least, pictures = self.sinks + self.recent + 1, self.pictures(capacity)
+        if capacity - pictures < least:
             where = "" if layer is None else f" of layer {layer}"
+            but = f", less {pictures} for pictures," if pictures else ""
             raise ScheduleError(
-                f"capacity {capacity}{where} is below sinks + recent + 1 = {self.sinks} + {self.recent} + 1 = {least}; "
+                f"capacity {capacity}{where}{but} is below sinks + recent + 1 = {self.sinks} + {self.recent} + 1 = {least}; "
                 "raise the capacity or protect fewer entries"
             )
+
+    def pictures(self, capacity: int) -> int:
+        """How many of `capacity` entries are reserved for pictures."""
+        return math.floor(self.visual_share * capacity + 0.5)
 
     def capacities(self, prompt: int, depth: int) -> list[int]:
         """Entries that each of `depth` layers holds for a prompt of `prompt` tokens (of="visual": visual tokens).

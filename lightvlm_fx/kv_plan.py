@@ -44,6 +44,13 @@ class KvPlan:
                 visual = int(plan.budgets[cut][row].sum()) if cut >= 0 else sum(images)
                 text = real[row] - sum(images)
                 here = visual if kv.of == "visual" else text + visual
+                if kv.visual_share:
+                    pictures = min(visual, kv.pictures(wanted[row][layer]))
+                    here = pictures + min(text, wanted[row][layer] - pictures)
+                    count[row, layer] = wanted[row][layer]
+                    fits &= here == text + visual
+                    longest = max(longest, here)
+                    continue
                 count[row, layer] = min(wanted[row][layer], here)
                 fits &= wanted[row][layer] >= here
                 longest = max(longest, max(int(count[row, layer]), min(most_here, here)) + (text if kv.of == "visual" else 0))

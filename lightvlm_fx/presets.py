@@ -36,22 +36,28 @@ def _pyramid(name: str, keep: float | int, layers: Sequence[int | float], **opti
 def lightvlm(
     keep: float | int = 0.35,
     layers: Sequence[int | float] = STAGES,
-    score: str = "peak",
+    score: str = "density",
     combine: str = "merge",
     positions: str = "keep",
     rope: bool = True,
-    power: float = 0.25,
+    power: float = 0.5,
     centres: float = 0.1,
     group: int = 5,
     proportional: bool | None = None,
     capacity: float | int | None = None,
+    when: str | None = None,
     kv_score: str = "attention",
-    sinks: int = 4,
-    recent: int = 16,
+    kv_merge: str = "counted",
+    heads: str = "shared",
+    sinks: int | None = None,
+    recent: int | None = None,
+    visual_share: float = 0.3,
 ) -> Schedule:
-    """LightVLM (arXiv 2509.00419), reconstructed: pyramid token merging over the decoder's layers.
+    """LightVLM (arXiv 2509.00419), reconstructed: pyramid token merging over the decoder's layers, and a bounded cache.
 
-    With `capacity`, every layer's cache holds that many entries (a ratio: of the prompt) for the whole answer.
+    With `capacity` as a ratio, the prompt's visual entries are merged into that share of the prompt, once (`when="prefill"`);
+    as a count, every layer's cache holds that many entries for the whole answer (`when="step"`): the picture, merged into
+    `visual_share` of them, and of the text 4 sinks, the newest half, and what was attended to most (`kv_score`).
     """
     pyramid = _pyramid(
         "lightvlm",
@@ -68,7 +74,17 @@ def lightvlm(
     )
     if capacity is None:
         return pyramid
-    return Schedule(name="lightvlm", cuts=pyramid.cuts, kv=Kv(capacity=capacity, score=kv_score, sinks=sinks, recent=recent))
+    if when is None:
+        when = "prefill" if isinstance(capacity, float) else "step"
+    if when == "prefill":
+        kv = Kv(capacity=capacity, when=when, score="density", merge=kv_merge, heads=heads, text_first=True,
+                sinks=1 if sinks is None else sinks, recent=1 if recent is None else recent)  # fmt: skip
+    else:
+        if recent is None:
+            recent = int(capacity * (1 - visual_share) / 2) if isinstance(capacity, int) else 16
+        kv = Kv(capacity=capacity, when=when, score=kv_score, prompt="density", merge=kv_merge, heads=heads,
+                sinks=4 if sinks is None else sinks, recent=recent, visual_share=visual_share)  # fmt: skip
+    return Schedule(name="lightvlm", cuts=pyramid.cuts, kv=kv)
 
 
 def fastv(keep: float | int = 0.5, layer: int | float = 2, rope: bool = True) -> Schedule:
@@ -128,21 +144,21 @@ def vl_cache(capacity: float | int = 0.1, recent: int = 8, heads: str = "shared"
     return Schedule(name="vl-cache", kv=kv)
 
 
-def look_m(capacity: float | int = 0.2, recent: int = 32, merge: bool = True) -> Schedule:
+def look_m(capacity: float | int = 0.2, recent: int = 32, merge: str = "pivot") -> Schedule:
     """LOOK-M (arXiv 2406.18139): text before pictures; values of what is dropped join survivors of their modality."""
     kv = Kv(capacity=capacity, when="prefill", text_first=True, merge=merge, recent=recent, sinks=0)
     return Schedule(name="look-m", kv=kv)
 
 
-def meda(capacity: float | int = 0.2, recent: int = 32, merge: bool = True) -> Schedule:
+def meda(capacity: float | int = 0.2, recent: int = 32, merge: str = "pivot") -> Schedule:
     """MEDA (arXiv 2502.17599): as LOOK-M, with more entries in layers whose attention has a higher entropy."""
     kv = Kv(capacity=capacity, when="prefill", text_first=True, merge=merge, recent=recent, sinks=0, budgets="entropy")
     return Schedule(name="meda", kv=kv)
 
 
-def aircache(capacity: float | int = 0.1, alpha: float = 0.9) -> Schedule:
+def aircache(capacity: float | int = 0.1, alpha: float = 0.9, merge: str = "none") -> Schedule:
     """AirCache (arXiv 2503.23956): `capacity` of the visual entries, by a few elite queries; all text stays."""
-    kv = Kv(capacity=capacity, of="visual", when="prefill", score="elite", alpha=alpha, budgets="strength", sinks=0, recent=0)
+    kv = Kv(capacity=capacity, of="visual", when="prefill", score="elite", alpha=alpha, budgets="strength", merge=merge, sinks=0, recent=0)
     return Schedule(name="aircache", kv=kv)
 
 

@@ -388,7 +388,12 @@ def _bounded_stage(
 
     position = kept(place) if entry is None else torch.where(entry < 0, -1, kept(place))
     fixed = {"step": plan.capacity[layer], "periodic": plan.capacity[layer] + kv.every}.get(kv.when, 0)
-    stage = Stage(layer, position, None if size is None else kept(size), named.get(f"score.{layer}"), fixed)
+    merged = named.get(f"kv_size.{layer}")
+    if merged is None and kv.merge == "counted":
+        merged = torch.ones_like(position, dtype=torch.float32) if size is None else kept(size)
+    elif merged is None and size is not None:
+        merged = kept(size)
+    stage = Stage(layer, position, merged, named.get(f"score.{layer}"), fixed)
     if kv.when == "step":
         stage.close([row[layer] for row in plan.own])
     return stage

@@ -19,10 +19,11 @@ from lightvlm_fx.errors import ScheduleError, UnknownName
 from lightvlm_fx.frozen import Frozen, one_of, toml
 from lightvlm_fx.kv import Kv
 
-Score = Literal["last-query", "text-mean", "received", "peak", "random", "uniform"]
+Score = Literal["last-query", "text-mean", "received", "density", "peak", "random", "uniform"]
 Combine = Literal["prune", "merge", "recover"]
 Positions = Literal["keep", "compact"]
 SCORES: tuple[str, ...] = get_args(Score)
+WITHOUT_ATTENTION = ("density", "random", "uniform")  # scores that a cut before layer 0 can have
 COMBINES: tuple[str, ...] = get_args(Combine)
 POSITIONS: tuple[str, ...] = get_args(Positions)
 SCHEMA_VERSION: Literal[1] = 1
@@ -68,7 +69,7 @@ class Cut(Frozen):
     positions: Annotated[Positions, one_of("position policy", POSITIONS)] = "keep"
     rope: bool = True  # score on rotated queries and keys (FEATHER scores without)
     image_softmax: bool = False  # softmax of the last-query row over image keys only
-    power: float = Field(default=0.25, ge=0, le=4)  # peak: exponent of the attention in weight = attention^power * distance
+    power: float = Field(default=0.25, ge=0, le=4)  # density, peak: exponent in density^power * distance, attention^power * distance
     centres: float = Field(default=0.1, ge=0, le=1)  # recover: share of the kept tokens that absorb others
     group: int = Field(default=5, ge=1)  # recover: tokens each centre absorbs
     proportional: bool = False  # merged keys count as the tokens they stand for, from this layer on
@@ -102,10 +103,10 @@ class Cut(Frozen):
                 f"cut before layer {layer}: the decoder has {depth} layers (0 to {depth - 1}); "
                 "use a smaller index, or a share of the depth such as layer=0.25"
             )
-        if layer == 0 and self.score not in ("random", "uniform"):
+        if layer == 0 and self.score not in WITHOUT_ATTENTION:
             raise ScheduleError(
                 f"cut before layer 0: score {self.score!r} reads the attention of the layer before; "
-                "use layer 1 or later, or score 'random' or 'uniform'"
+                f"use layer 1 or later, or a score of {', '.join(WITHOUT_ATTENTION)}"
             )
         return layer
 

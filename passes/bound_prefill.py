@@ -41,11 +41,12 @@ class BoundPrefill(Pass):
     kernel: int = 5
     of_visual: bool = False
     text_first: bool = False
+    visual_share: float = 0.0
     budgets: str = "uniform"  # or by what the attention looks like: density, entropy, strength
     most: tuple[int, ...] = ()  # where budgets adapt: entries (visual entries) that a layer may keep
     alpha: float = 0.9
-    merge: bool = False
-    running: bool = False  # hand the scores on, for the steps to carry on
+    merge: str = "none"
+    running: str = ""  # the score that the steps carry on, handed on with the entries
     store: bool = False  # hand all keys and values on, and say which entries are to be read
 
     name = "bound-prefill"
@@ -62,7 +63,7 @@ class BoundPrefill(Pass):
             raise PreconditionError(f"{self}: expected one length for each of {depth} layers, got {len(self.lengths)}")
 
     def call(self, program: Program) -> PassResult:
-        carried = self.running and self.score != "age"
+        carried = self.running not in ("", "age")
         if not carried and not any(self.lengths):
             return PassResult(0, 0, "the prompt fits")
         markers, end = program.markers(), program.output_node()
@@ -72,45 +73,64 @@ class BoundPrefill(Pass):
             shape = value(first).new_empty(value(first).shape[:2], dtype=torch.int64)
             program.add_input("visual_segment", shape)
         count = program.add_input("kv_count", value(first).new_empty(rows, program.facts.layers, dtype=torch.int64))
-        made: list[tuple[str, fx.Node]] = []
         outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
         segments = [self._segment(program, layer) for layer in range(len(self.lengths))]
-        scores = [self._score(program, markers[layer], segments[layer], layer) if length or carried else None
+        scores = [self._score(self.score, program, markers[layer], segments[layer], layer) if length else None
                   for layer, length in enumerate(self.lengths)]  # fmt: skip
         edit = Editor(program, end)
+        worth = self._worth(program, edit, markers, segments, scores) if carried else [None] * len(scores)
         if self.budgets != "uniform" and any(self.lengths):
-            count = self._budgets(program, edit, markers, segments, scores, count)
-            made.append(("kv_count", count))
-        for layer, (length, score, segment) in enumerate(zip(self.lengths, scores, segments, strict=True)):
-            if score is None:
-                continue
-            if not length:
-                made.append((f"score.{layer}", score))
-                continue
-            own = edit.call(f"kv_count_{layer}", torch.ops.aten.select.int, count, 1, layer)
-            kept = edit.call(
-                f"kv_kept_{layer}", OPS.keep_entries.default, score, segment, own, length, self.sinks, self.recent,
-                self.of_visual, self.text_first,
-            )  # fmt: skip
-            index, entry = (edit.call(f"kv_{name}_{layer}", operator.getitem, kept, i) for i, name in enumerate(("index", "entry")))
-            made.append((f"entry.{layer}", entry))
-            if self.store:
-                continue
-            keys, values = outputs[f"keys.{layer}"], outputs[f"values.{layer}"]
-            outputs[f"keys.{layer}"] = edit.call(f"kv_keys_{layer}", OPS.take_entries.default, keys, index)
-            if self.merge:
-                merged = edit.call(f"kv_values_{layer}", OPS.merge_values.default, keys, values, segment, index, entry)
-            else:
-                merged = edit.call(f"kv_values_{layer}", OPS.take_entries.default, values, index)
-            outputs[f"values.{layer}"] = merged
-            if carried:
-                made.append((f"score.{layer}", edit.call(f"kv_scores_{layer}", OPS.take_entries.default, score, index)))
+            count = outputs["kv_count"] = self._budgets(program, edit, markers, segments, scores, count)
+        for layer, (score, segment) in enumerate(zip(scores, segments, strict=True)):
+            if score is not None:
+                own = edit.call(f"kv_count_{layer}", torch.ops.aten.select.int, count, 1, layer)
+                kept = edit.call(
+                    f"kv_kept_{layer}", OPS.keep_entries.default, score, segment, own, self.lengths[layer], self.sinks,
+                    self.recent, self.of_visual, self.text_first, self.visual_share,
+                )  # fmt: skip
+                index, outputs[f"entry.{layer}"] = edit.parts(kept, f"kv_index_{layer}", f"kv_entry_{layer}")
+                if not self.store:
+                    self._shorten(edit, outputs, layer, worth[layer], _counted_size(markers[layer]), segment, index)
+            elif worth[layer] is not None:
+                outputs[f"score.{layer}"] = worth[layer]
         end.args = (tuple(outputs.values()),)
-        for what, node in made:
-            program.add_output(what, node)
+        program.with_facts(outputs=tuple(outputs))
         bounded = sum(map(bool, self.lengths))
         done = len(self.lengths) if carried else bounded
         return PassResult(done, done, f"{bounded} of {len(self.lengths)} layers drop entries")
+
+    def _worth(
+        self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node], scores: list[fx.Node | None]
+    ) -> list[fx.Node]:
+        """Of every layer, the scores that the steps carry on."""
+        out = []
+        for layer, (score, segment) in enumerate(zip(scores, segments, strict=True)):
+            if score is None or self.running != self.score:
+                score = self._score(self.running, program, markers[layer], segment, layer, "worth")
+            if self.visual_share:
+                score = edit.call(f"kv_guarded_{layer}", OPS.guard_visual.default, score, segment)
+            out.append(score)
+        return out
+
+    def _shorten(
+        self, edit: Editor, outputs: dict[str, fx.Node], layer: int, worth: fx.Node | None, size: fx.Node | None,
+        segment: fx.Node, index: fx.Node,
+    ) -> None:  # fmt: skip
+        """Replace what one layer hands on by the entries at `index`."""
+        keys, values, entry = (outputs[f"{what}.{layer}"] for what in ("keys", "values", "entry"))
+        if self.merge == "counted":
+            merged = edit.call(f"kv_merge_{layer}", OPS.merge_entries.default, keys, values, size, worth, segment, index, entry)
+            parts = edit.parts(merged, *(f"kv_{name}_{layer}" for name in ("keys", "values", "size", "scores")[: 3 + (worth is not None)]))
+            outputs |= zip((f"{what}.{layer}" for what in ("keys", "values", "kv_size", "score")), parts, strict=False)
+            return
+        outputs[f"keys.{layer}"] = edit.call(f"kv_keys_{layer}", OPS.take_entries.default, keys, index)
+        if self.merge == "pivot":
+            merged = edit.call(f"kv_values_{layer}", OPS.merge_values.default, keys, values, segment, index, entry)
+        else:
+            merged = edit.call(f"kv_values_{layer}", OPS.take_entries.default, values, index)
+        outputs[f"values.{layer}"] = merged
+        if worth is not None:
+            outputs[f"score.{layer}"] = edit.call(f"kv_scores_{layer}", OPS.take_entries.default, worth, index)
 
     def _budgets(
         self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node],
@@ -142,24 +162,26 @@ class BoundPrefill(Pass):
         behind = [cut for cut in program.facts.cuts if cut.layer <= layer]
         return program.node(behind[-1].segment if behind else "visual_segment")
 
-    def _score(self, program: Program, marker: fx.Node, segment: fx.Node, layer: int) -> fx.Node:
-        """Scores [B, G, S], or [B, 1, S] where the heads share one selection."""
-        edit, name = Editor(program, marker), f"kv_score_{layer}"
-        q, k, _, mask, scale = marker.args[:5]
-        if self.score == "age":
+    def _score(self, kind: str, program: Program, marker: fx.Node, segment: fx.Node, layer: int, what: str = "score") -> fx.Node:
+        """Scores [B, G, S] of one kind, or [B, 1, S] where the heads share one selection."""
+        edit, name = Editor(program, marker), f"kv_{what}_{layer}"
+        q, k, v, mask, scale = marker.args[:5]
+        if kind == "age":
             ones = edit.call(f"{name}_ones", torch.ops.aten.ne.Scalar, segment, PADDING)
             score = edit.call(f"{name}_age", torch.ops.aten.cumsum.default, ones, 1)
             score = edit.call(f"{name}_row", torch.ops.aten.unsqueeze.default, score, 1)
             return edit.call(name, torch.ops.aten.to.dtype, score, torch.float32)
-        if self.score == "question":
+        if kind == "density":
+            return edit.call(name, OPS.kv_score_density.default, v, segment, self.shared)
+        if kind == "question":
             return edit.call(name, OPS.kv_score_question.default, q, k, segment, scale, True)
-        if self.score == "elite":
+        if kind == "elite":
             both = edit.call(f"{name}_elite", OPS.kv_score_elite.default, q, k, segment, scale, self.alpha)
             return edit.call(name, operator.getitem, both, 0)
-        if self.score == "marks":
+        if kind == "marks":
             score = edit.call(name, OPS.kv_score_marks.default, q, k, segment, scale, self.window)
         else:
-            score = edit.call(name, OPS.kv_score_rows.default, q, k, segment, mask, scale, self.score, self.window, self.kernel)
+            score = edit.call(name, OPS.kv_score_rows.default, q, k, segment, mask, scale, kind, self.window, self.kernel)
         return edit.call(f"{name}_shared", torch.ops.aten.mean.dim, score, [1], True) if self.shared else score
 
     def ensures(self, program: Program) -> None:
@@ -168,3 +190,11 @@ class BoundPrefill(Pass):
             got = value(outputs[f"keys.{layer}"]).shape[2]
             if length and got != length and not self.store:
                 raise PostconditionError(f"{self}: keys.{layer} should hold {length} entries, holds {got}")
+
+
+def _counted_size(marker: fx.Node) -> fx.Node | None:
+    """The tokens [B, S] that each key counts as in this layer's attention; None: one each."""
+    mask = marker.args[3]
+    if not isinstance(mask, fx.Node) or mask.target != OPS.key_bias.default:
+        return None
+    return mask.all_input_nodes[-1]

@@ -42,7 +42,8 @@ def decode(schedule: Schedule, depth: int, kv: KvPlan | None = None, *, several:
     first = next((i + 1 for i, cut in enumerate(schedule.cuts) if cut.proportional), len(layers) + 1)
     if kv is None:
         return Pipeline([*passes, AttachCache(layers=layers, biased=tuple(range(first, len(layers) + 1)))])
-    biased = tuple(range(layers[first - 1], depth)) if first <= len(layers) else ()
+    counting = 0 if schedule.kv and schedule.kv.merge == "counted" else layers[first - 1] if first <= len(layers) else depth
+    biased = tuple(range(counting, depth))
     return Pipeline([*passes, _bound_decode(schedule, kv, biased, several)])
 
 
@@ -50,10 +51,10 @@ def _bound_prefill(schedule: Schedule, plan: KvPlan) -> BoundPrefill:
     kv = schedule.kv
     assert kv is not None
     return BoundPrefill(
-        lengths=plan.lengths, score=kv.score, shared=kv.shared, sinks=kv.sinks, recent=kv.recent, window=kv.window,
-        kernel=kv.kernel, of_visual=kv.of == "visual", text_first=kv.text_first,
+        lengths=plan.lengths, score=kv.prompt or kv.score, shared=kv.shared, sinks=kv.sinks, recent=kv.recent, window=kv.window,
+        kernel=kv.kernel, of_visual=kv.of == "visual", text_first=kv.text_first, visual_share=kv.visual_share,
         budgets=str(kv.budgets) if kv.adaptive else "uniform", most=plan.most if kv.adaptive else (), alpha=kv.alpha,
-        merge=kv.merge, running=kv.when not in ("prefill", "turn"), store=kv.when == "turn",
+        merge=kv.merge, running="" if kv.when in ("prefill", "turn") else kv.score, store=kv.when == "turn",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from lightvlm_fx.match import before_rope, hidden_state, is_positional
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.pretty import excerpt, typed
 from lightvlm_fx.program import Cut, Program, value
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES
+from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, WITHOUT_ATTENTION
 
 OPS = torch.ops.lightvlm
 
@@ -56,7 +56,7 @@ class ReduceTokens(Pass):
                 raise UnknownName.of(what, got, known)
         if not 0 <= self.layer < program.facts.layers:
             raise PreconditionError(f"{self}: layer must be 0 to {program.facts.layers - 1}, got {self.layer}")
-        if self.layer == 0 and self.score not in ("random", "uniform"):
+        if self.layer == 0 and self.score not in WITHOUT_ATTENTION:
             raise PreconditionError(f"{self}: score {self.score!r} needs the attention of a layer before, got layer 0")
         if program.facts.cuts and program.facts.cuts[-1].layer >= self.layer:
             raise PreconditionError(f"{self}: layer must be behind the cut before layer {program.facts.cuts[-1].layer}")
@@ -84,9 +84,7 @@ class ReduceTokens(Pass):
         arrived = edit.call(f"arrived_{number}", torch.ops.aten.sym_size.int, hidden, 1)
         stay = edit.call(f"stay_{number}", operator.sub, arrived, self.removed)
         selected = edit.call(f"selected_{number}", OPS.select_tokens.default, score, segment, budget, stay)
-        index, left, rank = (
-            edit.call(f"{name}_{number}", operator.getitem, selected, i) for i, name in enumerate(("index", "left", "rank"))
-        )
+        index, left, rank = edit.parts(selected, f"index_{number}", f"left_{number}", f"rank_{number}")
         new_hidden, new_size, went = self._combine(edit, hidden, size, score, rank, budget, index, segment, left)
         renumbered = index
         if self.positions == "compact":
@@ -154,6 +152,10 @@ class ReduceTokens(Pass):
             return edit.call(name, OPS.score_random.default, segment, 64 * self.seed + self.layer)
         if self.score == "uniform":
             return edit.call(name, OPS.score_uniform.default, segment, budget)
+        if self.score == "density":
+            alike = self._alike(program, edit, hidden, segment)
+            density = edit.call(f"density_{name}", OPS.score_density.default, alike, segment)
+            return edit.call(name, OPS.score_peak.default, density, alike, segment, self.power)
         q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
         if not self.rope:
             q, k = before_rope(program, q), before_rope(program, k)
@@ -164,9 +166,12 @@ class ReduceTokens(Pass):
         last = "attention_" if self.score == "peak" else ""
         score = edit.call(last + name, OPS.score_last_query.default, q, k, segment, scale, self.image_softmax)
         if self.score == "peak":
-            alike = edit.call(f"alike_{len(program.facts.cuts)}", OPS.similarity.default, hidden, segment, None)
+            alike = self._alike(program, edit, hidden, segment)
             score = edit.call(name, OPS.score_peak.default, score, alike, segment, self.power)
         return score
+
+    def _alike(self, program: Program, edit: Editor, hidden: fx.Node, segment: fx.Node) -> fx.Node:
+        return edit.call(f"alike_{len(program.facts.cuts)}", OPS.similarity.default, hidden, segment, None)
 
     def _combine(
         self, edit: Editor, hidden: fx.Node, size: fx.Node | None, score: fx.Node, rank: fx.Node, budget: fx.Node,
@@ -185,9 +190,8 @@ class ReduceTokens(Pass):
         else:
             arguments = (hidden, size, score, rank, budget, index, segment, left, self.centres, self.group)
             merged = edit.call(f"merge_{number}", OPS.recover_tokens.default, *arguments)
-        names = ("kept", "size", "went")
-        parts = [edit.call(f"{name}_{number}", operator.getitem, merged, i) for i, name in enumerate(names)]
-        return parts[0], parts[1], parts[2]
+        kept, size, went = edit.parts(merged, f"kept_{number}", f"size_{number}", f"went_{number}")
+        return kept, size, went
 
     def _carry(
         self, program: Program, edit: Editor, old: fx.Node, index: fx.Node, renumbered: fx.Node, left: fx.Node, length: Any

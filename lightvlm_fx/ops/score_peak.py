@@ -1,4 +1,4 @@
-"""Score: density peaks; important tokens that no more important token resembles."""
+"""Score: peaks; tokens with a high score that no token with a higher one resembles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike tokens are: one matrix product, shared by the score `peak` and the combine `merge`."""
+"""How alike tokens are: one matrix product, shared by the scores `density` and `peak` and the combine `merge`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightvlm_fx.errors import ScheduleError, UnknownName
-from lightvlm_fx.kv import ADAPTIVE, BUDGETS, KV_SCORES, RUNNING, WHEN, Kv
+from lightvlm_fx.kv import ADAPTIVE, BUDGETS, KV_SCORES, MERGES, RUNNING, WHEN, Kv
 from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.layout import Layout
 from lightvlm_fx.ops.segments import PADDING, TEXT
@@ -33,7 +33,11 @@ def bounds(draw):
     score = draw(st.sampled_from(scores))
     budgets = draw(weights | st.sampled_from([*budgets, "strength"] if score == "elite" else budgets))
     more = {name: draw(st.integers(1, 99)) for name in ("sinks", "recent", "window", "every")}
-    more |= {name: draw(st.booleans()) for name in ("text_first", "merge")}
+    more |= {"text_first": draw(st.booleans()), "merge": "none" if when == "turn" else draw(st.sampled_from(MERGES))}
+    if when not in ("prefill", "turn"):
+        more["prompt"] = draw(st.sampled_from(["", "age", "window", "density"]))
+        if score != "age" and not more["text_first"]:
+            more["visual_share"] = draw(st.floats(0, 0.001))
     more |= {"heads": draw(st.sampled_from(["each", "shared"])), "kernel": draw(st.sampled_from([1, 5])), "alpha": draw(ratios)}
     counts = st.integers(199, 9999)
     capacity = draw(counts if when in ("mask", "periodic") else counts | ratios)
@@ -62,8 +66,8 @@ def test_the_fingerprint_of_a_schedule_without_a_bound_is_that_of_its_cuts():
 def test_the_fingerprint_changes_with_every_field_of_a_bound():
     changes = [
         {"capacity": 51}, {"of": "visual"}, {"when": "step"}, {"score": "age"}, {"heads": "shared"}, {"budgets": "pyramid"},
-        {"sinks": 3}, {"recent": 31}, {"window": 31}, {"kernel": 3}, {"alpha": 0.8}, {"text_first": True}, {"merge": True},
-        {"every": 63},
+        {"sinks": 3}, {"recent": 31}, {"window": 31}, {"kernel": 3}, {"alpha": 0.8}, {"text_first": True}, {"merge": "pivot"},
+        {"every": 63}, {"when": "step", "prompt": "density"}, {"when": "step", "visual_share": 0.1},
     ]  # fmt: skip
     assert {key for change in changes for key in change} == set(Kv.model_fields)
     prints = {Schedule(kv=Kv(**({"capacity": 50} | ONCE | change))).fingerprint for change in [{}, *changes]}
@@ -81,6 +85,13 @@ def test_the_fingerprint_changes_with_every_field_of_a_bound():
         ({"score": "elite"} | ONCE, ELITE),
         ({"score": "elite", "budgets": "strength"} | ONCE, ELITE),
         ({"budgets": "strength"} | VISUAL, ELITE),
+        ({"visual_share": 0.5}, r"capacity 50, less 25 for pictures, is below sinks \+ recent \+ 1 = 4 \+ 32 \+ 1 = 37; raise the"),
+        *(({"visual_share": 0.1} | more, "visual_share=0.1 keeps pictures while text goes, step by step: it needs when='step', 'mask' or")
+          for more in (ONCE, {"score": "age"}, {"text_first": True})),
+        ({"visual_share": 1}, "not a valid kv: visual_share: Input should be less than 1, got 1"),
+        ({"prompt": "elite"}, "prompt='elite' ranks visual entries only; use another score"),
+        ({"prompt": "density"} | ONCE, "prompt='density' is for caches whose score the steps carry on, but when='prefill' chooses once"),
+        ({"merge": "counted", "when": "turn", "score": "question", "of": "visual"}, "but when='turn' drops none"),
         ({"kernel": 4}, "kernel must be odd, got 4"),
         ({"sinks": -1}, "not a valid kv: sinks: Input should be greater than or equal to 0, got -1"),
         ({"alpha": 0}, "not a valid kv: alpha: Input should be greater than 0, got 0"),
@@ -134,6 +145,8 @@ def test_refuses_while_decoding_what_only_the_prompt_tells(when, options, messag
         ("score", "atention", "no KV score named 'atention'; did you mean 'attention'?"),
         ("when", "steps", "no moment named 'steps'; did you mean 'step'?"),
         ("of", "visuals", "no part of the cache named 'visuals'; did you mean 'visual'?"),
+        ("prompt", "dense", "no KV score named 'dense'; did you mean 'density'?"),
+        ("merge", "count", "no way to merge entries named 'count'; did you mean 'counted'?"),
         ("heads", "share", "no selection named 'share'; did you mean 'shared'?"),
         ("budgets", "piramid", "no way to share the budget named 'piramid'; did you mean 'pyramid'?"),
     ],
@@ -191,6 +204,9 @@ def test_a_list_shares_the_budget_in_proportion(capacity, shares):
         ({"capacity": 16}, (), [[16] * 3, [6] * 3], (0, 0, 0)),  # all fit
         ({"capacity": 10}, [Cut(layer=1, keep=0.2)], [[10, 8, 8], [6, 3, 3]], (10, 0, 0)),
         ({"capacity": 0.5} | VISUAL, (), [[5] * 3, [2] * 3], (11, 11, 11)),  # beside text
+        ({"capacity": 10, "visual_share": 0.5}, (), [[10] * 3, [10] * 3], (10, 10, 10)),
+        ({"capacity": 24, "visual_share": 0.25}, (), [[24] * 3, [24] * 3], (12, 12, 12)),  # they fit, but 10 visual are above 6
+        ({"capacity": 24, "visual_share": 0.5}, (), [[24] * 3, [24] * 3], (0, 0, 0)),
         ({"capacity": 4, "budgets": [2, 1, 3]} | VISUAL, (), [[4, 2, 6], [4, 2, 4]], (10, 8, 12)),
     ],
 )

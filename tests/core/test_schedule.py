@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightvlm_fx.errors import LightVLMError, ScheduleError, UnknownName
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, Cut, Schedule
+from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, WITHOUT_ATTENTION, Cut, Schedule
 
 ratios = st.floats(0, 1, exclude_min=True)
 shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
@@ -198,7 +198,7 @@ def test_refuses_shares_that_fall_on_one_layer():
         Schedule(cuts=[Cut(layer=0.25, keep=0.5), Cut(layer=0.5, keep=0.3)]).layers(2)
 
 
-@pytest.mark.parametrize("score", [s for s in SCORES if s not in ("random", "uniform")])
+@pytest.mark.parametrize("score", [s for s in SCORES if s not in WITHOUT_ATTENTION])
 def test_refuses_layer_0_with_a_score_that_reads_attention(score):
     with pytest.raises(
         ScheduleError, match=f"cut before layer 0: score '{score}' reads the attention of the layer before"
@@ -242,7 +242,7 @@ def test_refuses_a_count_above_the_picture():
         ("score", "last-qery", "no score named 'last-qery'; did you mean 'last-query'?"),
         ("combine", "merg", "no combine named 'merg'; did you mean 'merge'?"),
         ("positions", "compcat", "no position policy named 'compcat'; did you mean 'compact'?"),
-        ("score", 3, "no score named 3\n  known: last-query, peak"),
+        ("score", 3, "no score named 3\n  known: density, last-query, peak"),
     ],
 )
 def test_refuses_unknown_names_with_a_guess(field, wrong, message):

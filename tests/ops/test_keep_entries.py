@@ -15,6 +15,7 @@ def selections(draw, enough=False, **options):
         "recent": draw(st.integers(0, 2)),
         "of_visual": draw(st.booleans()),
         "text_first": draw(st.booleans()),
+        "visual_share": 0.0,
     }
     count = [draw(st.integers(rule["sinks"] + rule["recent"] if enough else 0, len(row) + 1)) for row in batch.segment]
     score = (batch.randn(len(batch.segment), heads, batch.segment.shape[1], salt=4) * 2).round()
@@ -113,10 +114,28 @@ def test_a_row_does_not_depend_on_the_length_of_the_others(case):
             assert [i - pad for i in held(at[b, g])] == held(alone[0, g])
 
 
+@given(selections(), st.sampled_from([0.25, 0.5, 0.75]))
+def test_a_visual_share_is_kept_for_pictures_and_the_rest_for_text(case, share):
+    """Each kind's best, sinks and recents of the text first; what pictures do not need, text gets, but not the other way round."""
+    batch, score, count, rule = case
+    rule |= {"of_visual": False, "text_first": False, "visual_share": share, "length": batch.segment.shape[1]}
+    count = count.clamp_max(batch.segment.shape[1])
+    _, at = OPS.keep_entries(score, batch.segment, count, **rule)
+    for b, segment in enumerate(batch.segment.tolist()):
+        always, real = guarded(segment, rule)
+        visual, text = ([i for i in real if (segment[i] >= 0) == kind] for kind in (True, False))
+        pictures = min(len(visual), int(int(count[b]) * share + 0.5))
+        for g in range(score.shape[1]):
+            row = score[b, g].tolist()
+            best = sorted(visual, key=lambda i, row=row: (-row[i], i))[:pictures]
+            best += sorted(text, key=lambda i, row=row, always=always: (-row[i] if i not in always else -99, i))[: int(count[b]) - pictures]
+            assert held(at[b, g]) == sorted(best)
+
+
 def test_heads_choose_for_themselves():
     segment, count = torch.full((1, 4), TEXT), torch.tensor([1])
     score = torch.tensor([[[0.0, 3.0, 1.0, 2.0], [2.0, 1.0, 0.0, 3.0]]])
-    assert OPS.keep_entries(score, segment, count, 1, 0, 0, False, False)[1].tolist() == [[[1], [3]]]
+    assert OPS.keep_entries(score, segment, count, 1, 0, 0, False, False, 0.0)[1].tolist() == [[[1], [3]]]
 
 
 @given(batches())

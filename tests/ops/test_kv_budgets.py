@@ -89,7 +89,7 @@ def test_values_join_the_survivor_of_their_kind_with_the_nearest_key(batch: Batc
     _, k = batch.qk()
     v = batch.randn(*k.shape, salt=7)
     count = torch.full((batch.rows,), 2)
-    index, entry = OPS.keep_entries(batch.randn(*k.shape[:3], salt=8), batch.segment, count, 2, 0, 0, False, False)
+    index, entry = OPS.keep_entries(batch.randn(*k.shape[:3], salt=8), batch.segment, count, 2, 0, 0, False, False, 0.0)
     made = OPS.merge_values(k, v, batch.segment, index, entry)
     for b in range(batch.rows):
         for g in range(k.shape[1]):

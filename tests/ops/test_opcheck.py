@@ -23,14 +23,16 @@ def arguments():
     all_alike, alike = (OPS.similarity(hidden, SEGMENT, i) for i in (None, index))
     small = mask[:, :, :K, :K]
     per_head = torch.rand(2, 2, 8, generator=draw)
-    entries, _ = OPS.keep_entries(per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, False)
+    entries, _ = OPS.keep_entries(per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, False, 0.0)
     return {
         "attention": [(q, k, v, None, 0.5, 0, 0, 0.0), (q, k, v, mask, 0.5, 0, 0, 3.0)],
         "compact_index": [(SEGMENT, left)],
         "keep_entries": [
-            (per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, True),
-            (per_head[:, :1], SEGMENT, torch.tensor([2, 1]), K, 0, 0, True, False),
+            (per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, True, 0.0),
+            (per_head[:, :1], SEGMENT, torch.tensor([2, 1]), K, 0, 0, True, False, 0.0),
+            (per_head, SEGMENT, torch.tensor([6, 4]), K, 1, 1, False, False, 0.4),
         ],
+        "guard_visual": [(per_head, SEGMENT)],
         "key_bias": [(None, size[:, :K]), (small, size[:, :K]), (torch.where(small, 0.0, -1e9), size[:, :K])],
         "kv_score_marks": [(q, k, SEGMENT, 0.5, 3), (q.half(), k.half(), SEGMENT, 0.5, 99)],
         "kv_score_rows": [
@@ -39,16 +41,22 @@ def arguments():
             (q, k, SEGMENT, None, 0.5, "text", 1, 1),
         ],
         "kv_budgets": [(torch.rand(2, 3, 1, generator=draw), torch.full((2, 3), 4), torch.full((2, 3), 6), "density", 1)],
+        "kv_score_density": [(v, SEGMENT, False), (v.half(), SEGMENT, True)],
         "kv_score_elite": [(q, k, SEGMENT, 0.5, 0.9)],
         "kv_score_question": [(q, k, SEGMENT, 0.5, True), (q[:, :, :3], k, SEGMENT, 0.5, False)],
         "kv_spread": [(q, k, SEGMENT, None, 0.5, "density"), (q, k, SEGMENT, mask, 0.5, "entropy")],
         "mask_out": [(small, left), (torch.where(small, 0.0, -1e9)[:1], left)],
+        "merge_entries": [
+            (k, v, None, None, SEGMENT, entries, entries),
+            (k.half(), v.half(), size, per_head[:, :1], SEGMENT, entries[:, :1], entries[:, :1]),
+        ],
         "merge_tokens": [
             (hidden, size, alike, index, SEGMENT, left),
             (hidden.bfloat16(), size, alike.bfloat16(), index, SEGMENT, left),
         ],
         "merge_values": [(k, v, SEGMENT, index[:, None], index[:, None])],
         "recover_tokens": [(hidden, size, score, rank, BUDGET, index, SEGMENT, left, 0.5, 2)],
+        "score_density": [(all_alike, SEGMENT), (all_alike.bfloat16(), SEGMENT)],
         "score_last_query": [(q, k, SEGMENT, 0.5, False), (q.half(), k.half(), SEGMENT, 0.5, True)],
         "score_peak": [(score, all_alike, SEGMENT, 0.25), (score, all_alike.bfloat16(), SEGMENT, 0.25)],
         "score_random": [(SEGMENT, 3)],

@@ -1,5 +1,7 @@
 """Every score against its definition on a full attention matrix, or a loop."""
 
+import math
+
 import pytest
 import torch
 from batches import OPS, WIDTH, Batch, batches
@@ -113,6 +115,28 @@ def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(b
 
 
 @given(batches())
+def test_density_counts_the_like_tokens_of_the_image(batch: Batch):
+    alike, segment = batch.alike(), batch.segment
+    made = OPS.score_density(alike, segment)
+    for b in range(batch.rows):
+        for i, kind in enumerate(segment[b].tolist()):
+            same = [j for j, other in enumerate(segment[b].tolist()) if other == kind >= 0]
+            expected = sum((math.exp((float(alike[b, i, j]) - 1) / 0.1) for j in same), 0.0)
+            torch.testing.assert_close(float(made[b, i]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_density_peaks_take_one_token_of_every_group_before_a_second():
+    """Three groups of nearly equal tokens and one loner: the four peaks are one of each."""
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.eye(4, 8).repeat_interleave(torch.tensor([5, 4, 3, 1]), 0)
+    hidden = (centres + 0.01 * torch.randn(13, 8, generator=draw))[None]
+    segment = torch.zeros(1, 13, dtype=torch.int64)
+    alike = OPS.similarity(hidden, segment, None)
+    peaks = OPS.score_peak(OPS.score_density(alike, segment), alike, segment, 0.5)[0].topk(4).indices
+    assert sorted(centres[peaks].argmax(1).tolist()) == [0, 1, 2, 3]
+
+
+@given(batches())
 def test_random_does_not_depend_on_the_row(batch: Batch):
     score = OPS.score_random(batch.segment, 7)
     assert score.flip(0).equal(OPS.score_random(batch.segment.flip(0), 7))
@@ -161,7 +185,7 @@ def test_uniform_spreads_evenly(n, data):
     assert abs(before - behind) <= 1
 
 
-@given(batches(rows=(2, 3)), st.sampled_from(["last-query", "received", "text-mean", "peak", "uniform"]))
+@given(batches(rows=(2, 3)), st.sampled_from(["last-query", "received", "text-mean", "density", "peak", "uniform"]))
 def test_rows_commute(batch: Batch, name):
     def score(b):
         q, k = (x.flip(0) if b else x for x in batch.qk())
@@ -171,6 +195,7 @@ def test_rows_commute(batch: Batch, name):
             "last-query": lambda: attended,
             "received": lambda: OPS.score_received(q, k, segment, None, SCALE),
             "text-mean": lambda: OPS.score_text_mean(q, k, segment, None, SCALE),
+            "density": lambda: OPS.score_density(alike, segment),
             "peak": lambda: OPS.score_peak(attended, alike, segment, 0.25),
             "uniform": lambda: OPS.score_uniform(segment, budget),
         }[name]()

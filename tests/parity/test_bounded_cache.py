@@ -23,6 +23,7 @@ ROOMY = {
     "pyramidkv": {"capacity": 1.0, "window": 4}, "vl-cache": {"capacity": 1.0}, "look-m": {"capacity": 1.0, "recent": 4},
     "meda": {"capacity": 1.0, "recent": 4}, "aircache": {"capacity": 1.0}, "sparsevila": {"capacity": 1.0},
     "lightvlm": {"keep": 1.0, "layers": (1, 2), "capacity": 500},
+    "lightvlm when=prefill": {"keep": 1.0, "layers": (1, 2), "capacity": 1.0},
 }  # fmt: skip
 TIGHT = {
     "streaming-llm": {"capacity": 20}, "h2o": {"capacity": 20}, "scissorhands": {"capacity": 20, "window": 8},
@@ -30,7 +31,9 @@ TIGHT = {
     "look-m": {"capacity": 20, "recent": 4}, "meda": {"capacity": 20, "recent": 4}, "aircache": {"capacity": 0.25},
     "sparsevila": {"capacity": 0.25, "keep": 0.9},
     "lightvlm": {"keep": 0.5, "layers": (1, 2), "capacity": 20, "recent": 4},
+    "lightvlm when=prefill": {"keep": 0.5, "layers": (1, 2), "capacity": 0.4},
 }  # fmt: skip
+MERGED = {"prompt": "density", "merge": "counted", "visual_share": 0.3}
 
 
 @cache
@@ -48,13 +51,17 @@ def bounded(**options):
 
 def test_every_preset_with_a_bound_is_here():
     names = {name for name in PRESETS if name not in ("fastv", "pyramiddrop", "random", "uniform", "none")}
-    assert names == set(ROOMY) == set(TIGHT)
+    assert {f"{name} when=prefill" for name in ("lightvlm",)} | names == set(ROOMY) == set(TIGHT)
+
+
+def preset(name, options):
+    return Schedule.preset(name.split()[0], **options)
 
 
 @pytest.mark.parametrize("name", ROOMY)
 def test_with_room_for_everything_nothing_changes(name):
     inputs, model = tiny("llava").inputs(**BATCH), tiny("llava").model
-    assert difference(answer(model, inputs, 12), answer(compiled("llava", Schedule.preset(name, **ROOMY[name])), inputs, 12)) <= EXACT
+    assert difference(answer(model, inputs, 12), answer(compiled("llava", preset(name, ROOMY[name])), inputs, 12)) <= EXACT
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,7 +73,7 @@ def test_with_room_for_everything_nothing_changes_in_any_family(family, when):
 
 @pytest.mark.parametrize("name", TIGHT)
 def test_a_row_does_not_depend_on_its_batch(name):
-    fast = compiled("llava", Schedule.preset(name, **TIGHT[name]))
+    fast = compiled("llava", preset(name, TIGHT[name]))
     together = answer(fast, tiny("llava").inputs(**BATCH), 30)
     for row in range(2):
         alone = answer(fast, tiny("llava").inputs(text=(BATCH["text"][row],), images=(1,), seed=row), 30)
@@ -76,11 +83,13 @@ def test_a_row_does_not_depend_on_its_batch(name):
 
 
 @pytest.mark.parametrize("heads", ["each", "shared"])
-@pytest.mark.parametrize("score", ["age", "attention", "marks"])
-def test_overwriting_equals_masking(score, heads):
+@pytest.mark.parametrize(
+    "options", [{"score": "age"}, {"score": "attention"}, {"score": "marks"}, MERGED], ids=["age", "attention", "marks", "merged"]
+)
+def test_overwriting_equals_masking(options, heads):
     """Pattern S2 (S3 for age) against S4, over an answer that turns the whole cache over."""
     inputs = tiny("llava").inputs(**BATCH)
-    masked, written = (answer(compiled("llava", bounded(score=score, heads=heads, when=when)), inputs, 40) for when in ("mask", "step"))
+    masked, written = (answer(compiled("llava", bounded(heads=heads, when=when, **options)), inputs, 40) for when in ("mask", "step"))
     assert difference(masked, written) <= EXACT
     for layer in written.past_key_values.layers:
         assert layer.keys.shape[2] == 20
@@ -111,6 +120,24 @@ def test_protected_entries_stay_and_memory_does_not_grow(when):
         for row, start in enumerate(state.start.tolist()):
             for held in layer.stage.position[row]:
                 assert {start, start + 1} | set(range(seen - 4, seen)) <= set(held.tolist())
+
+
+@pytest.mark.parametrize("heads", ["each", "shared"])
+def test_a_guarded_picture_outlives_any_answer(heads):
+    """Its share of the slots holds the whole picture, merged; text turns over in the others."""
+    fast = compiled("llava", bounded(heads=heads, **MERGED))
+    inputs, visual = tiny("llava").inputs(**BATCH), tiny("llava").visual_tokens
+    states = [answer(fast, inputs, n).past_key_values for n in (1, 60)]
+    for first, last in zip(states[0].layers, states[1].layers, strict=True):
+        for row in range(2):
+            held = [set(layer.stage.position[row, 0].tolist()) for layer in (first, last)]
+            place = (fast.lightvlm.layout.segment[row] >= 0).nonzero().flatten().tolist()
+            pictures = [entries & set(place) for entries in held]
+            assert pictures[0] == pictures[1]
+            assert len(pictures[0]) == 6  # 0.3 of 20
+            of_picture = torch.isin(last.stage.position[row, 0], torch.tensor(place))
+            assert float(last.stage.size[row, 0, of_picture].sum()) == visual
+            assert held[0] - set(place) != held[1] - set(place)
 
 
 def test_budgets_that_adapt_sum_to_the_same():

@@ -20,10 +20,12 @@ def rewritten(program, *passes):
 
 
 @pytest.mark.parametrize("options", [
-    {"lengths": (6, 0), "sinks": 1, "recent": 2, "running": True},
+    {"lengths": (6, 0), "sinks": 1, "recent": 2, "running": "attention"},
     {"lengths": (6, 6), "score": "age", "sinks": 1, "recent": 0},
+    {"lengths": (8, 0), "score": "density", "shared": True, "sinks": 1, "recent": 2, "visual_share": 0.5, "merge": "counted",
+     "running": "attention"},
     {"lengths": (8, 8), "score": "elite", "sinks": 0, "recent": 0, "of_visual": True, "budgets": "strength", "most": (2, 2)},
-], ids=["attention", "age", "elite"])  # fmt: skip
+], ids=["attention", "age", "density", "elite"])  # fmt: skip
 def test_inserts(prefill, golden, options):
     assert text(rewritten(prefill, BoundPrefill(**options)), "*") == golden
 

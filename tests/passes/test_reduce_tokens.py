@@ -6,7 +6,7 @@ from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.pretty import text
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES
+from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, WITHOUT_ATTENTION
 from lightvlm_fx.testing import LEAD, run
 
 S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones behind LEAD, and what a cut leaves of them
@@ -217,7 +217,7 @@ def test_refuses_a_layer_beyond_the_decoder(prefill, layer):
         rewritten(prefill, ReduceTokens(layer=layer))
 
 
-@pytest.mark.parametrize("score", [s for s in SCORES if s not in ("random", "uniform")])
+@pytest.mark.parametrize("score", [s for s in SCORES if s not in WITHOUT_ATTENTION])
 def test_refuses_attention_before_layer_0(prefill, score):
     with pytest.raises(
         PreconditionError, match=f"score '{score}' needs the attention of a layer before, got layer 0"

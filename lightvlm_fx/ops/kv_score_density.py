@@ -1,0 +1,34 @@
+"""KV score: density peaks among an image's entries, by what their values hold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+OPS = torch.ops.lightvlm
+POWER = 0.5  # of the density, as in a cut
+
+
+@torch.library.custom_op("lightvlm::kv_score_density", mutates_args=())
+def kv_score_density(v: Tensor, segment: Tensor, shared: bool) -> Tensor:
+    """Score [B, G, S] float32 (`shared`: [B, 1, S], by the values of all heads) of visual entries; text, the newer the higher.
+
+    v [B, G, S, d], segment [B, S]. Density^0.5 x cosine distance to the nearest denser entry of the image
+    (`score_density`, `score_peak`): the picture's contents are covered, whatever the question was.
+    """
+    x = heads_as_rows(v, shared)
+    rows = segment.repeat_interleave(x.shape[0] // len(segment), 0)
+    alike = OPS.similarity(x, rows, None)
+    score = OPS.score_peak(OPS.score_density(alike, rows), alike, rows, POWER)
+    place = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float32)
+    return torch.where(rows >= 0, score, place).view(len(segment), -1, rows.shape[1])
+
+
+@kv_score_density.register_fake
+def _(v, segment, shared):
+    return v.new_empty(v.shape[0], 1 if shared else v.shape[1], v.shape[2], dtype=torch.float32)
+
+
+def heads_as_rows(x: Tensor, shared: bool) -> Tensor:
+    """Entries [B, G, S, d] as [B * G, S, d], or side by side as [B, S, G * d] where the heads share a choice."""
+    return x.transpose(1, 2).flatten(2) if shared else x.flatten(0, 1)

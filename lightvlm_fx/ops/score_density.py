@@ -1,0 +1,26 @@
+"""Score: how many tokens of the image are like this one (the density of density-peak clustering)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightvlm_fx.ops.segments import same_image
+
+WIDTH = 0.1  # cosine distance at which a token counts as 1/e of a neighbour
+
+
+@torch.library.custom_op("lightvlm::score_density", mutates_args=())
+def score_density(alike: Tensor, segment: Tensor) -> Tensor:
+    """Score [B, S] float32: sum over the tokens of the same image of exp(-cosine distance / WIDTH); 0 for text.
+
+    alike [B, S, S] from `similarity`, segment [B, S]. As the score of `score_peak` it picks the middle of every group of
+    like tokens (after Rodriguez and Laio, Science 344, 2014), and asks no question: the same picture keeps the same tokens.
+    """
+    near = torch.exp((alike.float() - 1) / WIDTH)
+    return torch.where(same_image(segment, segment), near, 0.0).sum(-1)
+
+
+@score_density.register_fake
+def _(alike, segment):
+    return segment.new_empty(segment.shape, dtype=torch.float32)
