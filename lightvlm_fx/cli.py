@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from lightvlm_fx.errors import LightVLMError
+from lightvlm_fx.errors import LightVLMError, ScheduleError
 from lightvlm_fx.schedule import Schedule
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ out = Console()
 err = Console(stderr=True)
 
 Keep = Annotated[str, typer.Option(help="Visual tokens left at the end: a ratio (0.35) or a count (64).")]
-Preset = Annotated[str, typer.Option("--preset", "-p", help="Preset, see `lightvlm presets`.")]
+Preset = Annotated[str, typer.Option("--preset", "-p", help="Preset, see `lightvlm presets`; with options as in h2o:capacity=96.")]
 File = Annotated[Path | None, typer.Option("--schedule", "-s", help="Schedule file (TOML); replaces --preset and --keep.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name (default: the bundled model).")]
 Backend = Annotated[str, typer.Option(help="torch.compile backend, or eager.")]
@@ -33,7 +33,18 @@ Backend = Annotated[str, typer.Option(help="torch.compile backend, or eager.")]
 def _schedule(preset: str, keep: str | None, file: Path | None) -> Schedule:
     if file:
         return Schedule.load(file)
-    return Schedule.preset(preset) if keep is None else Schedule.preset(preset, keep=_number(keep))
+    return _with_options(preset, []) if keep is None else _with_options(preset, [], keep=_number(keep))
+
+
+def _with_options(preset: str, more: list[str], **options: Any) -> Schedule:
+    """The preset of `name:option=value:...`, with the options that all get."""
+    name, *own = preset.split(":")
+    for part in [*more, *own]:
+        key, equals, text = part.partition("=")
+        if not equals:
+            raise ScheduleError(f"{preset}: an option of a preset is written name=value, got {part!r}")
+        options[key] = _option(text)
+    return Schedule.preset(name, **options)
 
 
 def _number(text: str) -> float | int | str:
@@ -147,42 +158,72 @@ def show(
 @app.command("eval")
 def evaluate(
     keep: Annotated[list[float] | None, typer.Option(help="Keep ratio; may be repeated.")] = None,
-    capacity: Annotated[list[float] | None, typer.Option(help="Cache, as a share of the prompt; may be repeated.")] = None,
-    preset: Annotated[list[str] | None, typer.Option("--preset", "-p", help="Preset, see `lightvlm presets`; may be repeated.")] = None,
+    capacity: Annotated[list[str] | None, typer.Option(help="Cache: share of the prompt, or count; may be repeated.")] = None,
+    preset: Annotated[list[str] | None, typer.Option("--preset", "-p", help="Preset, or as snapkv:window=8; may be repeated.")] = None,
     samples: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 100,
     kind: Annotated[list[str] | None, typer.Option(help="Kind of question; may be repeated (default: all).")] = None,
     seed: Annotated[int, typer.Option(help="Of the scenes; 8000000 was used for choosing.")] = 7_000_000,
-    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the preset, e.g. score=peak.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of every preset, e.g. score=peak.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also random and uniform at equal visual tokens.")] = True,
+    drift: Annotated[bool, typer.Option(help="How far predictions move, in nats an answer, in place of exact match.")] = False,
 ) -> None:
     """Accuracy of the bundled model on held-out scenes: full, under the preset, and under baselines."""
     from rich.progress import Progress
 
+    from lightvlm_fx import drift as drifting
     from lightvlm_fx import evaluate as program
 
-    options = dict(part.split("=", 1) for part in option or [])
     kinds = tuple(kind or program.KINDS)
-    schedules = {}
-    given = {k: _option(v) for k, v in options.items()}
+    schedules: dict[str, Schedule] = {}
     for share in capacity or []:
-        for name in preset or ["lightvlm"]:
-            schedules[f"{name}, cache {share:g}"] = Schedule.preset(name, capacity=share, **given)
+        for given in preset or ["lightvlm"]:
+            schedules[f"{given}, cache {share}"] = _with_options(given, option or [], capacity=_number(share))
     for ratio in [] if capacity else keep or [0.35, 0.03]:
-        for name in preset or ["lightvlm"]:
-            schedules[f"{name} @ {ratio:g}"] = schedule = Schedule.preset(name, keep=ratio, **given)
+        for given in preset or ["lightvlm"]:
+            schedules[f"{given} @ {ratio:g}"] = schedule = _with_options(given, option or [], keep=ratio)
         if baselines:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
         tasks = {name: progress.add_task(name, total=samples * len(kinds)) for name in ["full model", *schedules]}
-        scores = program.run(schedules, samples, kinds=kinds, seed=seed, tick=lambda name, n: progress.update(tasks[name], advance=n))
+
+        def tick(name: str, n: int) -> None:
+            progress.update(tasks[name], advance=n)
+
+        if drift:
+            table = _drift_table(drifting.run(schedules, samples, kinds=kinds, seed=seed, tick=tick))
+        else:
+            table = _score_table(program.run(schedules, samples, kinds=kinds, seed=seed, tick=tick), schedules)
+    table.title = f"{table.title}, {samples} held-out questions a kind"
+    Console(width=max(out.width, 140)).print(table)
+
+
+def _score_table(scores: list[Any], schedules: dict[str, Schedule]) -> Table:
+    from lightvlm_fx.evaluate import mean_visual_tokens
+
     full = scores[0]
-    table = Table("schedule", "mean visual tokens", "of full", *full.right, "things placed",
-                  title=f"exact match, {samples} held-out questions a kind")  # fmt: skip
+    table = Table("schedule", "mean visual tokens", "of full", *full.right, "things placed", title="exact match")
     for score in scores:
-        tokens = program.mean_visual_tokens(schedules[score.name], 144, 8) if score.name in schedules else 144.0
+        tokens = mean_visual_tokens(schedules[score.name], 144, 8) if score.name in schedules else 144.0
         table.add_row(score.name, f"{tokens:.1f}", f"{score.accuracy() / full.accuracy():.3f}",
                       *(f"{score.accuracy(kind):.3f}" for kind in full.right), f"{score.grounding:.3f}")  # fmt: skip
-    Console(width=max(out.width, 120)).print(table)
+    return table
+
+
+def _drift_table(drifts: list[Any]) -> Table:
+    """Mean nats of each kind, and how far that is above the first schedule of the same keep or cache, with its standard error."""
+    from lightvlm_fx.drift import compared
+
+    title = "drift from the full model, nats an answer (above the first row of its size, ± standard error)"
+    table = Table("schedule", *drifts[0].nats, title=title)
+    first: dict[str, Any] = {}
+    for drift in drifts:
+        rival = first.setdefault(drift.name.split()[-1], drift)
+        cells = []
+        for kind, nats in drift.nats.items():
+            more, error = compared(drift, rival, kind)
+            cells.append(f"{nats.mean():.5f}" + ("" if rival is drift else f" ({more:+.5f} ± {error:.5f})"))
+        table.add_row(drift.name, *cells)
+    return table
 
 
 def _option(text: str) -> Any:

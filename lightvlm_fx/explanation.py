@@ -31,7 +31,7 @@ class Explanation:
     kv_bytes: int
     full_kv_bytes: int
     note: str
-    entries_per_layer: tuple[int, ...] = ()  # cache entries behind the prompt, where the schedule bounds them
+    entries_per_layer: tuple[int, ...] = ()  # cache entries that a layer has room for behind the prompt, where they are bounded
 
     @property
     def flops_ratio(self) -> float:
@@ -69,11 +69,18 @@ class Explanation:
         )
         if self.entries_per_layer and self.schedule.kv:
             kv, entries = self.schedule.kv, self.entries_per_layer
-            what = {"prefill": "behind the prompt, then answers are appended", "step": "at every step", "mask": "at every step, by a mask",
-                    "periodic": f"every {kv.every} steps"}[kv.when]  # fmt: skip
+            what = {
+                "prefill": "behind the prompt, then answers are appended",
+                "step": "at every step",
+                "mask": "at every step, by a mask",
+                "periodic": f"every {kv.every} steps",
+                "turn": "to what each question of a dialogue asks for, nothing is dropped",
+            }[kv.when]
             span = f"{min(entries)} to {max(entries)}" if len(set(entries)) > 1 else str(entries[0])
             held = f"{span} entries a layer by {kv.score}"
-            lines.append(f"cache bounded {what}: {held}, {kv.sinks} sinks, {kv.recent} recent")
+            more = f", {kv.prompt} behind the prompt" * bool(kv.prompt) + f", {kv.visual_share:.0%} for pictures" * bool(kv.visual_share)
+            more += f", {kv.merge} merging" * (kv.merge != "none")
+            lines.append(f"cache bounded {what}: {held}{more}, {kv.sinks} sinks, {kv.recent} recent")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -120,7 +127,10 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
     costs = [layer_costs(decoder.layers[i], decoder.config) for i in range(depth)]
     itemsize = next(decoder.parameters()).element_size()
     bound = KvPlan.of(layout, plan, schedule, depth) if schedule.kv else None
-    entries = [n or t for n, t in zip(bound.lengths, tokens, strict=True)] if bound else []
+    entries: list[int] = []
+    if bound and schedule.kv:  # steps that overwrite have all their slots from the start
+        entries = list(bound.capacity) if schedule.kv.when == "step" else [n or t for n, t in zip(bound.lengths, tokens, strict=True)]
+    held = [n + t for n, t in zip(entries, tokens, strict=True)] if schedule.kv and schedule.kv.when == "turn" else entries or tokens
     kv = [2 * _kv_width(decoder.config) * itemsize] * depth
     return Explanation(
         model=type(model).__name__,
@@ -130,7 +140,7 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
         visual_per_layer=tuple(visual),
         flops=rows * sum(a * t + b * t * t for (a, b), t in zip(costs, tokens, strict=True)),
         full_flops=rows * sum(a * length + b * length * length for a, b in costs),
-        kv_bytes=int(rows * sum(w * t for w, t in zip(kv, entries or tokens, strict=True))),
+        kv_bytes=int(rows * sum(w * t for w, t in zip(kv, held, strict=True))),
         full_kv_bytes=int(rows * sum(w * length for w in kv)),
         note=note,
         entries_per_layer=tuple(entries),

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import Cut, Schedule
 
 FASTV = Schedule.preset("fastv", layer=1, keep=9)
@@ -87,6 +88,25 @@ def test_kv_bytes_are_those_of_the_run(llava, inputs, fast):
     told, written = lightvlm.explain(llava.model, PYRAMID, inputs), fast.lightvlm._decoder.last
     parts = [x for name, x in written.items() if name.split(".")[0] in ("keys", "values")]
     assert told.kv_bytes == sum(x.numel() * x.element_size() for x in parts)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_explained(llava, name):
+    given = {"fastv": {"keep": 8}, "lightvlm": {"capacity": 500}, "look-m": {"recent": 4}, "meda": {"recent": 4}}
+    schedule = Schedule.preset(name, **given.get(name, {}))
+    told = str(lightvlm.explain(llava.model, schedule))
+    assert ("cache bounded" in told) == (schedule.kv is not None)
+    assert name in told
+
+
+def test_says_how_a_cache_is_bounded_and_what_it_takes(llava):
+    told = lightvlm.explain(llava.model, Schedule.preset("lightvlm", keep=1.0, capacity=50, layers=(1, 2)))
+    assert str(told).splitlines()[-1] == (
+        "cache bounded at every step: 50 entries a layer by attention, density behind the prompt, 30% for pictures, "
+        "counted merging, 4 sinks, 17 recent"
+    )
+    every = lightvlm.explain(llava.model, Schedule.preset("sparsevila", capacity=0.25))
+    assert every.kv_bytes == every.full_kv_bytes * (1 + every.entries_per_layer[0] / every.tokens_per_layer[0])
 
 
 def test_runs_nothing(llava, monkeypatch):

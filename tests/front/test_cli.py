@@ -49,7 +49,7 @@ def test_presets_lists_every_preset(run):
 def test_explain_prints_the_table(run):
     code, text, _ = run("explain", "--keep", "0.03")
     assert code == 0
-    assert "merge by peak, keep 0.03" in text
+    assert "merge by density, keep 0.03" in text
     assert "ideal speed-up" in text
 
 
@@ -89,6 +89,19 @@ def test_eval_compares_with_baselines(run):
         assert row in text
 
 
+def test_eval_tells_drift_at_equal_caches(run):
+    code, text, _ = run("eval", "--samples", "2", "--kind", "describe", "--drift", "--capacity", "40", "-p", "h2o:recent=8", "-p", "lightvlm")
+    assert code == 0
+    for part in ("drift from the full model, nats an answer", "h2o:recent=8, cache 40", "lightvlm, cache 40", "describe: places", "±"):
+        assert part in text
+
+
+def test_a_preset_takes_options_on_the_command_line(run):
+    code, text, _ = run("explain", "-p", "lightvlm:capacity=96:layers=2,5,7", "--keep", "0.35")
+    assert code == 0
+    assert "96 entries a layer by attention" in text
+
+
 def test_bench_prints_ratios(run):
     code, text, _ = run("bench", "prefill", "--shape", "tiny", "--backend", "eager", "--repeats", "2", "--dtype", "float32")
     assert code == 0
@@ -103,6 +116,7 @@ def test_bench_prints_ratios(run):
         (("demo", __file__), "not a picture that Pillow can read"),
         (("show", __file__), "not a picture that Pillow can read"),
         (("explain", "--preset", "lightvml"), "no preset named 'lightvml'; did you mean 'lightvlm'?"),
+        (("explain", "--preset", "h2o:capacity"), "h2o:capacity: an option of a preset is written name=value, got 'capacity'"),
         (("explain", "--keep", "1.5"), "keep as a ratio must be in (0, 1], got 1.5"),
         (("explain", "--keep", "much"), "keep must be a ratio in (0, 1] or a count of tokens, got 'much'"),
         (("explain", "--schedule", "missing.toml"), "missing.toml: not a readable schedule file"),
