@@ -151,14 +151,14 @@ class Call:
 
 
 @contextlib.contextmanager
-def _implementation(decoder: nn.Module, name: str) -> Iterator[None]:
-    """Run `decoder` with another attention implementation; the old one comes back whatever happens."""
-    old = decoder.config._attn_implementation
-    decoder.set_attn_implementation(name)
+def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
+    """Run a decoder or tower with another attention implementation; the old one comes back whatever happens."""
+    old = module.config._attn_implementation
+    module.set_attn_implementation(name)
     try:
         yield
     finally:
-        decoder.set_attn_implementation(old)
+        module.set_attn_implementation(old)
 
 
 def _dynamic(call: Call, length: int) -> tuple[dict[int, Any], ...]:
@@ -186,7 +186,7 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     if length == 1:
         dynamic = tuple({} for _ in dynamic)
     implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
-    with _implementation(decoder, implementation), torch.no_grad(), warnings.catch_warnings():
+    with attention_implementation(decoder, implementation), torch.no_grad(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
         with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure

@@ -166,10 +166,12 @@ def evaluate(
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of every preset, e.g. score=peak.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also random and uniform at equal visual tokens.")] = True,
     drift: Annotated[bool, typer.Option(help="How far predictions move, in nats an answer, in place of exact match.")] = False,
+    turns: Annotated[bool, typer.Option(help="Dialogues of two short questions over one cache, in place of exact match.")] = False,
 ) -> None:
     """Accuracy of the bundled model on held-out scenes: full, under the preset, and under baselines."""
     from rich.progress import Progress
 
+    from lightvlm_fx import dialogues
     from lightvlm_fx import drift as drifting
     from lightvlm_fx import evaluate as program
 
@@ -184,16 +186,18 @@ def evaluate(
         if baselines:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
-        tasks = {name: progress.add_task(name, total=samples * len(kinds)) for name in ["full model", *schedules]}
+        tasks = {name: progress.add_task(name, total=samples * (1 if turns else len(kinds))) for name in ["full model", *schedules]}
 
         def tick(name: str, n: int) -> None:
             progress.update(tasks[name], advance=n)
 
-        if drift:
+        if turns:
+            table = _turns_table(dialogues.run(schedules, samples, seed=seed, tick=tick))
+        elif drift:
             table = _drift_table(drifting.run(schedules, samples, kinds=kinds, seed=seed, tick=tick))
         else:
             table = _score_table(program.run(schedules, samples, kinds=kinds, seed=seed, tick=tick), schedules)
-    table.title = f"{table.title}, {samples} held-out questions a kind"
+    table.title = f"{table.title}, {samples} held-out {'dialogues' if turns else 'questions a kind'}"
     Console(width=max(out.width, 140)).print(table)
 
 
@@ -206,6 +210,14 @@ def _score_table(scores: list[Any], schedules: dict[str, Schedule]) -> Table:
         tokens = mean_visual_tokens(schedules[score.name], 144, 8) if score.name in schedules else 144.0
         table.add_row(score.name, f"{tokens:.1f}", f"{score.accuracy() / full.accuracy():.3f}",
                       *(f"{score.accuracy(kind):.3f}" for kind in full.right), f"{score.grounding:.3f}")  # fmt: skip
+    return table
+
+
+def _turns_table(scores: list[Any]) -> Table:
+    table = Table("schedule", "first answer right", "second answer right", "first as the full model's", "second as the full model's",
+                  title="two questions over one cache")  # fmt: skip
+    for score in scores:
+        table.add_row(score.name, *(f"{share:.3f}" for share in (*score.right, *score.as_full)))
     return table
 
 

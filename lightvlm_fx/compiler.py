@@ -19,10 +19,11 @@ from lightvlm_fx.errors import InputError, NotSupported, ScheduleError
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend
 from lightvlm_fx.layout import Placeholders
-from lightvlm_fx.locate import check_supported, decoder_path
+from lightvlm_fx.locate import check_supported, decoder_path, vision_tower
 from lightvlm_fx.pretty import text
 from lightvlm_fx.report import Report
 from lightvlm_fx.runtime import Decoder
+from lightvlm_fx.salience import watched
 from lightvlm_fx.schedule import Schedule
 
 # Tensors of a call that carry no picture; any other argument of a model might, whatever it is called.
@@ -120,9 +121,12 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     source = model.get_submodule(path)
     decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, dump=dump,
                       options=torch_compile_options)  # fmt: skip
+    parent = fast.get_submodule(path.rpartition(".")[0])
+    if any(cut.score == "salience" for cut in schedule.cuts):
+        object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
     stand_in = fast.get_submodule(path)
     object.__setattr__(stand_in, "forward", decoder.forward)
-    fast.get_submodule(path.rpartition(".")[0]).register_forward_pre_hook(decoder.note_ids, with_kwargs=True)
+    parent.register_forward_pre_hook(decoder.note_ids, with_kwargs=True)
     fast.register_forward_pre_hook(_refuse_labels, with_kwargs=True)
     fast.register_forward_pre_hook(partial(_expect_pictures, decoder.placeholders.ids), with_kwargs=True)
     object.__setattr__(fast, "forward", _telling_counts(fast))

@@ -26,6 +26,7 @@ class Placeholders:
     ids: tuple[int, ...]
     per_image: int | None = None
     ends_last_row: bool | None = None  # where pictures come as rows: is there a token that ends the last one?
+    merged: int = 1  # patches of the tower, one behind the other, that become one visual token
 
     @staticmethod
     def of(model: Any) -> Placeholders:
@@ -33,8 +34,11 @@ class Placeholders:
 
         config = model.config
         fixed = getattr(config, "image_seq_length", None)
-        tower = getattr(getattr(config, "vision_config", None) or config, "model_type", None)
-        return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None, BREAKS_ROWS.get(tower))
+        vision = getattr(config, "vision_config", None) or config
+        side = getattr(vision, "spatial_merge_size", 1)
+        windows = getattr(vision, "fullatt_block_indexes", None)  # such a tower orders its patches by window
+        return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None,
+                            BREAKS_ROWS.get(getattr(vision, "model_type", None)), 1 if windows else side * side)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,14 @@ def decoder_path(model: nn.Module) -> str:
     raise refused(model, "get_decoder() names no submodule, so there is no text decoder to capture")
 
 
+def vision_tower(model: nn.Module) -> nn.Module:
+    """The module that encodes pictures. Raises RefusedModel where there is none."""
+    tower = model.get_encoder(modality="image") if callable(getattr(model, "get_encoder", None)) else None
+    if tower is None or not any(module is tower for name, module in model.named_modules() if name):
+        raise refused(model, "get_encoder(modality='image') names no submodule, and score 'salience' is read off a vision tower")
+    return tower
+
+
 def refused(model: nn.Module, reason: str) -> RefusedModel:
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)

@@ -162,14 +162,18 @@ def aircache(capacity: float | int = 0.1, alpha: float = 0.9, merge: str = "none
     return Schedule(name="aircache", kv=kv)
 
 
-def sparsevila(capacity: float | int = 0.25, keep: float | int = 1.0, layer: int = 1, score: str = "received") -> Schedule:
-    """SparseVILA (arXiv 2510.17777): at each turn, read the visual entries its question asks for; lose nothing between turns.
+def sparsevila(
+    capacity: float | int = 0.25, keep: float | int = 0.4, score: str = "salience", combine: str = "merge", positions: str = "keep"
+) -> Schedule:
+    """SparseVILA (arXiv 2510.17777): reduce at the vision output, asking no question; read at each turn what its question asks for.
 
-    The original prunes at the vision output by what the encoder attends to (its stage 1); `keep` below 1 prunes before
-    decoder `layer` instead, by a score that knows no question where the picture comes first.
+    Of every picture, `keep` stays by what the vision tower attends to (`score`); at each turn, `capacity` of its tokens are read, and
+    nothing is lost between turns. The paper prunes and renumbers, combine="prune" and positions="compact"; the default merges instead,
+    which the bundled model, whose tower never learned a summary, needs (docs/kv.md).
     """
     kv = Kv(capacity=capacity, of="visual", when="turn", score="question", sinks=0, recent=0)
-    cuts = () if keep == 1.0 else (Cut(layer=layer, keep=keep, score=score),)
+    cut = Cut(layer=0, keep=keep, score=score, combine=combine, positions=positions, proportional=combine != "prune")
+    cuts = () if keep == 1.0 else (cut,)
     return Schedule(name="sparsevila", cuts=cuts, kv=kv)
 
 

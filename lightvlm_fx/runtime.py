@@ -29,6 +29,7 @@ from lightvlm_fx.layout import Layout, Placeholders, Plan
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.program import Program, value
 from lightvlm_fx.report import Bucket, Report
+from lightvlm_fx.salience import Noted, salience
 from lightvlm_fx.schedule import Schedule
 
 # Arguments of a decoder call that say how to answer, not what to compute.
@@ -70,6 +71,10 @@ class Decoder:
         ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         self._seen.ids = ids if isinstance(ids, Tensor) and ids.ndim == 2 else None
         self._seen.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def note_tower(self, noted: Noted) -> None:
+        """What the vision tower attended to, for cuts with the score `salience`."""
+        self._seen.tower = noted
 
     def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
         """Same arguments and result as the source decoder's forward; last_hidden_state is [B, K, D]."""
@@ -149,6 +154,8 @@ class Decoder:
         entry = self._prefill_entry(kwargs, schedule, layout, plan, masked, kv)
         given = dict(zip(Call.of(kwargs).names, Call.of(kwargs).tensors, strict=True))
         given["visual_segment"] = layout.segment
+        if "visual_salience" in entry.program.inputs:
+            given["visual_salience"] = self._salience(layout)
         given |= {f"visual_budget_{i}": budget for i, budget in enumerate(plan.budgets)}
         if kv:
             given["kv_count"] = kv.count
@@ -156,6 +163,16 @@ class Decoder:
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
         self.last, self.last_layout = named, layout
         return entry, named["hidden"], self._new_state(named, layout, schedule, kv)
+
+    def _salience(self, layout: Layout) -> Tensor:
+        """What the tower attended to, where each visual token stands: [B, S] float32."""
+        noted, visual = getattr(self._seen, "tower", None), layout.segment >= 0
+        self._seen.tower = None
+        if noted is None:
+            raise InputError("score 'salience' reads the vision tower, but it did not run; pass pixel_values, not finished features")
+        score = torch.zeros(layout.segment.shape, device=layout.segment.device)
+        score[visual] = salience(noted, sum(map(sum, layout.images)), self.placeholders.merged)
+        return score
 
     def _set_mask(self, kwargs: dict[str, Any], plan: Plan, flat: Tensor | None) -> bool:
         """Leave in `kwargs` only the mask that the batch needs; say whether layers read explicit masks."""

@@ -19,11 +19,11 @@ from lightvlm_fx.errors import ScheduleError, UnknownName
 from lightvlm_fx.frozen import Frozen, one_of, toml
 from lightvlm_fx.kv import Kv
 
-Score = Literal["last-query", "text-mean", "received", "density", "peak", "random", "uniform"]
+Score = Literal["last-query", "text-mean", "received", "density", "peak", "salience", "random", "uniform"]
 Combine = Literal["prune", "merge", "recover"]
 Positions = Literal["keep", "compact"]
 SCORES: tuple[str, ...] = get_args(Score)
-WITHOUT_ATTENTION = ("density", "random", "uniform")  # scores that a cut before layer 0 can have
+WITHOUT_ATTENTION = ("density", "salience", "random", "uniform")  # scores that a cut before layer 0 can have
 COMBINES: tuple[str, ...] = get_args(Combine)
 POSITIONS: tuple[str, ...] = get_args(Positions)
 SCHEMA_VERSION: Literal[1] = 1
@@ -129,6 +129,8 @@ class Schedule(Frozen):
             raise ScheduleError(f"layers must be all indices or all shares of the depth, got {layers}")
         if layers != sorted(set(layers)):
             raise ScheduleError(f"layers must rise and not repeat, got {layers}")
+        if any(cut.score == "salience" for cut in self.cuts[1:]):
+            raise ScheduleError("only the first cut can use score 'salience': the vision tower attends to every token there was")
         for first, later in zip(self.cuts, self.cuts[1:], strict=False):
             if type(first.keep) is type(later.keep) and later.keep > first.keep:
                 raise ScheduleError(

@@ -17,6 +17,7 @@ EXAMPLES: tuple[Pass, ...] = (
     DropExportChecks(),
     ReduceTokens(layer=1, removed=4),
     ReduceTokens(layer=2, removed=4, score="peak", combine="merge"),
+    ReduceTokens(layer=0, removed=4, score="salience", positions="compact"),
     ReduceTokens(layer=0, removed=4, score="density", combine="merge", proportional=True),
     ReduceTokens(layer=2, removed=4, score="received", combine="recover", positions="compact"),
     BoundPrefill(lengths=(6, 0, 6, 6), sinks=1, recent=2, running="attention"),

@@ -60,6 +60,8 @@ class ReduceTokens(Pass):
             raise PreconditionError(f"{self}: score {self.score!r} needs the attention of a layer before, got layer 0")
         if program.facts.cuts and program.facts.cuts[-1].layer >= self.layer:
             raise PreconditionError(f"{self}: layer must be behind the cut before layer {program.facts.cuts[-1].layer}")
+        if self.score == "salience" and program.facts.cuts:
+            raise PreconditionError(f"{self}: only the first cut can use score 'salience', which is of every token there was")
         if program.facts.static_length:
             raise PreconditionError(f"{self}: tokens cannot leave a graph that was captured for one sequence length only")
         if self.positions == "compact" and program.facts.positions_rank != 2:
@@ -150,6 +152,8 @@ class ReduceTokens(Pass):
         name = f"score_{len(program.facts.cuts)}"
         if self.score == "random":
             return edit.call(name, OPS.score_random.default, segment, 64 * self.seed + self.layer)
+        if self.score == "salience":
+            return program.add_input("visual_salience", value(segment).new_empty(value(segment).shape, dtype=torch.float32))
         if self.score == "uniform":
             return edit.call(name, OPS.score_uniform.default, segment, budget)
         if self.score == "density":

@@ -90,9 +90,17 @@ def test_eval_compares_with_baselines(run):
 
 
 def test_eval_tells_drift_at_equal_caches(run):
-    code, text, _ = run("eval", "--samples", "2", "--kind", "describe", "--drift", "--capacity", "40", "-p", "h2o:recent=8", "-p", "lightvlm")
+    words = ("--samples", "2", "--kind", "describe", "--drift", "--capacity", "40", "-p", "h2o:recent=8", "-p", "lightvlm")
+    code, text, _ = run("eval", *words)
     assert code == 0
     for part in ("drift from the full model, nats an answer", "h2o:recent=8, cache 40", "lightvlm, cache 40", "describe: places", "±"):
+        assert part in text
+
+
+def test_eval_tells_what_a_second_question_still_finds(run):
+    code, text, _ = run("eval", "--samples", "3", "--turns", "--capacity", "0.5", "-p", "sparsevila:keep=1.0")
+    assert code == 0
+    for part in ("two questions over one cache, 3 held-out dialogues", "full model", "sparsevila:keep=1.0, cache 0.5"):
         assert part in text
 
 

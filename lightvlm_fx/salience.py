@@ -1,0 +1,109 @@
+"""What a vision tower itself attends to: the score of a cut that knows no question (SparseVILA, arXiv 2510.17777, stage 1).
+
+The tower runs with an attention implementation that notes queries and keys; of the layer that ran last, the attention that
+every patch received becomes one number for each visual token. No model file is patched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lightvlm_fx.capture import attention_implementation
+from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.ops.score_received import column_sums
+
+NAME = "lightvlm_salience"
+
+
+class Noted:
+    """Queries and keys of the attention module that ran last, a pair for each of its calls."""
+
+    def __init__(self) -> None:
+        self.module: nn.Module | None = None
+        self.calls: list[tuple[Tensor, Tensor, float]] = []
+
+    def note(self, module: nn.Module, q: Tensor, k: Tensor, scale: float) -> None:
+        if module is not self.module:
+            self.module, self.calls = module, []
+        self.calls.append((q, k, scale))
+
+
+_noted: ContextVar[Noted] = ContextVar("noted")
+
+
+def _noting(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+    scale = options.get("scaling")
+    _noted.get().note(module, q, k, q.shape[-1] ** -0.5 if scale is None else float(scale))
+    return sdpa_attention_forward(module, q, k, v, attention_mask, **options)
+
+
+AttentionInterface.register(NAME, _noting)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def noting(tower: nn.Module) -> Iterator[Noted]:
+    """Note what `tower` attends to while it runs; its own attention implementation comes back whatever happens."""
+    noted = Noted()
+    token = _noted.set(noted)
+    try:
+        with attention_implementation(tower, NAME):
+            yield noted
+    finally:
+        _noted.reset(token)
+
+
+def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Callable[..., Any]:
+    """`model.get_image_features`, which hands what its `tower` attended to on to `tell`. Raises NotSupported where there is none."""
+    forward = getattr(model, "get_image_features", None)
+    if forward is None:
+        raise NotSupported(f"score 'salience' watches get_image_features(), which {type(model).__name__} has not; use score 'density'")
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with noting(tower) as noted:
+            out = forward(*args, **kwargs)
+        tell(noted)
+        return out
+
+    return run
+
+
+def salience(noted: Noted, tokens: int, merged: int) -> Tensor:
+    """One number for each of `tokens` visual tokens, in their order, float32 [tokens].
+
+    A tower with as many patches as tokens, and one summary token before them: the attention that the summary pays.
+    Without a summary: the mean attention that a patch receives. `merged` patches that follow one another and become one
+    token (Qwen-VL) are averaged. Raises NotSupported where patches and tokens do not correspond one to one or so.
+    """
+    patches = sum(q.shape[0] * q.shape[2] for q, _, _ in noted.calls)
+    summaries = sum(q.shape[0] for q, _, _ in noted.calls)
+    if patches - summaries == tokens:
+        parts = [_received(q, k, scale, 1)[:, 1:] for q, k, scale in noted.calls]
+    elif patches in (tokens, merged * tokens):
+        parts = [_received(q, k, scale, q.shape[2]) for q, k, scale in noted.calls]
+    else:
+        raise NotSupported(
+            f"score 'salience' needs to know which patches of the vision tower a visual token comes from, but {patches} patches became "
+            f"{tokens} tokens (tiles, pooling or row breaks lie between); use a cut with score 'density', which needs no tower"
+        )
+    return torch.cat([part.flatten() for part in parts]).view(tokens, -1).mean(1)
+
+
+def _received(q: Tensor, k: Tensor, scale: float, rows: int) -> Tensor:
+    """Attention [n, P] that each patch receives from the first `rows` patches, mean over them and over heads."""
+    patches = q.shape[2]
+    here = torch.arange(patches, device=q.device)
+    weight = (here < rows).float().expand(len(q), -1) / rows
+    everything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=q.device).expand(len(q), 1, patches, patches)
+    return column_sums(q, k, torch.zeros(len(q), patches, dtype=torch.int64, device=q.device), everything, scale, weight)[0].mean(1)

@@ -1,0 +1,37 @@
+"""Two questions over one cache, on the bundled model."""
+
+import pytest
+
+from lightvlm_fx import dialogues
+from lightvlm_fx.schedule import Schedule
+
+COUNT = 16
+
+
+@pytest.fixture(scope="module")
+def turns():
+    presets = {
+        "lightvlm": {"capacity": 0.25}, "sparsevila": {"capacity": 0.5, "keep": 1.0}, "aircache": {"capacity": 0.1},
+    }  # fmt: skip
+    made = dialogues.run({name: Schedule.preset(name, **options) for name, options in presets.items()}, COUNT)
+    return {score.name: score for score in made}
+
+
+def test_the_full_model_answers_both(turns):
+    assert turns["full model"].as_full == (1.0, 1.0)
+    assert min(turns["full model"].right) >= 0.8
+
+
+@pytest.mark.parametrize("name", ["lightvlm", "sparsevila"])
+def test_a_second_question_is_answered_as_by_the_full_model(turns, name):
+    assert min(turns[name].as_full) >= 0.85
+
+
+def test_entries_chosen_for_the_first_question_serve_the_second_worse(turns):
+    assert turns["aircache"].as_full[1] < turns["sparsevila"].as_full[1]
+
+
+def test_dialogues_ask_two_different_questions_about_held_out_scenes():
+    made = dialogues.held_out(5)
+    assert all(a.text != b.text for a, b in (d.questions for d in made))
+    assert [d.questions for d in made] == [d.questions for d in dialogues.held_out(5)]
