@@ -22,8 +22,8 @@ demo: $(READY)  ## ask the bundled model questions, full and compiled
 	$(BIN)/lightvlm demo
 	$(BIN)/lightvlm show lightvlm_fx/bundled/pictures/1-crowd.png --output out/show.png
 
-test: $(READY) lint  ## lint, types and all tests
-	$(BIN)/python -m pytest
+test: $(READY) lint  ## lint, types and all tests, on two cores
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)  ## format and lint check, types
 	$(BIN)/ruff check .

@@ -315,6 +315,46 @@ def bench_decode(
     out.print(program.machine(device), highlight=False)
 
 
+@bench.command("answer")
+def bench_answer(
+    shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
+    preset: Annotated[str, typer.Option("--preset", "-p", help="Preset with a bounded cache and its options.")] = "lightvlm:capacity=512",
+    length: Annotated[int, typer.Option(help="New tokens.")] = 4096,
+    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
+    backend: Backend = "inductor",
+    dtype: str = "bfloat16",
+    device: str = "cpu",
+    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+) -> None:
+    """One long answer in one piece: time a token and peak memory as it grows, recompiles, what choosing victims costs."""
+    import itertools
+    import statistics
+
+    import torch
+
+    from lightvlm_fx import bench as program
+    from lightvlm_fx.bench_answer import SETTLED, answer
+
+    chosen = program.shape(shape, layers)
+    with err.status("building the model") as status:
+        made = answer(chosen, _with_options(preset, []), new=length, text=text, backend=backend, dtype=getattr(torch, dtype),
+                      device=device, tell=lambda n: status.update(f"token {n} of {length}"))  # fmt: skip
+    title = f"one answer, {preset}, {chosen}, {text} text tokens, {dtype}, {backend}"
+    table = Table("tokens", "ms a token", "peak MiB", "graphs compiled", title=title)
+    marks = [1, 64, SETTLED, *range(1024, length, 1024), length]
+    for first, end in itertools.pairwise(marks):
+        ms = 1e3 * statistics.median(made.steps(first, end))
+        table.add_row(f"{first} to {end}", f"{ms:.1f}", f"{made.peaks[end] / 2**20:.0f}", str(made.graphs[end] - made.graphs[first]))
+    Console(width=max(out.width, 120)).print(table)
+    slope, error = made.slope
+    step = statistics.median(made.steps(SETTLED, length))
+    grown = made.peaks[-1] / made.peaks[SETTLED] - 1
+    out.print(f"behind token {SETTLED}: a step {100 * slope:+.2f} % longer each 1000 tokens (standard error {100 * error:.2f} %), "
+              f"peak memory {100 * grown:+.2f} %, {made.graphs[-1] - made.graphs[SETTLED]} recompiles; "
+              f"choosing victims takes {1e3 * made.choice:.2f} ms, {100 * made.choice / step:.1f} % of it", highlight=False)  # fmt: skip
+    out.print(program.machine(device), highlight=False)
+
+
 def main() -> None:
     """Entry point: our own errors print as one message and exit with 2."""
     warnings.filterwarnings("ignore", module="torch")

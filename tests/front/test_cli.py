@@ -117,6 +117,14 @@ def test_bench_prints_ratios(run):
         assert part in text
 
 
+def test_bench_answer_watches_one_long_answer(run):
+    words = ("--shape", "tiny", "--backend", "eager", "--length", "800", "--dtype", "float32", "-p", "lightvlm:capacity=40")
+    code, text, _ = run("bench", "answer", *words)
+    assert code == 0
+    for part in ("600 to 800", "behind token 600: a step", "0 recompiles", "choosing victims takes", "% of it", "torch 2."):
+        assert part in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -129,6 +137,8 @@ def test_bench_prints_ratios(run):
         (("explain", "--keep", "much"), "keep must be a ratio in (0, 1] or a count of tokens, got 'much'"),
         (("explain", "--schedule", "missing.toml"), "missing.toml: not a readable schedule file"),
         (("bench", "prefill", "--shape", "0.5"), "no shape named '0.5'; did you mean '0.5b'?"),
+        (("bench", "answer", "--length", "99"), "an answer must have 800 tokens and more to be judged behind its 600th, got 99"),
+        (("bench", "answer", "--shape", "tiny", "-p", "snapkv"), "schedule 'snapkv' does not hold its cache to a fixed size while"),
         (("show", PICTURE, "-p", "none", "--keep", "1"), "no option of preset 'none' named 'keep'"),
     ],
 )

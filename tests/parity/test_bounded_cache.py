@@ -21,7 +21,7 @@ ROOMY = {
     "streaming-llm": {"capacity": 500}, "h2o": {"capacity": 500}, "scissorhands": {"capacity": 500},
     "snapkv": {"capacity": 1.0, "window": 4},
     "pyramidkv": {"capacity": 1.0, "window": 4}, "vl-cache": {"capacity": 1.0}, "look-m": {"capacity": 1.0, "recent": 4},
-    "meda": {"capacity": 1.0, "recent": 4}, "aircache": {"capacity": 1.0}, "sparsevila": {"capacity": 1.0},
+    "meda": {"capacity": 1.0, "recent": 4}, "aircache": {"capacity": 1.0}, "sparsevila": {"capacity": 1.0, "keep": 1.0},
     "lightvlm": {"keep": 1.0, "layers": (1, 2), "capacity": 500},
     "lightvlm when=prefill": {"keep": 1.0, "layers": (1, 2), "capacity": 1.0},
 }  # fmt: skip
@@ -93,6 +93,16 @@ def test_overwriting_equals_masking(options, heads):
     assert difference(masked, written) <= EXACT
     for layer in written.past_key_values.layers:
         assert layer.keys.shape[2] == 20
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("options", [{}, MERGED], ids=["attention", "merged"])
+def test_overwriting_equals_masking_with_triples_and_with_windows(family, options):
+    """Positions of M-RoPE, and windows of 16 in a cache of 20 (Gemma 3), stay those of the unbounded model."""
+    inputs = tiny(family).inputs(**BATCH)
+    masked, written = (answer(compiled(family, bounded(when=when, **options)), inputs, 30) for when in ("mask", "step"))
+    assert difference(masked, written) <= EXACT
+    assert written.past_key_values.get_seq_length() == written.sequences.shape[1] - 1
 
 
 def test_dropping_once_equals_masking_once():
@@ -198,9 +208,9 @@ def test_nothing_is_lost_between_turns():
     """With room for all visual entries each turn reads what the model itself reads; with less, all of it is still there."""
     inputs, model = tiny("llava").inputs(text=(9,), images=(1,)), tiny("llava").model
     whole, _ = dialogue(model, inputs, QUESTIONS)
-    roomy, _ = dialogue(compiled("llava", Schedule.preset("sparsevila", capacity=1.0)), inputs, QUESTIONS)
+    roomy, _ = dialogue(compiled("llava", Schedule.preset("sparsevila", keep=1.0, capacity=1.0)), inputs, QUESTIONS)
     assert (whole - roomy).abs().max() <= EXACT * whole.abs().max()
-    _, cache = dialogue(compiled("llava", Schedule.preset("sparsevila", capacity=0.25)), inputs, QUESTIONS)
+    _, cache = dialogue(compiled("llava", Schedule.preset("sparsevila", keep=1.0, capacity=0.25)), inputs, QUESTIONS)
     visual = tiny("llava").visual_tokens
     for layer, store in zip(cache.layers, cache.layers[0].state.stores, strict=True):
         store.bring_in()
@@ -210,7 +220,7 @@ def test_nothing_is_lost_between_turns():
 
 
 def test_each_question_reads_entries_of_its_own():
-    inputs, schedule = tiny("llava").inputs(text=(9,), images=(1,)), Schedule.preset("sparsevila", capacity=0.25)
+    inputs, schedule = tiny("llava").inputs(text=(9,), images=(1,)), Schedule.preset("sparsevila", keep=1.0, capacity=0.25)
     read = []
     for question in (torch.full((1, 5), 11), torch.full((1, 5), 50)):
         _, cache = dialogue(compiled("llava", schedule), inputs, [question])
@@ -225,6 +235,13 @@ def test_a_share_of_the_prompt_is_each_rows_own():
     for row in range(2):
         inputs = tiny("llava").inputs(text=(RAGGED["text"][row],), images=(RAGGED["images"][row],), seed=row)
         assert together.sequences[row, -30:].tolist() == answer(fast, inputs, 30).sequences[0, -30:].tolist()
+
+
+@pytest.mark.parametrize("name", ROOMY)
+def test_beams_choose_as_the_full_model_where_nothing_is_dropped(name):
+    inputs, beams = tiny("llava").inputs(**BATCH), {"num_beams": 3, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    wanted = tiny("llava").model.generate(**inputs, **beams)
+    assert compiled("llava", preset(name, ROOMY[name])).generate(**inputs, **beams).equal(wanted)
 
 
 def test_beam_search_and_sampling_work():

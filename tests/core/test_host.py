@@ -1,0 +1,66 @@
+"""No step reads a value on the host: what a decoder call asks a tensor for, while a bounded cache answers."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lightvlm_fx as lightvlm
+from lightvlm_fx import zoo
+from lightvlm_fx.schedule import Schedule
+
+READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique_dim", "_unique2", "masked_select", "item"}
+STEPPING = {
+    "streaming-llm": {"capacity": 40}, "h2o": {"capacity": 40}, "scissorhands": {"capacity": 40}, "lightvlm": {"keep": 0.5, "capacity": 40},
+}  # fmt: skip
+
+
+class Reads(TorchDispatchMode):
+    """Notes every operator whose result the host must wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in READS:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def tiny():
+    return zoo.build("llava", layers=4)
+
+
+def steps(name, watched, count=4):
+    """Run `count` steps behind a prompt; what the last of them read on the host."""
+    fast = lightvlm.compile(tiny().model, Schedule.preset(name, **STEPPING[name]), backend="eager")
+    with torch.no_grad():
+        held = fast(**tiny().inputs(text=(9, 6), images=(1, 1)), use_cache=True).past_key_values
+        token = torch.full((2, 1), 30)
+        fast(input_ids=token, past_key_values=held, use_cache=True)  # opens the bucket
+        with watched as reads:
+            for _ in range(count):
+                fast(input_ids=token, past_key_values=held, use_cache=True)
+    return reads.found
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_a_step_reads_nothing_on_the_host(name, monkeypatch):
+    asked = []
+    for method in ("tolist", "numpy", "cpu"):  # do not pass through the dispatcher
+        plain = getattr(torch.Tensor, method)
+        monkeypatch.setattr(torch.Tensor, method, lambda self, *a, plain=plain, method=method: (asked.append(method), plain(self, *a))[1])
+    assert steps(name, Reads()) == []
+    assert asked == []
+
+
+def test_the_watch_sees_what_it_watches_for():
+    with Reads() as reads:
+        if torch.ones(1) > 0:
+            torch.ones(2).nonzero()
+        float(torch.ones(1))
+    assert len(reads.found) == 3

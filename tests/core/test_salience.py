@@ -1,0 +1,119 @@
+"""What a vision tower attends to, against its own attention maps; and cuts by it, before the first decoder layer."""
+
+import pytest
+import torch
+
+import lightvlm_fx as lightvlm
+from lightvlm_fx import zoo
+from lightvlm_fx.errors import NotSupported, PreconditionError, ScheduleError
+from lightvlm_fx.locate import vision_tower
+from lightvlm_fx.passes.reduce_tokens import ReduceTokens
+from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.salience import NAME, Noted, noting, salience
+from lightvlm_fx.schedule import Cut, Schedule
+from lightvlm_fx.support import answer, difference
+from lightvlm_fx.testing import tiny_program
+
+SALIENT = {"layer": 0, "score": "salience"}
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return zoo.build("llava", layers=3)
+
+
+def compiled(model, **cut):
+    return lightvlm.compile(model, Schedule(cuts=(Cut(**SALIENT | cut),)), backend="eager")
+
+
+def test_a_summary_tokens_attention_is_the_towers_own(llava):
+    tower = vision_tower(llava.model)
+    pixels = llava.inputs(images=(2,))["pixel_values"]
+    with torch.no_grad():
+        with noting(tower) as noted:
+            tower(pixels)
+        assert tower.config._attn_implementation != NAME  # put back
+        old = tower.config._attn_implementation
+        tower.set_attn_implementation("eager")
+        try:
+            maps = tower(pixels, output_attentions=True).attentions[-1]  # [pictures, H, P, P]
+        finally:
+            tower.set_attn_implementation(old)
+    patches = maps.shape[-1] - 1
+    torch.testing.assert_close(salience(noted, 2 * patches, 1), maps[:, :, 0, 1:].mean(1).flatten())
+
+
+def test_without_a_summary_it_is_the_mean_that_a_patch_receives():
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 4, 6, 8, generator=draw) for _ in "qk")
+    noted = Noted()
+    noted.note(torch.nn.Identity(), q, k, 0.3)
+    expected = (q @ k.transpose(2, 3) * 0.3).softmax(-1).mean((1, 2))
+    torch.testing.assert_close(salience(noted, 12, 1), expected.flatten())
+    torch.testing.assert_close(salience(noted, 6, 2), expected.view(6, 2).mean(1))  # two patches became one token
+
+
+def test_only_the_layer_that_ran_last_counts():
+    first, last = torch.nn.Identity(), torch.nn.Identity()
+    q, noted = torch.randn(1, 2, 4, 8), Noted()
+    for module in (first, last, last):  # a tower may attend picture by picture
+        noted.note(module, q, q, 1.0)
+    assert noted.module is last
+    assert len(noted.calls) == 2
+
+
+def test_keeps_the_tokens_that_the_tower_attends_to_most(llava):
+    fast, inputs = compiled(llava.model, keep=5), llava.inputs(text=(7, 9), images=(2, 1))
+    with torch.no_grad():
+        fast(**inputs)
+        with noting(vision_tower(llava.model)) as noted:
+            vision_tower(llava.model)(inputs["pixel_values"])
+    n = llava.visual_tokens
+    wanted = salience(noted, 3 * n, 1).view(3, n).topk(5).indices.sort(-1).values
+    index, segment = (fast.lightvlm.survivors[f"{what}.0"] for what in ("index", "segment"))
+    pictures = fast.lightvlm.layout.segment
+    got = []
+    for row, images in enumerate(fast.lightvlm.layout.images):
+        for number in range(len(images)):
+            first = int((pictures[row] == number).nonzero()[0])
+            got.append((index[row][segment[row] == number] - first).tolist())
+    assert got == wanted.tolist()
+    assert fast.lightvlm.report.buckets[0].tokens_per_layer[0] < inputs["input_ids"].shape[1]
+
+
+def test_every_token_kept_changes_nothing_and_the_source_stays_as_it_was(llava):
+    inputs = llava.inputs(text=(7, 9), images=(1, 1))
+    before = answer(llava.model, inputs, 4)
+    assert difference(before, answer(compiled(llava.model, keep=1.0), inputs, 4)) <= 1e-5
+    assert difference(before, answer(llava.model, inputs, 4)) == 0
+    assert "get_image_features" not in llava.model.model.__dict__
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "paligemma"])
+def test_reads_towers_without_a_summary(family):
+    tiny = zoo.build(family, layers=3)
+    fast, inputs = compiled(tiny.model, keep=0.5), tiny.inputs(text=(9,), images=(2,))
+    answer(fast, inputs, 2)
+    assert len(set(fast.lightvlm.report.buckets[0].visual_per_layer)) == 1
+    whole = compiled(tiny.model, keep=1.0)
+    assert difference(answer(tiny.model, inputs, 2), answer(whole, inputs, 2)) <= 1e-4
+
+
+def test_beams_read_the_picture_once(llava):
+    fast, inputs = compiled(llava.model, keep=0.5), llava.inputs(text=(7, 9), images=(1, 1))
+    assert fast.generate(**inputs, num_beams=2, max_new_tokens=3, do_sample=False).shape[0] == 2
+
+
+def test_refuses_a_tower_whose_patches_are_not_its_tokens():
+    tiny = zoo.build("internvl", layers=3)
+    with pytest.raises(NotSupported, match=r"score 'salience' needs to know .* patches became .* tokens .* with score 'density'"):
+        answer(compiled(tiny.model, keep=0.5), tiny.inputs(text=(9,), images=(1,)), 2)
+
+
+def test_refuses_a_later_cut_by_salience():
+    with pytest.raises(ScheduleError, match="only the first cut can use score 'salience'"):
+        Schedule(cuts=(Cut(layer=1, keep=0.5), Cut(layer=2, keep=0.4, score="salience")))
+    program = tiny_program("prefill", layers=3)
+    cuts = [ReduceTokens(layer=1, removed=2), ReduceTokens(layer=2, removed=2, score="salience")]
+    with pytest.raises(PreconditionError, match="only the first cut can use score 'salience'"):
+        Pipeline(cuts).run(program)
