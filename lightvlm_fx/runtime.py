@@ -170,9 +170,12 @@ class Decoder:
         self._seen.tower = None
         if noted is None:
             raise InputError("score 'salience' reads the vision tower, but it did not run; pass pixel_values, not finished features")
-        score = torch.zeros(layout.segment.shape, device=layout.segment.device)
-        score[visual] = salience(noted, sum(map(sum, layout.images)), self.placeholders.merged)
-        return score
+        # with beams each row stands several times behind the other, but its pictures were encoded once
+        rows, merged = len(visual), self.placeholders.merged
+        times = next((n for n in range(rows, 1, -1) if rows % n == 0 and noted.fits(int(visual[::n].sum()), merged)), 1)
+        score = torch.zeros(visual[::times].shape, device=visual.device)
+        score[visual[::times]] = salience(noted, int(visual[::times].sum()), merged)
+        return score.repeat_interleave(times, 0)
 
     def _set_mask(self, kwargs: dict[str, Any], plan: Plan, flat: Tensor | None) -> bool:
         """Leave in `kwargs` only the mask that the batch needs; say whether layers read explicit masks."""

@@ -37,6 +37,19 @@ class Noted:
             self.module, self.calls = module, []
         self.calls.append((q, k, scale))
 
+    @property
+    def patches(self) -> int:
+        return sum(q.shape[0] * q.shape[2] for q, _, _ in self.calls)
+
+    @property
+    def summarised(self) -> int:
+        """Patches, if every sequence begins with a summary token."""
+        return self.patches - sum(q.shape[0] for q, _, _ in self.calls)
+
+    def fits(self, tokens: int, merged: int) -> bool:
+        """Whether `tokens` visual tokens can be told to come from these patches."""
+        return tokens in (self.summarised, self.patches) or merged * tokens == self.patches
+
 
 _noted: ContextVar[Noted] = ContextVar("noted")
 
@@ -86,17 +99,15 @@ def salience(noted: Noted, tokens: int, merged: int) -> Tensor:
     Without a summary: the mean attention that a patch receives. `merged` patches that follow one another and become one
     token (Qwen-VL) are averaged. Raises NotSupported where patches and tokens do not correspond one to one or so.
     """
-    patches = sum(q.shape[0] * q.shape[2] for q, _, _ in noted.calls)
-    summaries = sum(q.shape[0] for q, _, _ in noted.calls)
-    if patches - summaries == tokens:
-        parts = [_received(q, k, scale, 1)[:, 1:] for q, k, scale in noted.calls]
-    elif patches in (tokens, merged * tokens):
-        parts = [_received(q, k, scale, q.shape[2]) for q, k, scale in noted.calls]
-    else:
+    if not noted.fits(tokens, merged):
         raise NotSupported(
-            f"score 'salience' needs to know which patches of the vision tower a visual token comes from, but {patches} patches became "
-            f"{tokens} tokens (tiles, pooling or row breaks lie between); use a cut with score 'density', which needs no tower"
+            f"score 'salience' needs to know which patches of the vision tower a visual token comes from, but {noted.patches} patches "
+            f"became {tokens} tokens (tiles, pooling or row breaks lie between); use a cut with score 'density', which needs no tower"
         )
+    if noted.summarised == tokens:
+        parts = [_received(q, k, scale, 1)[:, 1:] for q, k, scale in noted.calls]
+    else:
+        parts = [_received(q, k, scale, q.shape[2]) for q, k, scale in noted.calls]
     return torch.cat([part.flatten() for part in parts]).view(tokens, -1).mean(1)
 
 

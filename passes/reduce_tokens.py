@@ -159,7 +159,7 @@ class ReduceTokens(Pass):
         if self.score == "density":
             alike = self._alike(program, edit, hidden, segment)
             density = edit.call(f"density_{name}", OPS.score_density.default, alike, segment)
-            return edit.call(name, OPS.score_peak.default, density, alike, segment, self.power)
+            return edit.call(name, OPS.score_peak.default, density, alike, segment, self.power, 1.0)
         q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
         if not self.rope:
             q, k = before_rope(program, q), before_rope(program, k)
@@ -171,7 +171,7 @@ class ReduceTokens(Pass):
         score = edit.call(last + name, OPS.score_last_query.default, q, k, segment, scale, self.image_softmax)
         if self.score == "peak":
             alike = self._alike(program, edit, hidden, segment)
-            score = edit.call(name, OPS.score_peak.default, score, alike, segment, self.power)
+            score = edit.call(name, OPS.score_peak.default, score, alike, segment, self.power, 0.0)
         return score
 
     def _alike(self, program: Program, edit: Editor, hidden: fx.Node, segment: fx.Node) -> fx.Node:

@@ -19,7 +19,7 @@ def kv_score_density(v: Tensor, segment: Tensor, shared: bool) -> Tensor:
     x = heads_as_rows(v, shared)
     rows = segment.repeat_interleave(x.shape[0] // len(segment), 0)
     alike = OPS.similarity(x, rows, None)
-    score = OPS.score_peak(OPS.score_density(alike, rows), alike, rows, POWER)
+    score = OPS.score_peak(OPS.score_density(alike, rows), alike, rows, POWER, 1.0)
     place = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float32)
     return torch.where(rows >= 0, score, place).view(len(segment), -1, rows.shape[1])
 

@@ -12,12 +12,14 @@ WIDTH = 0.1  # cosine distance at which a token counts as 1/e of a neighbour
 
 @torch.library.custom_op("lightvlm::score_density", mutates_args=())
 def score_density(alike: Tensor, segment: Tensor) -> Tensor:
-    """Score [B, S] float32: sum over the tokens of the same image of exp(-cosine distance / WIDTH); 0 for text.
+    """Score [B, S] float32: sum over the other tokens of the image of exp(-cosine distance / WIDTH); 0 for text.
 
-    alike [B, S, S] from `similarity`, segment [B, S]. As the score of `score_peak` it picks the middle of every group of
-    like tokens (after Rodriguez and Laio, Science 344, 2014), and asks no question: the same picture keeps the same tokens.
+    alike [B, S, S] from `similarity`, segment [B, S]. As the score of `score_peak` (with a base of 1: the token itself) it picks
+    the middle of every group of like tokens (after Rodriguez and Laio, Science 344, 2014). It asks no question: the same picture
+    keeps the same tokens.
     """
     near = torch.exp((alike.float() - 1) / WIDTH)
+    near.diagonal(dim1=1, dim2=2).zero_()  # itself, a one beside which the others would lose their digits
     return torch.where(same_image(segment, segment), near, 0.0).sum(-1)
 
 

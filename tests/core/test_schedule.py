@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lightvlm_fx.errors import LightVLMError, ScheduleError, UnknownName
@@ -32,6 +32,7 @@ def schedules(draw):
         (draw(keeps) for _ in layers), key=lambda k: k if isinstance(k, int) else 500 * k, reverse=True
     )
     cuts = [Cut(layer=at, keep=k, **draw(options)) for at, k in zip(sorted(layers), kept, strict=True)]
+    assume(all(cut.score != "salience" for cut in cuts[1:]))
     name = draw(st.text(st.characters(exclude_categories=["Cs"])))
     return Schedule(name=name, cuts=cuts)
 

@@ -58,7 +58,7 @@ def arguments():
         "recover_tokens": [(hidden, size, score, rank, BUDGET, index, SEGMENT, left, 0.5, 2)],
         "score_density": [(all_alike, SEGMENT), (all_alike.bfloat16(), SEGMENT)],
         "score_last_query": [(q, k, SEGMENT, 0.5, False), (q.half(), k.half(), SEGMENT, 0.5, True)],
-        "score_peak": [(score, all_alike, SEGMENT, 0.25), (score, all_alike.bfloat16(), SEGMENT, 0.25)],
+        "score_peak": [(score, all_alike, SEGMENT, 0.25, 0.0), (score, all_alike.bfloat16(), SEGMENT, 0.25, 1.0)],
         "score_random": [(SEGMENT, 3)],
         "score_received": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],
         "score_text_mean": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],

@@ -96,10 +96,10 @@ def test_a_mask_replaces_the_causal_rule(batch: Batch):
     torch.testing.assert_close(score, rows.sum(1) / seen_by.clamp_min(1))
 
 
-@given(batches(), st.sampled_from([0.0, 0.25, 1.0]))
-def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(batch: Batch, power):
+@given(batches(), st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from([0.0, 1.0]))
+def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(batch: Batch, power, base):
     score, hidden, segment = batch.score(), batch.hidden(), batch.segment
-    peak = OPS.score_peak(score, batch.alike(), segment, power)
+    peak = OPS.score_peak(score, batch.alike(), segment, power, base)
     assert bool((peak[segment < 0] == 0).all())
     for b in range(batch.rows):
         visual = torch.nonzero(segment[b] >= 0).flatten().tolist()
@@ -110,7 +110,7 @@ def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(b
             ]
             far = min((1 - float(torch.cosine_similarity(x[i], x[j], dim=0)) for j in above), default=2.0)
             torch.testing.assert_close(
-                float(peak[b, i]), float(score[b, i]) ** power * max(far, 0.0), atol=1e-5, rtol=1e-5
+                float(peak[b, i]), (float(score[b, i]) + base) ** power * max(far, 0.0), atol=1e-5, rtol=1e-5
             )
 
 
@@ -120,7 +120,7 @@ def test_density_counts_the_like_tokens_of_the_image(batch: Batch):
     made = OPS.score_density(alike, segment)
     for b in range(batch.rows):
         for i, kind in enumerate(segment[b].tolist()):
-            same = [j for j, other in enumerate(segment[b].tolist()) if other == kind >= 0]
+            same = [j for j, other in enumerate(segment[b].tolist()) if other == kind >= 0 and j != i]
             expected = sum((math.exp((float(alike[b, i, j]) - 1) / 0.1) for j in same), 0.0)
             torch.testing.assert_close(float(made[b, i]), expected, atol=1e-4, rtol=1e-4)
 
@@ -132,7 +132,7 @@ def test_density_peaks_take_one_token_of_every_group_before_a_second():
     hidden = (centres + 0.01 * torch.randn(13, 8, generator=draw))[None]
     segment = torch.zeros(1, 13, dtype=torch.int64)
     alike = OPS.similarity(hidden, segment, None)
-    peaks = OPS.score_peak(OPS.score_density(alike, segment), alike, segment, 0.5)[0].topk(4).indices
+    peaks = OPS.score_peak(OPS.score_density(alike, segment), alike, segment, 0.5, 1.0)[0].topk(4).indices
     assert sorted(centres[peaks].argmax(1).tolist()) == [0, 1, 2, 3]
 
 
@@ -196,7 +196,7 @@ def test_rows_commute(batch: Batch, name):
             "received": lambda: OPS.score_received(q, k, segment, None, SCALE),
             "text-mean": lambda: OPS.score_text_mean(q, k, segment, None, SCALE),
             "density": lambda: OPS.score_density(alike, segment),
-            "peak": lambda: OPS.score_peak(attended, alike, segment, 0.25),
+            "peak": lambda: OPS.score_peak(attended, alike, segment, 0.25, 0.0),
             "uniform": lambda: OPS.score_uniform(segment, budget),
         }[name]()
 

@@ -25,6 +25,7 @@ def named_inputs(program, seed=0, **sizes):
         "position_ids": torch.arange(S)[None],
         "inputs_embeds": torch.randn(1, S, 64, generator=draw),
         "visual_segment": segment,
+        "visual_salience": torch.rand(1, S, generator=draw),
     }
     given |= {
         name: torch.tensor([[sizes.get(name, STAY), 0, 0, 0]]) for name in program.inputs if "budget" in name
