@@ -150,6 +150,7 @@ def show(
     source, processor = _load(model)
     fast = lightvlm.compile(source, schedule, backend="eager")
     text, _ = ask(fast, processor, opened, question)
+    output.parent.mkdir(parents=True, exist_ok=True)
     painter.draw(fast, opened).save(output)
     out.print(f"{question} -> {text}")
     out.print(f"wrote {output}")

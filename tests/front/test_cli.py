@@ -69,10 +69,10 @@ def test_demo_answers_with_both_models(run):
 
 
 def test_show_draws_one_panel_a_stage(run, tmp_path):
-    code, text, _ = run("show", PICTURE, "-q", "where is the red circle ?", "-o", str(tmp_path / "s.png"), "--keep", "0.03")
+    code, text, _ = run("show", PICTURE, "-q", "where is the red circle ?", "-o", str(tmp_path / "new" / "s.png"), "--keep", "0.03")
     assert code == 0
     assert "wrote" in text
-    with Image.open(tmp_path / "s.png") as sheet:
+    with Image.open(tmp_path / "new" / "s.png") as sheet:
         assert sheet.width > 4 * 384
 
 
