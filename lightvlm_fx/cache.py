@@ -50,12 +50,12 @@ class Stage:
     def slots(self, n: int) -> Tensor:
         return torch.arange(self.used, self.used + n, device=self.position.device)
 
-    def close(self, capacities: list[int]) -> None:
-        """Close empty slots of rows that may hold fewer entries than the buffers have slots."""
-        for row, capacity in enumerate(capacities):
-            empty = self.position[row] == EMPTY
-            nth_last = empty.flip(-1).cumsum(-1).flip(-1)
-            self.position[row][empty & (nth_last <= self.position.shape[-1] - capacity)] = CLOSED
+    def close(self, capacities: Tensor) -> None:
+        """Close the last empty slots of rows that may hold fewer entries, `capacities` [B], than the buffers have slots."""
+        empty = self.position == EMPTY
+        nth_last = empty.flip(-1).cumsum(-1).flip(-1)
+        too_many = (self.position.shape[-1] - capacities).view(-1, *[1] * (self.position.ndim - 1))
+        self.position = torch.where(empty & (nth_last <= too_many), CLOSED, self.position)
 
     def grow(self, slots: int) -> None:
         self.each(lambda x, fill: _grown(x, -1, slots, fill))
@@ -238,8 +238,5 @@ class StageLayer(CacheLayerMixin):
 
 def _grown(x: Tensor, dim: int, size: int, fill: int) -> Tensor:
     """A contiguous copy of `x` with `dim` extended to `size` by `fill`."""
-    shape = list(x.shape)
-    shape[dim] = size
-    out = x.new_full(shape, fill)
-    out.narrow(dim, 0, x.shape[dim]).copy_(x)
-    return out
+    behind = x.ndim - 1 - dim % x.ndim
+    return F.pad(x, [0, 0] * behind + [0, size - x.shape[dim]], value=fill).contiguous()

@@ -23,7 +23,7 @@ class KvPlan:
     lengths: tuple[int, ...]  # slots of each layer behind the prompt; 0: all that the layer wrote
     most: tuple[int, ...]  # entries (visual entries) of a layer at most, where each prompt shares the budget anew
     capacity: tuple[int, ...]  # entries that each layer may hold while decoding
-    own: tuple[tuple[int, ...], ...]  # the same of each row: a share of the prompt differs with it
+    own: Tensor  # [B, L] int64: the same of each row; a share of the prompt differs with it
 
     @staticmethod
     def of(layout: Layout, plan: Plan, schedule: Schedule, depth: int) -> KvPlan:
@@ -57,4 +57,5 @@ class KvPlan:
             lengths.append(0 if fits else min(longest, arrived))
             most.append(most_here)
             capacity.append(max(row[layer] for row in wanted))
-        return KvPlan(count.to(layout.segment.device), tuple(lengths), tuple(most), tuple(capacity), tuple(map(tuple, wanted)))
+        own = torch.tensor(wanted, dtype=torch.int64)
+        return KvPlan(count.to(layout.segment.device), tuple(lengths), tuple(most), tuple(capacity), own.to(layout.segment.device))

@@ -58,6 +58,7 @@ class Decoder:
         self.entries: dict[Any, Entry] = {}
         self.frozen = False
         self.last: dict[str, Tensor] = {}  # named outputs of the latest prefill
+        self.last_given: dict[str, Tensor] = {}  # its named inputs
         self.last_layout: Layout | None = None
         self._seen = threading.local()
 
@@ -161,8 +162,8 @@ class Decoder:
             given["kv_count"] = kv.count
         outputs = entry.run(*(given[name] for name in entry.program.inputs))
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
-        self.last, self.last_layout = named, layout
-        return entry, named["hidden"], self._new_state(named, layout, schedule, kv)
+        self.last, self.last_given, self.last_layout = named, given, layout
+        return entry, named["hidden"], new_state(named, layout.segment, schedule, kv, self.depth, self)
 
     def _salience(self, layout: Layout) -> Tensor:
         """What the tower attended to, where each visual token stands: [B, S] float32."""
@@ -229,38 +230,6 @@ class Decoder:
             return self._rewrite(pipe, program, seconds, kwargs, tokens, _visual(schedule, self.depth, layout))
 
         return self._entry(key, build, f"{len(layout.images)} rows, {length} tokens, images of {layout.images} tokens")
-
-    def _new_state(self, named: dict[str, Tensor], layout: Layout, schedule: Schedule, kv: KvPlan | None) -> State:
-        """Caches of different length, one stage between two cuts; one a layer where their entries are bounded."""
-        rows, length = layout.segment.shape
-        firsts = schedule.layers(self.depth) if schedule.cuts else []
-        place = torch.arange(length, device=layout.segment.device).expand(rows, -1)
-        segment, shifts = layout.segment, []
-        held: list[tuple[Tensor, Tensor | None]] = []  # sequence index and size of each token, stage by stage
-        segments = []
-        count = (segment != -2).sum(1)
-        for number in range(len(firsts) + 1):
-            if number:
-                place = place.gather(1, named[f"index.{number - 1}"])
-                segment = named[f"segment.{number - 1}"]
-                if schedule.cuts[number - 1].positions == "compact":
-                    shifts.append(count - (segment != -2).sum(1))
-            counted = any(cut.proportional for cut in schedule.cuts[:number])
-            size = named[f"size.{number - 1}"] if counted else None
-            segments.append(segment)
-            held.append((torch.where(segment == -2, -1, place), size))
-        owner = [sum(layer >= first for first in firsts) for layer in range(self.depth)]
-        if kv is None or schedule.kv is None:
-            stages = [Stage(number, *arrays) for number, arrays in enumerate(held)]
-        else:
-            stages = [_bounded_stage(schedule.kv, kv, layer, *held[owner[layer]], named) for layer in range(self.depth)]
-            owner = list(range(self.depth))
-        state = State(stages, owner, length, shifts, (layout.segment == -2).sum(1), self, schedule, kv)
-        state.layers = [StageLayer(state, stages[owner[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(self.depth)]
-        if schedule.kv and schedule.kv.when == "turn":
-            cut = [sum(layer >= first for first in firsts) for layer in owner]
-            state.stores = [Store(layer, segments[cut[i]], named.get(f"entry.{i}")) for i, layer in enumerate(state.layers)]
-        return state
 
     # --- steps --------------------------------------------------------------------------------------
 
@@ -395,8 +364,48 @@ def _tokens_of(kwargs: dict[str, Any], first: int, end: int) -> dict[str, Any]:
     return out
 
 
+def new_state(
+    named: dict[str, Tensor], segment: Tensor, schedule: Schedule, kv: KvPlan | None, depth: int, owner: object, room: int = 0
+) -> State:
+    """The caches behind a prefill that gave `named`; `segment` [B, S] is the prompt's.
+
+    One stage between two cuts; one a layer where their entries are bounded. With `room`, buffers take so many new
+    tokens and never grow.
+    """
+    rows, length = segment.shape
+    start = (segment == -2).sum(1)
+    firsts = schedule.layers(depth) if schedule.cuts else []
+    place = torch.arange(length, device=segment.device).expand(rows, -1)
+    shifts: list[Tensor] = []
+    held: list[tuple[Tensor, Tensor | None]] = []  # sequence index and size of each token, stage by stage
+    segments = []
+    count = (segment != -2).sum(1)
+    for number in range(len(firsts) + 1):
+        if number:
+            place = place.gather(1, named[f"index.{number - 1}"])
+            segment = named[f"segment.{number - 1}"]
+            if schedule.cuts[number - 1].positions == "compact":
+                shifts.append(count - (segment != -2).sum(1))
+        counted = any(cut.proportional for cut in schedule.cuts[:number])
+        size = named[f"size.{number - 1}"] if counted else None
+        segments.append(segment)
+        held.append((torch.where(segment == -2, -1, place), size))
+    stage_of = [sum(layer >= first for first in firsts) for layer in range(depth)]
+    if kv is None or schedule.kv is None:
+        stages = [Stage(number, *arrays, fixed=room and arrays[0].shape[1] + room) for number, arrays in enumerate(held)]
+    else:
+        stages = [_bounded_stage(schedule.kv, kv, layer, *held[stage_of[layer]], named, room) for layer in range(depth)]
+        stage_of = list(range(depth))
+    state = State(stages, stage_of, length, shifts, start, owner, schedule, kv)
+    state.layers = [StageLayer(state, stages[stage_of[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(depth)]
+    if schedule.kv and schedule.kv.when == "turn":
+        cut = [sum(layer >= first for first in firsts) for layer in stage_of]
+        state.stores = [Store(layer, segments[cut[i]], named.get(f"entry.{i}")) for i, layer in enumerate(state.layers)]
+    return state
+
+
 def _bounded_stage(
-    kv: Kv, plan: KvPlan, layer: int, place: Tensor, size: Tensor | None, named: dict[str, Tensor]
+    kv: Kv, plan: KvPlan, layer: int, place: Tensor, size: Tensor | None, named: dict[str, Tensor], room: int
 ) -> Stage:
     """The stage of one layer whose entries are bounded: what `bound-prefill` kept of the tokens at `place` [B, S]."""
     heads = 1 if kv.shared else named[f"keys.{layer}"].shape[1]
@@ -407,7 +416,7 @@ def _bounded_stage(
         return x if entry is None else x.gather(2, entry.clamp_min(0))
 
     position = kept(place) if entry is None else torch.where(entry < 0, -1, kept(place))
-    fixed = {"step": plan.capacity[layer], "periodic": plan.capacity[layer] + kv.every}.get(kv.when, 0)
+    fixed = {"step": plan.capacity[layer], "periodic": plan.capacity[layer] + kv.every}.get(kv.when, room and position.shape[2] + room)
     merged = named.get(f"kv_size.{layer}")
     if merged is None and kv.merge == "counted":
         merged = torch.ones_like(position, dtype=torch.float32) if size is None else kept(size)
@@ -415,7 +424,7 @@ def _bounded_stage(
         merged = kept(size)
     stage = Stage(layer, position, merged, named.get(f"score.{layer}"), fixed)
     if kv.when == "step":
-        stage.close([row[layer] for row in plan.own])
+        stage.close(plan.own[:, layer])
     return stage
 
 

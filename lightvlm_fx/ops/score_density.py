@@ -19,8 +19,9 @@ def score_density(alike: Tensor, segment: Tensor) -> Tensor:
     keeps the same tokens.
     """
     near = torch.exp((alike.float() - 1) / WIDTH)
-    near.diagonal(dim1=1, dim2=2).zero_()  # itself, a one beside which the others would lose their digits
-    return torch.where(same_image(segment, segment), near, 0.0).sum(-1)
+    here = torch.arange(segment.shape[1], device=segment.device)
+    others = here[:, None] != here  # not itself, a one beside which the others would lose their digits
+    return torch.where(same_image(segment, segment) & others, near, 0.0).sum(-1)
 
 
 @score_density.register_fake

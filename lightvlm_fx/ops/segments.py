@@ -23,7 +23,7 @@ def rank_in_segment(score: Tensor, segment: Tensor) -> Tensor:
     place = torch.arange(score.shape[1], device=score.device).expand_as(order)
     new = torch.ones_like(order, dtype=torch.bool)
     new[:, 1:] = by_segment.values[:, 1:] != by_segment.values[:, :-1]
-    first = torch.where(new, place, 0).cummax(-1).values
+    first = torch.where(new, place, 0).cummax(-1)[0]
     return torch.empty_like(order).scatter_(1, order, place - first)
 
 

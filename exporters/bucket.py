@@ -1,0 +1,97 @@
+"""One bucket of an artifact: an example batch padded to its size, and the graphs captured from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import lightvlm_fx as lightvlm
+from lightvlm_fx.errors import CaptureError, InputError, NotSupported
+from lightvlm_fx.layout import Layout, Placeholders
+from lightvlm_fx.program import Program
+from lightvlm_fx.schedule import Schedule
+
+PER_TOKEN = ("attention_mask", "mm_token_type_ids", "token_type_ids")  # arguments [B, S] that are padded with zeros
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The example `inputs`, padded on the left to S tokens, with all that its capture told."""
+
+    inputs: dict[str, Tensor]
+    images: tuple[int, ...]  # visual tokens of each picture of a row
+    prefill: Program  # with explicit masks, as captured
+    decode: Program
+    given: dict[str, Tensor]  # what the model's own code handed to the prefill graph
+    following: Tensor  # position_ids of the first new token
+    sequences: Tensor  # greedy answer of the compiled model to the example
+
+    @property
+    def rows(self) -> int:
+        return self.inputs["input_ids"].shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+    @property
+    def pictures(self) -> dict[str, Tensor]:
+        """The arguments that are pictures, or say how they lie."""
+        return {k: v for k, v in self.inputs.items() if k not in ("input_ids", *PER_TOKEN)}
+
+
+def padded(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
+    """`inputs` with `length` tokens a row, padded on the left. Raises InputError where a row is longer already."""
+    have = inputs["input_ids"].shape[1]
+    if have > length:
+        raise InputError(f"the example has {have} tokens a row, above the bucket's {length}; raise prompt_tokens")
+    out = dict(inputs)
+    out.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    for name in PER_TOKEN:
+        if name in out:
+            out[name] = F.pad(out[name], [length - have, 0])
+    out["input_ids"] = F.pad(inputs["input_ids"], [length - have, 0], value=pad)
+    return out
+
+
+def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int) -> Bucket:
+    """Answer the example once, and keep the graphs. `length` must be above the example's.
+
+    Raises InputError for an example without pictures or with rows that differ in theirs.
+    """
+    layout = Layout.of(inputs["input_ids"], inputs.get("attention_mask"), Placeholders.of(model))
+    if len(set(layout.images)) != 1 or not layout.has_images:
+        raise InputError(
+            f"an artifact's bucket needs rows with the same pictures, at least one, got pictures of {layout.images} tokens; "
+            "make one bucket a layout"
+        )
+    batch = padded(dict(inputs), length, _pad_id(model))
+    fast = lightvlm.compile(model, schedule, backend="eager")
+    decoder = fast.lightvlm._decoder
+    seen: list[Tensor] = []
+    step = decoder._step
+
+    def noting(kwargs: dict[str, Any], state: Any) -> Any:
+        seen.append(kwargs["position_ids"])
+        return step(kwargs, state)
+
+    decoder._step = noting
+    sequences = fast.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    programs = {program.stage: program for program, _ in decoder.captured.values()}
+    if not programs["prefill"].facts.masked:
+        raise CaptureError("the example was captured without masks, which an artifact needs; make prompt_tokens larger than the example")
+    return Bucket(batch, layout.images[0], programs["prefill"], programs["decode"], decoder.last_given, seen[0], sequences)
+
+
+def _pad_id(model: Any) -> int:
+    config = model.generation_config
+    for found in (config.pad_token_id, getattr(model.config.get_text_config(), "pad_token_id", None), config.eos_token_id, 0):
+        if isinstance(found, int):
+            return found
+        if isinstance(found, list) and found:
+            return int(found[0])
+    raise NotSupported("the model names no padding token")

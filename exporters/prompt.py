@@ -1,0 +1,130 @@
+"""What a prompt's tokens are, where they stand and what they may see, computed inside the exported graph.
+
+Models compute these in Python, from data; here they are tensor code with the bucket's sizes as constants, and
+`export` refuses a model whose own values differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightvlm_fx.errors import CaptureError
+from lightvlm_fx.ops.segments import PADDING, TEXT, same_image
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One bucket's prompts: `length` S tokens a row, the ids that visual tokens have, tokens of each picture of a row."""
+
+    length: int
+    ids: tuple[int, ...]
+    images: tuple[int, ...]
+
+    def visual(self, input_ids: Tensor) -> Tensor:
+        """Boolean [B, S]."""
+        found = input_ids == self.ids[0]
+        for i in self.ids[1:]:
+            found = found | (input_ids == i)
+        return found
+
+    def segment(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """PADDING, TEXT, or the picture's number within its row: [B, S] int64."""
+        visual = self.visual(input_ids) & (attention_mask != 0)
+        image = self.behind(visual)
+        return torch.where(attention_mask == 0, PADDING, torch.where(visual, image, TEXT))
+
+    def behind(self, visual: Tensor) -> Tensor:
+        """How many pictures end before each token [B, S]."""
+        seen = visual.long().cumsum(1) - visual.long()
+        ends = torch.tensor(self.images or (1,), device=visual.device).cumsum(0)
+        return (seen.unsqueeze(-1) >= ends).long().sum(-1)
+
+
+class Positions(nn.Module):
+    """RoPE positions: of each prompt token, and of new ones.
+
+    `grids` (None for models with one position a token, from `first` on): height and width of each picture in visual
+    tokens, for M-RoPE (Qwen2-VL, arXiv 2409.12191): a picture takes as many positions as its longer side. With four
+    `planes`, the plain position stands in front.
+    """
+
+    def __init__(self, grids: tuple[tuple[int, int], ...] | None, planes: int, first: int) -> None:
+        super().__init__()
+        self.grids, self.planes, self.first = grids, planes, first
+        if grids is not None:
+            offsets = [torch.stack([torch.zeros(h * w, dtype=torch.int64), torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)])
+                       for h, w in grids]  # fmt: skip
+            self.register_buffer("offsets", torch.cat(offsets or [torch.zeros(3, 1, dtype=torch.int64)], 1), persistent=False)
+            self.register_buffer("ends", torch.tensor([h * w for h, w in grids] or [1]).cumsum(0), persistent=False)
+            self.register_buffer("extents", torch.tensor([max(g) for g in grids] or [0]), persistent=False)
+
+    def forward(self, segment: Tensor) -> tuple[Tensor, Tensor]:
+        """position_ids [B, S] or [planes, B, S], and the position [B] of the first new token."""
+        real, visual = segment != PADDING, segment >= 0
+        plain = (real.long().cumsum(1) - 1).clamp_min(0)
+        if self.grids is None:
+            return plain + self.first, real.sum(1) + self.first
+        seen = visual.long().cumsum(1) - visual.long()
+        done = ((seen.unsqueeze(-1) >= self.ends).long() * self.extents).sum(-1)
+        text = (real & ~visual).long()
+        base = text.cumsum(1) - text + done
+        offset = self.offsets[:, seen.clamp_max(self.offsets.shape[1] - 1)]
+        planes = torch.where(visual, base + offset, base)
+        following = torch.where(real, planes, -1).amax((0, 2)) + 1
+        if self.planes == 4:
+            planes = torch.cat([plain[None], planes])
+        return planes, following
+
+    def step(self, following: Tensor, plain: Tensor, step: Tensor) -> Tensor:
+        """position_ids [B, 1] or [planes, B, 1] of new token number `step` [1]; `plain` [B]: of the first one, uncompressed."""
+        position = (following + step).unsqueeze(1)
+        if self.grids is None:
+            return position
+        planes = position.expand(3, -1, -1)
+        return planes if self.planes == 3 else torch.cat([(plain + step).view(1, -1, 1), planes])
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """What a token may see: earlier ones within `window` (0: all), and those of its own picture, or all of the prompt."""
+
+    window: int = 0
+    both_ways: Literal["", "image", "prompt"] = ""
+
+    def allowed(self, segment: Tensor) -> Tensor:
+        """Boolean [B, 1, S, S]; a padding token sees itself, so that no row is empty."""
+        n = segment.shape[1]
+        here = torch.arange(n, device=segment.device)
+        back = here[:, None] - here
+        seen = (back >= 0) & (back < self.window if self.window else back >= 0)
+        seen = seen.expand(len(segment), -1, -1)
+        if self.both_ways == "image":
+            seen = seen | same_image(segment, segment)
+        elif self.both_ways == "prompt":
+            seen = seen | (back < 0)
+        seen = (seen & (segment != PADDING)[:, None]) | (back == 0)
+        return seen.unsqueeze(1)
+
+    @staticmethod
+    def of(name: str, mask: Tensor, segment: Tensor, window: int | None) -> MaskRule:
+        """The rule that the model's own `mask` [B, 1, S, S] follows. Raises CaptureError where none does."""
+        allowed = mask if mask.dtype == torch.bool else mask >= 0
+        real = (segment != PADDING)[:, None, :, None]
+        for span, both_ways in product((0, window or 0), ("", "image", "prompt")):
+            rule = MaskRule(span, both_ways)
+            if bool(((rule.allowed(segment) == allowed) | ~real).all()):
+                return rule
+        raise CaptureError(
+            f"{name}: the model's attention mask follows none of the rules that an artifact can compute (causal, windowed, "
+            "pictures or the whole prompt in both directions)"
+        )
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of `dtype` from a boolean one."""
+    return allowed if dtype == torch.bool else torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)

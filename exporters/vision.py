@@ -1,0 +1,88 @@
+"""The stage that turns pictures into visual tokens: a model's own tower and projector, at the bucket's picture sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes  # private: no public way to compute for real inside a trace
+
+from lightvlm_fx.errors import CaptureError
+
+FACTORIES = (torch.arange, torch.tensor)
+
+
+class Fold(TorchFunctionMode):
+    """Inside a trace, compute for real what no input reaches.
+
+    Towers cut packed patches up by grids, in Python; where the grid is a constant, so is everything made of it.
+    """
+
+    def __init__(self, factories: bool) -> None:
+        super().__init__()
+        self.factories = FACTORIES if factories else ()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if all(type(x) is Tensor for x in tensors) and (tensors or func in self.factories):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class Tower(nn.Module):
+    """pixel_values -> image_features [N, D], and DeepStack features [N, D] where the family has them."""
+
+    def __init__(self, model: Any, constants: dict[str, Tensor]) -> None:
+        super().__init__()
+        inner = getattr(model, "model", model)
+        self.inner = inner if hasattr(inner, "get_image_features") else model
+        self.constants = [constants]  # in a list: neither parameter nor buffer, so that a trace sees the numbers
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        out = self.inner.get_image_features(pixel_values, **self.constants[0], return_dict=True)
+        more = getattr(out, "deepstack_features", None) or ()
+        return _flat(getattr(out, "pooler_output", out)), *map(_flat, more)
+
+
+class Vision(nn.Module):
+    """The traced tower, its outputs by name."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        features, *more = self.body(pixel_values)
+        return {"image_features": features} | {f"deepstack_features_{i}": x for i, x in enumerate(more)}
+
+
+def vision_stage(model: Any, pictures: dict[str, Tensor]) -> Vision:
+    """Trace the tower for pictures of these sizes; all arguments but the pixels are constants of the bucket.
+
+    Raises CaptureError where the tower cannot be traced.
+    """
+    pixels = pictures["pixel_values"]
+    tower = Tower(model, {k: v for k, v in pictures.items() if k != "pixel_values"}).eval()
+    failed: Exception | None = None
+    for factories in (True, False):
+        try:
+            with torch.no_grad(), Fold(factories), contextlib.redirect_stderr(io.StringIO()):
+                exported = torch.export.export(tower, (pixels,), strict=False)
+            return Vision(exported.module(check_guards=False))
+        except Exception as error:
+            failed = error
+    raise CaptureError(f"the vision tower of {type(model).__name__} could not be traced for these pictures: {str(failed)[:1000]}") from failed
+
+
+def _flat(features: Any) -> Tensor:
+    """Features of all pictures as one [N, D]."""
+    if isinstance(features, list | tuple):
+        return torch.cat([_flat(f) for f in features])
+    return features.reshape(-1, features.shape[-1])

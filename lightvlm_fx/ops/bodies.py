@@ -1,0 +1,75 @@
+"""Traces the ops of this package as what they are made of, for back ends that know ATen only."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightvlm_fx import ops
+
+
+@cache
+def bodies() -> dict[Any, Callable[..., Any]]:
+    """The Python function behind every `torch.ops.lightvlm` operator.
+
+    torch.library keeps it under a private name only; tests/ops/test_bodies.py tells when that moves.
+    """
+    found = {}
+    for module in pkgutil.iter_modules(ops.__path__):
+        for thing in vars(importlib.import_module(f"{ops.__name__}.{module.name}")).values():
+            if isinstance(thing, torch.library.CustomOpDef):
+                found[thing._opoverload] = thing._init_fn
+    return found
+
+
+class InAten(TorchFunctionMode):
+    """While active, a traced `lightvlm` op leaves its body's ATen calls in the graph.
+
+    So that cache writes stay in place in an exported graph, they are scatters along the buffers' own axis: an
+    index_copy would become a scatter over transposed buffers, which copies them.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func in bodies():
+            with self:  # bodies call each other's ops
+                return bodies()[func](*args, **kwargs)
+        if isinstance(func, torch._ops.OpOverloadPacket) and func.default in bodies():
+            with self:
+                return bodies()[func.default](*args, **kwargs)
+        if name == "index_copy_":
+            x, dim, index, source = args
+            return x.scatter_(dim, _along(index, dim, source), source)
+        if name == "index_fill_":
+            x, dim, index, fill = args
+            shape = [*x.shape[:dim], len(index), *x.shape[dim + 1 :]]
+            return x.scatter_(dim, _along(index, dim, x.new_empty(shape)), fill)
+        if name == "scaled_dot_product_attention":
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+            kwargs = dict(zip(names, args, strict=False)) | kwargs
+            if kwargs.get("attn_mask") is not None:
+                kwargs["attn_mask"] = _whole(kwargs["attn_mask"], kwargs["query"], kwargs["key"])
+            return func(**kwargs)
+        return func(*args, **kwargs)
+
+
+def _whole(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """An attention mask as ONNX's Attention takes it: additive, finite (a padding token sees nothing), one row a query."""
+    if mask.dtype == torch.bool:
+        mask = torch.where(mask, 0.0, torch.finfo(q.dtype).min).to(q.dtype)
+    return mask.expand(*mask.shape[:-2], q.shape[-2], k.shape[-2])
+
+
+def _along(index: Tensor, dim: int, like: Tensor) -> Tensor:
+    """`index` [n] along `dim`, expanded to the shape of `like`."""
+    shape = [1] * like.ndim
+    shape[dim] = -1
+    return index.view(shape).expand(like.shape)
