@@ -58,8 +58,8 @@ def padded(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor
     return out
 
 
-def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int) -> Bucket:
-    """Answer the example once, and keep the graphs. `length` must be above the example's.
+def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int) -> Bucket:
+    """Answer the example with `new_tokens` once, and keep the graphs. `length` must be above the example's.
 
     Raises InputError for an example without pictures or with rows that differ in theirs.
     """
@@ -80,7 +80,7 @@ def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], le
         return step(kwargs, state)
 
     decoder._step = noting
-    sequences = fast.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    sequences = fast.generate(**batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
     programs = {program.stage: program for program, _ in decoder.captured.values()}
     if not programs["prefill"].facts.masked:
         raise CaptureError("the example was captured without masks, which an artifact needs; make prompt_tokens larger than the example")

@@ -22,6 +22,7 @@ from lightvlm_fx.runtime import new_state
 from lightvlm_fx.schedule import Schedule
 
 GRID = "image_grid_thw"
+SAMPLE_TOKENS = 16  # of the greedy answer that goes with an artifact
 TOLERANCE = 1e-4  # on logits, of the largest
 
 
@@ -62,7 +63,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
             "score 'salience' reads the attention inside the vision tower, which the vision stage of an artifact does not hand out; "
             "use score='density', which needs no question either"
         )
-    bucket = capture_bucket(model, schedule, inputs, length)
+    bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
     schedule = single_turn(schedule)
     segment_example = bucket.given["visual_segment"]
     depth = bucket.prefill.facts.layers

@@ -6,19 +6,22 @@ import contextlib
 import io
 import logging
 import warnings
+from typing import Any
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightvlm_fx.errors import CaptureError
+from lightvlm_fx.exporters.weights import transpose_weights
 from lightvlm_fx.ops.bodies import InAten
 
 OPSET = 24
 
 
-def to_onnx(name: str, module: nn.Module, inputs: dict[str, Tensor], outputs: dict[str, Tensor], opset: int = OPSET) -> ir.Model:
-    """`module(**inputs)`, whose result names its `outputs`, as a model with every shape known.
+def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET) -> ir.Model:
+    """`module(**inputs)` as a model with every shape known; inputs and outputs are named as the module names them.
 
     Raises CaptureError naming the stage, with the exporter's own error as its cause.
     """
@@ -33,4 +36,47 @@ def to_onnx(name: str, module: nn.Module, inputs: dict[str, Tensor], outputs: di
             raise CaptureError(f"stage {name!r} could not be exported to ONNX: {type(error).__name__}: {str(error)[:2000]}") from error
         finally:
             logging.disable(logging.NOTSET)
+    model.graph.name = name
+    clean(model)
     return model
+
+
+def clean(model: ir.Model) -> None:
+    """Take out what a runtime must not pay for or must not see: copies, unused weights, notes on this machine."""
+    transpose_weights(model)
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph:
+            node.metadata_props.clear()
+            node.meta.clear()
+            node.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version, model.doc_string = "lightvlm_fx", "", None
+    for output in list(model.graph.outputs):  # what a step hands through unchanged needs no writing
+        node = output.producer()
+        if node is not None and node.op_type == "Identity" and node.inputs[0] is not None and node.inputs[0].is_graph_input():
+            model.graph.outputs.remove(output)
+            model.graph.remove(node, safe=True)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.NameFixPass()(model)
+
+
+def signature(model: ir.Model) -> dict[str, list[dict[str, Any]]]:
+    """Names, dtypes and shapes of a model's inputs and outputs."""
+
+    def of(values: Any) -> list[dict[str, Any]]:
+        return [{"name": v.name, "dtype": v.dtype.numpy().name, "shape": [int(d) for d in v.shape]} for v in values]
+
+    return {"inputs": of(model.graph.inputs), "outputs": of(model.graph.outputs)}
+
+
+def operators(model: ir.Model) -> dict[str, int]:
+    """How often each operator stands in the graph, by name."""
+    found: dict[str, int] = {}
+    for node in model.graph:
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        found[name] = found.get(name, 0) + 1
+    return dict(sorted(found.items()))

@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "compile": "lightvlm_fx.compiler",
+    "export": "lightvlm_fx.exporters.export",
+    "load": "lightvlm_fx.artifact.load",
+    "verify": "lightvlm_fx.artifact.verify",
     "explain": "lightvlm_fx.explanation",
     "Explanation": "lightvlm_fx.explanation",
     "Schedule": "lightvlm_fx.schedule",
@@ -19,12 +22,15 @@ _HOMES = {
     "Report": "lightvlm_fx.report",
     "LightVLMError": "lightvlm_fx.errors",
 }
-__all__ = ["Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain"]
+__all__ = ["Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain", "export", "load", "verify"]
 
 if TYPE_CHECKING:
+    from lightvlm_fx.artifact.load import load
+    from lightvlm_fx.artifact.verify import verify
     from lightvlm_fx.compiler import compile
     from lightvlm_fx.errors import LightVLMError
     from lightvlm_fx.explanation import Explanation, explain
+    from lightvlm_fx.exporters.export import export
     from lightvlm_fx.report import Report
     from lightvlm_fx.schedule import Cut, Schedule
 

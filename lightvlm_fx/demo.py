@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lightvlm_fx.evaluate import prompt
+from lightvlm_fx.pictures import prompt
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from lightvlm_fx.bundled.scenes import KINDS, Question, ask, render, sample_scene
-from lightvlm_fx.evaluate import SEED, prompt
+from lightvlm_fx.evaluate import SEED
+from lightvlm_fx.pictures import prompt
 from lightvlm_fx.schedule import Schedule
 
 SHORT = tuple(kind for kind in KINDS if kind != "describe")

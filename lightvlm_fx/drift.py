@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lightvlm_fx.bundled.scenes import COLUMNS, KINDS, ROWS
-from lightvlm_fx.evaluate import SEED, Sample, held_out, prompt
+from lightvlm_fx.evaluate import SEED, Sample, held_out
+from lightvlm_fx.pictures import prompt
 from lightvlm_fx.schedule import Schedule
 
 

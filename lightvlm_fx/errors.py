@@ -53,5 +53,9 @@ class InputError(LightVLMError, ValueError):
     """A batch that the compiled model cannot take; the message says what to do."""
 
 
+class ArtifactError(LightVLMError):
+    """An exported folder that is not whole, not ours, or not what its manifest says."""
+
+
 class NotSupported(LightVLMError):
     """An operation on a compiled model that has no meaning there (training, cropping a cache, ...)."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from lightvlm_fx.bundled.scenes import KINDS, Question, ask, render, sample_scene
 from lightvlm_fx.errors import UnknownName
+from lightvlm_fx.pictures import prompt
 from lightvlm_fx.schedule import Schedule
 
 SEED = 7_000_000
@@ -79,12 +80,6 @@ def answer(model: Any, processor: Any, samples: Sequence[Sample], batch: int = 5
         new = tokens[:, inputs["input_ids"].shape[1] :]
         out += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
     return out
-
-
-def prompt(processor: Any, question: str, pictures: int = 1) -> str:
-    """A chat prompt with `pictures` pictures before the question."""
-    content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def evaluate(model: Any, processor: Any, samples: Sequence[Sample], name: str, tick: Callable[[int], None] = lambda n: None) -> Score:

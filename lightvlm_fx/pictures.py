@@ -1,8 +1,9 @@
-"""Reading a user's picture."""
+"""Reading a user's picture, and asking about it. Needs no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -18,3 +19,9 @@ def open_picture(path: str | Path) -> Image.Image:
         raise InputError(f"{path}: no such file; give the path of a picture (PNG, JPEG, ...)") from None
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{path}: not a picture that Pillow can read ({error})") from None
+
+
+def prompt(processor: Any, question: str, pictures: int = 1) -> str:
+    """A chat prompt with `pictures` pictures before the question."""
+    content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

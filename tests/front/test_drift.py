@@ -5,7 +5,8 @@ import torch
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import bundled, drift
-from lightvlm_fx.evaluate import held_out, prompt
+from lightvlm_fx.evaluate import held_out
+from lightvlm_fx.pictures import prompt
 
 
 @pytest.fixture(scope="module")

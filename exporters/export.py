@@ -1,0 +1,234 @@
+"""`lightvlm.export`: a model and a schedule to a folder that runs without either's Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from lightvlm_fx import __version__
+from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION
+from lightvlm_fx.compiler import as_schedule
+from lightvlm_fx.errors import InputError, UnknownName
+from lightvlm_fx.exporters.build import Built, build
+from lightvlm_fx.exporters.folder import written_aside
+from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
+from lightvlm_fx.exporters.precision import DTYPES, cast, quantise
+from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, build_script, check_dialect
+from lightvlm_fx.exporters.weights import WeightFile
+from lightvlm_fx.layout import Placeholders
+from lightvlm_fx.locate import check_supported
+from lightvlm_fx.schedule import Schedule
+
+TARGETS = ("onnxruntime", "tensorrt", "torch-export")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an export wrote: its folder, and the manifest that stands there."""
+
+    path: Path
+    manifest: dict[str, Any]
+    seconds: float
+
+    def load(self, **options: Any) -> Any:
+        """`lightvlm.load` of this folder."""
+        from lightvlm_fx.artifact.load import load
+
+        return load(self.path, **options)
+
+
+def export(
+    model: Any,
+    schedule: Schedule | str | Path,
+    out: str | Path,
+    *,
+    target: str = "onnxruntime",
+    inputs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+    processor: Any = None,
+    prompt_tokens: int | Sequence[int] | None = None,
+    new_tokens: int = 256,
+    dtype: str = "float32",
+    provider: str = "cpu",
+    tell: Tell = lambda line: None,
+) -> Artifact:
+    """Write the stages of `model` under `schedule`, with their one weight file, to the folder `out`.
+
+    `inputs` is an example batch (a processor's output, left-padded rows with the same pictures), or several: each
+    fixes a bucket's rows and picture sizes. Without, `processor` makes one from a picture of the size it prefers.
+    `prompt_tokens` is how long a prompt may get, with its visual tokens (default: 64 tokens of text more than the
+    example); `new_tokens` how long an answer may get where the schedule does not bound the cache. `dtype` is one of
+    float32, float16, bfloat16 and int8 (weights only). The model is left as it was, and `out` appears whole or not
+    at all.
+
+    Raises InputError, NotSupported, ScheduleError, RefusedModel or CaptureError, with the reason.
+    """
+    start = time.perf_counter()
+    schedule = as_schedule(schedule)
+    for what, name, known in (("target", target, TARGETS), ("precision", dtype, DTYPES), ("provider", provider, PROVIDERS)):
+        if name not in known:
+            raise UnknownName.of(what, name, known)
+    if new_tokens < 1:
+        raise InputError(f"new_tokens must be at least 1, got {new_tokens}")
+    check_supported(model)
+    examples = _examples(inputs, processor)
+    lengths = _lengths(prompt_tokens, examples)
+    exported = cast(model, dtype)
+    with written_aside(Path(out)) as folder:
+        weights = WeightFile(folder) if target != "torch-export" else None
+        buckets = []
+        for number, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+            tell(f"bucket {number}: capturing and rewriting, {length} tokens")
+            example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
+            built = build(exported, schedule, example, length, new_tokens)
+            buckets.append(_write_bucket(folder, number, built, target, dtype, weights, tell))
+        if weights is not None:
+            weights.close()
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        if target == "tensorrt":
+            build_script(folder, buckets)
+        manifest = _manifest(model, schedule, target, dtype, provider, buckets)
+        tell("measuring parity on ONNX Runtime")
+        _record_parity(folder, manifest)
+        manifest["files"] = _hashes(folder)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return Artifact(Path(out), manifest, time.perf_counter() - start)
+
+
+def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
+    if inputs is None:
+        if processor is None:
+            raise InputError("export needs inputs=, an example batch, or processor=, to make one: they fix the sizes of pictures")
+        from lightvlm_fx.exporters.example import example
+
+        inputs = example(processor)
+    several = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    out = []
+    for batch in several:
+        tensors = {k: torch.as_tensor(v) for k, v in dict(batch).items()}
+        for name in ("input_ids", "pixel_values"):
+            if name not in tensors:
+                raise InputError(f"an example batch needs {name}, got {sorted(tensors)}; pass all that the processor returned")
+        out.append(tensors)
+    return out
+
+
+def _lengths(prompt_tokens: int | Sequence[int] | None, examples: list[dict[str, Tensor]]) -> list[int]:
+    have = [e["input_ids"].shape[1] for e in examples]
+    wanted = [n + 64 for n in have] if prompt_tokens is None else prompt_tokens
+    wanted = [wanted] * len(have) if isinstance(wanted, int) else list(wanted)
+    if len(wanted) != len(have):
+        raise InputError(f"{len(wanted)} prompt lengths for {len(have)} example batches; give one each, or one for all")
+    for n, least in zip(wanted, have, strict=True):
+        if n <= least:
+            raise InputError(f"prompt_tokens={n} must be above the example's {least} tokens")
+    return wanted
+
+
+def _write_bucket(
+    folder: Path, number: int, built: Built, target: str, dtype: str, weights: WeightFile | None, tell: Tell
+) -> dict[str, Any]:
+    """The files of one bucket, and what the manifest says of them."""
+    stages: dict[str, Any] = {}
+    suffix = f".{number}" if number else ""
+    for name, stage in built.stages.items():
+        tell(f"bucket {number}: writing {name}")
+        if weights is None:
+            from lightvlm_fx.exporters.torch_export import save
+
+            stages[name] = save(stage, folder / f"{name}{suffix}.pt2")
+            continue
+        graph = to_onnx(name, stage.module, stage.inputs, DIALECT_OPSET if target == "tensorrt" else OPSET)
+        if dtype == "int8" and name in ("prefill", "decode"):
+            graph = quantise(graph)
+        if target == "tensorrt":
+            check_dialect(graph, name)
+        found = {"file": f"{name}{suffix}.onnx", **signature(graph), "operators": operators(graph)}
+        weights.take(graph)
+        ir.save(graph, folder / found["file"])
+        stages[name] = found
+        del graph
+    bucket = built.bucket
+    pictures = {k: v.tolist() for k, v in bucket.pictures.items() if k != "pixel_values" and v.numel() <= 64}
+    samples = _write_samples(folder, number, built)
+    return {
+        "rows": bucket.rows, "prompt_tokens": bucket.length, "images": list(bucket.images),
+        "text_tokens": bucket.length - sum(bucket.images), "least_tokens": built.stages["prefill"].module.least,
+        "new_tokens": built.new_tokens, "compact_every": built.period, "pictures": pictures,
+        "pixel_values": list(bucket.inputs["pixel_values"].shape), "tokens_per_layer": list(built.tokens),
+        "cache_slots": list(built.capacity), "stages": stages, "samples": samples,
+        "passes": {stage: [str(step) for step in steps] for stage, steps in built.steps.items()},
+    }  # fmt: skip
+
+
+def _write_samples(folder: Path, number: int, built: Built) -> dict[str, Any]:
+    """The example batch with what the compiled model answered, for `verify`; plain .npy files."""
+    home = folder / "samples"
+    home.mkdir(exist_ok=True)
+    logits = built.stages["prefill"].outputs["logits"]
+    arrays = {f"inputs.{k}": v for k, v in built.bucket.inputs.items()} | {"logits": logits.float(), "sequences": built.bucket.sequences}
+    files = {}
+    for name, x in arrays.items():
+        x = x.float() if x.dtype == torch.bfloat16 else x
+        np.save(home / f"{number}.{name}.npy", x.detach().cpu().numpy(), allow_pickle=False)
+        files[name] = f"samples/{number}.{name}.npy"
+    return files
+
+
+def _manifest(model: Any, schedule: Schedule, target: str, dtype: str, provider: str, buckets: list[dict[str, Any]]) -> dict[str, Any]:
+    generation = model.generation_config
+    eos = generation.eos_token_id
+    pad = generation.pad_token_id
+    eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    return {
+        "schema_version": SCHEMA_VERSION, "lightvlm_fx": __version__, "target": target, "provider": provider, "dtype": dtype,
+        "architecture": type(model).__name__, "model_type": model.config.model_type,
+        "schedule": schedule.model_dump(mode="json"), "fingerprint": schedule.fingerprint,
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "placeholders": list(Placeholders.of(model).ids), "eos_token_id": eos, "pad_token_id": eos[0] if pad is None and eos else pad or 0,
+        "buckets": buckets,
+    }  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _record_parity(folder: Path, manifest: dict[str, Any]) -> None:
+    """Run the recorded samples on ONNX Runtime where it is installed, and note the difference."""
+    from lightvlm_fx.artifact.verify import parity
+
+    if manifest["target"] == "torch-export" or manifest["dtype"] == "bfloat16" or _version("onnxruntime") is None:
+        manifest["parity"] = None
+        return
+    manifest["parity"] = parity(folder, manifest)
+
+
+def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    out = {}
+    for file in files:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        out[file.relative_to(folder).as_posix()] = {"sha256": digest, "bytes": file.stat().st_size}
+    return out

@@ -1,0 +1,81 @@
+"""What a target does not take, or pays for, in an artifact's graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightvlm_fx.artifact.manifest import inside
+
+NEWEST_OPSET = 26  # that ONNX Runtime 1.31 and 1.32 run
+DOMAINS = {"", "com.microsoft"}
+# shapes that depend on data, and control flow: neither belongs into a graph whose every count is known
+MOVING = {"NonZero", "Compress", "Unique", "If", "Loop", "Scan", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceConstruct"}
+
+
+def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is wrong, and what could not be checked, a line each."""
+    if manifest["target"] == "torch-export":
+        return [], ["lint: torch-export stages are no ONNX graphs"]
+    try:
+        import onnx
+    except ImportError:
+        return [], ["lint: the package onnx is not installed"]
+    wrong = []
+    for bucket in manifest["buckets"]:
+        for name, stage in bucket["stages"].items():
+            graph = onnx.load(str(inside(folder, stage["file"])), load_external_data=False)
+            wrong += [f"{stage['file']}: {line}" for line in _of(graph, folder, manifest["target"])]
+            found = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
+            if found != sorted(stage["operators"]):
+                wrong.append(f"{stage['file']}: holds other operators than the manifest says of {name}")
+    gpu = [p for p in providers if p != "CPUExecutionProvider"]
+    return wrong, [] if not gpu else _placement(folder, manifest, providers, wrong)
+
+
+def _of(model: Any, folder: Path, target: str) -> Iterator[str]:
+    from lightvlm_fx.artifact.dialect import TENSORRT_OPERATORS, TENSORRT_OPSET
+
+    newest = TENSORRT_OPSET if target == "tensorrt" else NEWEST_OPSET
+    for used in model.opset_import:
+        if used.domain not in DOMAINS:
+            yield f"uses operators of the domain {used.domain!r}, which the target does not have"
+        elif not used.domain and used.version > newest:
+            yield f"is stamped opset {used.version}, the target takes up to {newest}"
+    graph = model.graph
+    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    for node in graph.node:
+        if node.op_type in MOVING or (target == "tensorrt" and node.op_type not in TENSORRT_OPERATORS):
+            yield f"node {node.name} is a {node.op_type}, which the target {target} does not take"
+    for weight in graph.initializer:
+        if weight.name not in read:
+            yield f"weight {weight.name} is not used"
+        for entry in weight.external_data:
+            if entry.key == "location":
+                inside(folder, entry.value)
+    for value in (*graph.input, *graph.output):
+        if not all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim):
+            yield f"{value.name} has a shape that is not known beforehand"
+
+
+def _placement(folder: Path, manifest: dict[str, Any], providers: Sequence[str], wrong: list[str]) -> list[str]:
+    """Add to `wrong` the copies between devices that ONNX Runtime puts into the graphs on these providers."""
+    import tempfile
+
+    import onnx
+    import onnxruntime
+
+    missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
+    if missing:
+        return [f"placement of nodes: this onnxruntime has no {', '.join(missing)}"]
+    for stage in manifest["buckets"][0]["stages"].values():
+        with tempfile.TemporaryDirectory() as spare:
+            options = onnxruntime.SessionOptions()
+            options.optimized_model_filepath = str(Path(spare) / "optimised.onnx")
+            onnxruntime.InferenceSession(str(inside(folder, stage["file"])), options, providers=list(providers))
+            nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
+            copies = sum(n.op_type.startswith("Memcpy") for n in nodes)
+            if copies:
+                wrong.append(f"{stage['file']}: {copies} copies between devices at run time (Memcpy)")
+    return []

@@ -1,0 +1,120 @@
+"""The sessions of one bucket, and one answer over them: caches stay where ONNX Runtime put them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightvlm_fx.artifact.manifest import inside
+
+Array = NDArray[Any]
+PAST, PRESENT = "past_key_values.", "present."
+
+
+class Stages:
+    """Sessions over one bucket's graphs."""
+
+    def __init__(self, folder: Path, bucket: dict[str, Any], providers: list[str], session_options: Any) -> None:
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
+        self.runtime, self.bucket = onnxruntime, bucket
+        options = session_options or onnxruntime.SessionOptions()
+        self.sessions = {
+            name: onnxruntime.InferenceSession(str(inside(folder, stage["file"])), options, providers=providers)
+            for name, stage in bucket["stages"].items()
+        }
+        self.device = "cuda" if any("CUDA" in p or "Tensorrt" in p for p in providers) else "cpu"
+        self.dtypes = {name: {i["name"]: i["dtype"] for i in stage["inputs"]} for name, stage in bucket["stages"].items()}
+        self.rows = bucket["rows"]
+
+    def start(self, ids: Array, mask: Array, pixels: Array | None, pad: int) -> Answer:
+        """Encode, embed and prefill the batch (ids, mask [B, S], pixels); B at most the bucket's rows."""
+        rows, length = len(ids), self.bucket["prompt_tokens"]
+        ids, mask = ids[:, -length:], mask[:, -length:]
+        room = ((self.rows - rows, 0), (length - ids.shape[1], 0))
+        ids = np.pad(ids, ((0, room[0][0]), (0, 0)), mode="edge") if room[0][0] else ids
+        mask = np.pad(mask, ((0, room[0][0]), (0, 0)), mode="edge") if room[0][0] else mask
+        ids = np.pad(ids, ((0, 0), room[1]), constant_values=pad).astype(np.int64)
+        mask = np.pad(mask, ((0, 0), room[1])).astype(np.int64)
+        seen = self._see(pixels, rows)
+        embedded = self._run("embed", {"input_ids": ids} | seen)
+        return Answer(self, {"input_ids": ids, "attention_mask": mask} | embedded, rows)
+
+    def _see(self, pixels: Array | None, rows: int) -> dict[str, Array]:
+        """Features of the pictures; zeros for a prompt without."""
+        if pixels is None:
+            wanted = [i for i in self.bucket["stages"]["embed"]["inputs"] if i["name"] != "input_ids"]
+            return {i["name"]: np.zeros(i["shape"], i["dtype"]) for i in wanted}
+        if rows < self.rows:
+            one = len(pixels) // rows
+            pixels = np.concatenate([pixels, *[pixels[-one:]] * (self.rows - rows)])
+        return self._run("vision", {"pixel_values": pixels})
+
+    def _run(self, name: str, given: dict[str, Array]) -> dict[str, Array]:
+        session = self.sessions[name]
+        names = [o.name for o in session.get_outputs()]
+        feed = {i.name: np.ascontiguousarray(given[i.name], dtype=self.dtypes[name][i.name]) for i in session.get_inputs()}
+        return dict(zip(names, session.run(names, feed), strict=True))
+
+
+class Answer:
+    """One answer under way: `logits` [B, V] of the latest token, and the cache.
+
+    The cache's buffers are those that the prefill session wrote; every step is bound to write into what it reads,
+    so nothing is copied.
+    """
+
+    def __init__(self, stages: Stages, given: dict[str, Array], rows: int) -> None:
+        self.stages, self.rows, self.steps = stages, rows, 0
+        session = stages.sessions["prefill"]
+        binding = session.io_binding()
+        for i in session.get_inputs():
+            binding.bind_cpu_input(i.name, np.ascontiguousarray(given[i.name], dtype=stages.dtypes["prefill"][i.name]))
+        names = [o.name for o in session.get_outputs()]
+        for name in names:
+            binding.bind_output(name, "cpu" if name == "logits" else stages.device)
+        session.run_with_iobinding(binding)
+        out = dict(zip(names, binding.get_outputs(), strict=True))
+        self._first = out.pop("logits")
+        self.cache = {name.replace(PRESENT, PAST): value for name, value in out.items()}
+        self._token = np.zeros((stages.rows, 1), np.int64)
+        self._step = np.zeros(1, np.int64)
+        self._decode = self._bind("decode")
+        self._compact = self._bind("compact") if "compact" in stages.sessions else None
+
+    @property
+    def logits(self) -> Array:
+        return (self._logits if self.steps else self._first).numpy()[: self.rows]
+
+    def _bind(self, name: str) -> Any:
+        """A binding that is made once: a stage's cache inputs and outputs on the same buffers."""
+        session = self.stages.sessions[name]
+        binding = session.io_binding()
+        for i in session.get_inputs():
+            if i.name.startswith(PAST):
+                binding.bind_ortvalue_input(i.name, self.cache[i.name])
+        for o in session.get_outputs():
+            if o.name.startswith(PRESENT):
+                binding.bind_ortvalue_output(o.name, self.cache[o.name.replace(PRESENT, PAST)])
+            else:
+                shape = [self.stages.rows, *o.shape[1:]]
+                self._logits = self.stages.runtime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cpu")
+                binding.bind_ortvalue_output(o.name, self._logits)
+        return binding
+
+    def step(self, token: Array) -> None:
+        """Append `token` [B] to the answer; brings `logits` up to date."""
+        every = self.stages.bucket["compact_every"]
+        self._step[0] = self.steps
+        if self._compact is not None and self.steps and self.steps % every == 0:
+            self._compact.bind_cpu_input("step", self._step)
+            self.stages.sessions["compact"].run_with_iobinding(self._compact)
+        self._token[: self.rows, 0] = token
+        self._decode.bind_cpu_input("input_ids", self._token)
+        self._decode.bind_cpu_input("step", self._step)
+        self.stages.sessions["decode"].run_with_iobinding(self._decode)
+        self.steps += 1
