@@ -13,12 +13,18 @@ from lightvlm_fx.pictures import prompt
 SIDE = 448  # of the picture where the processor names no size
 
 
-def example(processor: Any, pictures: list[Image.Image] | None = None, question: str = "describe the picture .") -> dict[str, Any]:
-    """A processor's output for one row: `pictures` (default: a plain one of the size it prefers) and a question."""
-    pictures = pictures or [_picture(processor)]
+def example(
+    processor: Any, pictures: list[Image.Image] | None = None, question: str = "describe the picture .", *, rows: int = 1, images: int = 1
+) -> dict[str, Any]:
+    """A processor's output for `rows` equal rows: `pictures` (default: `images` plain ones of the size it prefers), a question.
+
+    Raises InputError for a processor without a chat template.
+    """
+    pictures = pictures or [_picture(processor)] * images
     if not hasattr(processor, "apply_chat_template") or not getattr(processor, "chat_template", None):
         raise InputError("the processor has no chat template to make an example prompt with; pass inputs= instead")
-    return dict(processor(images=pictures, text=[prompt(processor, question, len(pictures))], return_tensors="pt"))
+    text = prompt(processor, question, len(pictures))
+    return dict(processor(images=[pictures] * rows, text=[text] * rows, return_tensors="pt"))
 
 
 def _picture(processor: Any) -> Image.Image:

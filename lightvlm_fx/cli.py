@@ -358,6 +358,8 @@ def bench_answer(
 
 def main() -> None:
     """Entry point: our own errors print as one message and exit with 2."""
+    from lightvlm_fx import cli_artifact  # noqa: F401  (adds its commands to app)
+
     warnings.filterwarnings("ignore", module="torch")
     try:
         app()

@@ -1,0 +1,143 @@
+"""The commands of `lightvlm` that make and use artifacts. `run`, `verify` and `inspect` never import torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lightvlm_fx.cli import File, Preset, _load, _schedule, app, err, out
+from lightvlm_fx.errors import InputError
+
+Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Providers = Annotated[list[str] | None, typer.Option("--provider", help="Execution provider of ONNX Runtime; may be repeated (default: CPU).")]
+PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+@app.command()
+def export(
+    model: Annotated[str | None, typer.Argument(help="Model folder or hub name (default: the bundled model).")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an artifact that stands there is replaced.")] = Path("artifact"),
+    preset: Preset = "lightvlm", keep: Annotated[str | None, typer.Option(help="Visual tokens left: ratio or count (default: the preset's).")] = None,
+    file: File = None,
+    target: Annotated[str, typer.Option(help="onnxruntime, tensorrt or torch-export.")] = "onnxruntime",
+    provider: Annotated[str, typer.Option(help="Execution provider that the graphs are for: cpu, cuda or tensorrt.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or int8 (weights only).")] = "float32",
+    image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture; each makes a bucket of its size.")] = None,
+    images: Annotated[int, typer.Option(help="Pictures in a prompt.")] = 1,
+    rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 1,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, visual tokens included (default: 64 more than the example).")] = None,
+    new_tokens: Annotated[int, typer.Option(help="Longest answer, where the schedule does not bound the cache.")] = 256,
+    report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
+) -> None:  # fmt: skip
+    """Write a folder that runs a model under a schedule on ONNX Runtime, TensorRT or torch.export."""
+    import lightvlm_fx as lightvlm
+    from lightvlm_fx.exporters.example import example
+    from lightvlm_fx.pictures import open_picture
+
+    schedule = _schedule(preset, keep, file)
+    with err.status("loading the model") as status:
+        source, processor = _load(model)
+        opened = [open_picture(path) for path in image or []] or [None]
+        batches = [example(processor, None if picture is None else [picture] * images, rows=rows, images=images) for picture in opened]
+        made = lightvlm.export(source, schedule, output, target=target, inputs=batches, processor=processor, prompt_tokens=prompt_tokens,
+                               new_tokens=new_tokens, dtype=dtype, provider=provider, tell=status.update)  # fmt: skip
+    size = sum(f["bytes"] for f in made.manifest["files"].values())
+    summary = {"folder": str(output), "seconds": round(made.seconds, 1), "bytes": size} | {
+        key: made.manifest[key] for key in ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "versions")
+    }
+    summary["buckets"] = [{k: v for k, v in b.items() if k not in ("samples", "stages")} for b in made.manifest["buckets"]]
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    out.print(f"{output}: {len(made.manifest['files'])} files, {size / 2**20:.1f} MiB, in {made.seconds:.0f} s", highlight=False)
+    found = made.manifest["parity"]
+    if found:
+        tokens = "equal" if found["tokens_equal"] else "differ"
+        out.print(f"against the compiled model: logits within {found['logits']:.1e} of the largest, greedy tokens {tokens}", highlight=False)
+
+
+@app.command()
+def verify(folder: Folder, providers: Providers = None, as_json: Json = False) -> None:
+    """Check an artifact: hashes, operators, parity. Exits with 0, or 1 (files), 3 (lint), 4 (parity); 2: not readable."""
+    from lightvlm_fx.artifact.verify import verify as check
+
+    verdict = check(folder, providers=_providers(providers))
+    print(json.dumps(verdict.as_dict(), indent=1) if as_json else verdict)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def inspect(folder: Folder, as_json: Json = False) -> None:
+    """Show what an artifact holds: stages, shapes, tokens a layer, bytes, operators, schedule."""
+    from lightvlm_fx.artifact.manifest import read
+
+    manifest = read(folder)
+    if as_json:
+        print(json.dumps(manifest, indent=1))
+        return
+    size = sum(f["bytes"] for f in manifest["files"].values())
+    out.print(f"{manifest['architecture']} under {manifest['schedule']['name']} ({manifest['fingerprint']}), for {manifest['target']} on "
+              f"{manifest['provider']}, {manifest['dtype']}, {size / 2**20:.1f} MiB", highlight=False)  # fmt: skip
+    for number, bucket in enumerate(manifest["buckets"]):
+        table = Table("stage", "file", "nodes", "inputs", "outputs", "most frequent operators", title=f"bucket {number}")
+        for name, stage in bucket["stages"].items():
+            often = sorted(stage["operators"].items(), key=lambda kv: -kv[1])[:4]
+            table.add_row(name, stage["file"], str(sum(stage["operators"].values())), _shapes(stage["inputs"]), _shapes(stage["outputs"]),
+                          ", ".join(f"{n} {op}" for op, n in often))  # fmt: skip
+        out.print(table)
+        answer = f"{bucket['new_tokens']} new tokens" if bucket["new_tokens"] else "answers of any length"
+        out.print(f"{bucket['rows']} rows of at most {bucket['prompt_tokens']} tokens, {bucket['text_tokens']} of them text; pictures of "
+                  f"{bucket['images']} tokens; {answer}", highlight=False)  # fmt: skip
+        out.print(f"tokens a layer: {bucket['tokens_per_layer']}\ncache slots a layer: {bucket['cache_slots']}", highlight=False)
+    out.print(f"schedule: {json.dumps(manifest['schedule'])}", highlight=False)
+
+
+@app.command()
+def run(
+    folder: Folder,
+    image: Annotated[list[Path] | None, typer.Option("--image", help="Picture; repeat for several in one prompt.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Question.")] = "describe the picture .",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer (default: generation_config.json's).")] = None,
+    do_sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest token.")] = False,
+    temperature: float = 1.0, top_k: int = 50, top_p: float = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    providers: Providers = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Ask an artifact; the answer streams. Needs transformers for its processor, and no torch."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoProcessor, TextStreamer
+
+    from lightvlm_fx.artifact.load import load
+    from lightvlm_fx.pictures import open_picture
+    from lightvlm_fx.pictures import prompt as chat
+
+    vlm = load(folder, providers=_providers(providers))
+    if not (folder / "processor_config.json").is_file() and not (folder / "preprocessor_config.json").is_file():
+        raise InputError(f"{folder} was exported without a processor; call lightvlm.load(folder).generate(...) with arrays, or export with one")
+    processor = AutoProcessor.from_pretrained(folder)
+    pictures = [open_picture(path) for path in image or []]
+    inputs: dict[str, Any] = dict(processor(images=pictures or None, text=[chat(processor, prompt, len(pictures))], return_tensors="np"))
+    streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    start = time.perf_counter()
+    tokens = vlm.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, do_sample=do_sample, temperature=temperature,
+                          top_k=top_k, top_p=top_p, seed=seed)  # fmt: skip
+    if as_json:
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        answer = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+        print(json.dumps({"answer": answer, "tokens": new[0].tolist(), "seconds": round(time.perf_counter() - start, 3)}))
+
+
+def _providers(names: list[str] | None) -> tuple[str, ...]:
+    return tuple(PROVIDER_NAMES.get(n.lower(), n) for n in names or ["cpu"])
+
+
+def _shapes(values: list[dict[str, Any]]) -> str:
+    shown = [f"{v['name']} {'x'.join(map(str, v['shape']))}" for v in values[:3]]
+    return "\n".join(shown + ([f"and {len(values) - 3} more"] if len(values) > 3 else []))
