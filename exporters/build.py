@@ -100,7 +100,8 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     cache = out["present"]
     step = torch.zeros(1, dtype=torch.int64)
     token = out["logits"].argmax(-1, keepdim=True)
-    answer = add("decode", Decode(decode, embedding, head, state, positions, period), {"input_ids": token, "step": step, "past_key_values": cache})
+    stepping = Decode(decode, embedding, head, state, positions, period)
+    answer = add("decode", stepping, {"input_ids": token, "step": step, "past_key_values": cache})
     if period:
         own = {k: v for k, v in cache.items() if k in cache_arrays(state)}
         add("compact", Compact(state, period), {"step": step + period, "past_key_values": own})
@@ -121,14 +122,14 @@ def _positions(model: Any, bucket: Bucket) -> Positions:
     else:
         grid = bucket.inputs.get(GRID)
         if grid is None or bool((grid[:, 0] != 1).any()):
-            raise CaptureError("the model numbers positions in several planes, but the example has no grid of still pictures (image_grid_thw)")
+            raise CaptureError("the model numbers positions in several planes, but the example has no grid of still pictures")
         vision = model.config.vision_config
         side = getattr(vision, "spatial_merge_size", 1)
         grids = [(h // side, w // side) for _, h, w in grid[: len(bucket.images)].tolist()]
         found = Positions(tuple(grids), given.shape[0], 0)
     computed, following = found(segment)
     step = found.step(following, real.sum(1), torch.zeros(1, dtype=torch.int64))
-    rows = real.expand(given.shape) if given.ndim == 2 else real.expand(given.shape)
+    rows = real.expand(given.shape)
     if not (computed[rows] == given[rows]).all() or not (step == bucket.following).all():
         raise CaptureError(f"the model's RoPE positions follow no rule that an artifact can compute: {given[..., :40].tolist()}")
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.exporters.weights import transpose_weights
+from lightvlm_fx.exporters.weights import shrink_constants, transpose_weights
 from lightvlm_fx.ops.bodies import InAten
 
 OPSET = 24
@@ -44,6 +44,7 @@ def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = O
 def clean(model: ir.Model) -> None:
     """Take out what a runtime must not pay for or must not see: copies, unused weights, notes on this machine."""
     transpose_weights(model)
+    shrink_constants(model)
     for graph in (model.graph, *model.functions.values()):
         for node in graph:
             node.metadata_props.clear()
@@ -55,10 +56,10 @@ def clean(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.producer_name, model.producer_version, model.doc_string = "lightvlm_fx", "", None
     for output in list(model.graph.outputs):  # what a step hands through unchanged needs no writing
-        node = output.producer()
-        if node is not None and node.op_type == "Identity" and node.inputs[0] is not None and node.inputs[0].is_graph_input():
+        made = output.producer()
+        if made is not None and made.op_type == "Identity" and made.inputs[0] is not None and made.inputs[0].is_graph_input():
             model.graph.outputs.remove(output)
-            model.graph.remove(node, safe=True)
+            model.graph.remove(made, safe=True)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.NameFixPass()(model)

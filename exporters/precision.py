@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -25,10 +28,24 @@ def quantise(graph: ir.Model) -> ir.Model:
 
     Raises NotSupported where onnxruntime, whose tool this is, is missing.
     """
-    try:
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-    except ImportError as error:
-        raise NotSupported("dtype='int8' needs onnxruntime's quantiser; install onnxruntime") from error
-    quantiser = MatMulNBitsQuantizer(ir.to_proto(graph), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=1)
-    quantiser.process()
+    with _quiet():
+        try:
+            from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+        except ImportError as error:
+            raise NotSupported("dtype='int8' needs onnxruntime's quantiser; install onnxruntime") from error
+        quantiser = MatMulNBitsQuantizer(ir.to_proto(graph), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=1)
+        quantiser.process()
     return ir.from_proto(quantiser.model.model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Importing the quantiser sets up the root logger of whoever calls, and every node is a line: undo and mute that."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:], root.level = handlers, level
+        logging.disable(logging.NOTSET)

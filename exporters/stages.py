@@ -13,6 +13,7 @@ pictures of the sizes that the bucket was made for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,14 @@ from lightvlm_fx.runtime import new_state
 from lightvlm_fx.schedule import Schedule
 
 ARRAYS = ("position", "size", "score")
+
+
+class StageModule(nn.Module):
+    """A stage. Its inputs have dtypes of their own: caches may be half precision where scores are float32."""
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """None: transformers' exporter would cast all inputs to the dtype of the first."""
+        return iter(())
 
 
 class Head(nn.Module):
@@ -52,7 +61,7 @@ class Head(nn.Module):
         return logits.float()
 
 
-class Embed(nn.Module):
+class Embed(StageModule):
     """Token embeddings with the pictures' features in their places; DeepStack features alike, zero elsewhere."""
 
     def __init__(self, embedding: nn.Module, prompt: Prompt) -> None:
@@ -101,7 +110,7 @@ def _only(pictures: tuple[int, ...], real: int, length: int) -> Layout:
     return Layout(torch.nn.functional.pad(segment, [0, length - len(segment)], value=TEXT)[None], (pictures,))
 
 
-class Prefill(nn.Module):
+class Prefill(StageModule):
     """The rewritten prompt graph, what it is fed with, and the caches that it leaves."""
 
     def __init__(self, program: Program, prompt: Prompt, positions: Positions, rules: dict[str, MaskRule], head: nn.Module,
@@ -155,7 +164,7 @@ def cache_arrays(state: State) -> dict[str, Tensor]:
     return out
 
 
-class Decode(nn.Module):
+class Decode(StageModule):
     """One new token: `step` [1] counts those already written behind the prompt.
 
     The cache comes in as `past_key_values` and what was written goes out as `present`.
@@ -187,7 +196,7 @@ class Decode(nn.Module):
         return {"logits": self.head(hidden[:, -1]), "present": changed}
 
 
-class Compact(nn.Module):
+class Compact(StageModule):
     """Moves the entries worth most to the front of every buffer, as the schedule's period asks for (pattern S6)."""
 
     def __init__(self, state: State, period: int) -> None:

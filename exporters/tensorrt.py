@@ -18,7 +18,8 @@ SCRIPT, OPTIONS = "build.sh", "tensorrt_provider.json"
 def check_dialect(graph: ir.Model, stage: str) -> None:
     """Raise CaptureError naming every operator that the dialect does not have, and every TopK whose k is not constant."""
     wrong = sorted({n.op_type for n in graph.graph if n.op_type not in TENSORRT_OPERATORS or n.domain})
-    moving = [n.name for n in graph.graph if n.op_type == "TopK" and (n.inputs[1] is None or ir.convenience.get_const_tensor(n.inputs[1]) is None)]
+    counts = {n.name: n.inputs[1] for n in graph.graph if n.op_type == "TopK"}
+    moving = [name for name, k in counts.items() if k is None or ir.convenience.get_const_tensor(k) is None]
     if wrong:
         raise CaptureError(f"stage {stage!r} uses {', '.join(wrong)}, which the TensorRT dialect does not have: a defect of lightvlm_fx")
     if moving:

@@ -78,7 +78,8 @@ def vision_stage(model: Any, pictures: dict[str, Tensor]) -> Vision:
             return Vision(exported.module(check_guards=False))
         except Exception as error:
             failed = error
-    raise CaptureError(f"the vision tower of {type(model).__name__} could not be traced for these pictures: {str(failed)[:1000]}") from failed
+    message = f"the vision tower of {type(model).__name__} could not be traced for these pictures: {str(failed)[:1000]}"
+    raise CaptureError(message) from failed
 
 
 def _flat(features: Any) -> Tensor:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 NAME = "model.onnx.data"
 ALIGN = 4096  # bytes; so that a page of the file belongs to one tensor and can be mapped
+ELEMENTWISE = {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Or", "Sub", "Where"}
 LEAST = 1024  # bytes; smaller tensors stay in the graph
 
 
@@ -56,7 +57,8 @@ def transpose_weights(model: ir.Model) -> int:
     nodes = [n for n in model.graph if n.op_type == "Transpose" and n.inputs[0] is not None and n.inputs[0].is_initializer()]
     for node in nodes:
         source, order = node.inputs[0], tuple(node.attributes["perm"].as_ints())
-        assert source is not None and source.const_value is not None
+        assert source is not None
+        assert source.const_value is not None
         key = (source.name or "", order)
         if key not in done:
             array = np.ascontiguousarray(source.const_value.numpy().transpose(order))
@@ -69,3 +71,30 @@ def transpose_weights(model: ir.Model) -> int:
         if not source.uses() and not source.is_graph_output():
             model.graph.initializers.pop(source.name or "")
     return len(nodes)
+
+
+def shrink_constants(model: ir.Model) -> int:
+    """Replace every large initializer of one repeated value by that value, where its users broadcast it anyway.
+
+    Returns how many there were.
+    """
+    done = 0
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < LEAST or not all(_broadcasts(node, value) for node in value.consumers()):
+            continue
+        array = tensor.numpy()
+        if (array != array.flat[0]).any():
+            continue
+        value.const_value = ir.Tensor(array.flat[:1].reshape([1] * array.ndim).copy(), dtype=tensor.dtype, name=name)
+        value.shape = ir.Shape([1] * array.ndim)
+        done += 1
+    return done
+
+
+def _broadcasts(node: ir.Node, value: ir.Value) -> bool:
+    """Whether `node` gives the same where `value` has one element: another input has the shape of the result."""
+    if node.op_type not in ELEMENTWISE or node.domain:
+        return False
+    shape = node.outputs[0].shape
+    return shape is not None and any(x is not None and x is not value and x.shape == shape for x in node.inputs)

@@ -16,23 +16,23 @@ from lightvlm_fx.errors import InputError
 
 Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Providers = Annotated[list[str] | None, typer.Option("--provider", help="Execution provider of ONNX Runtime; may be repeated (default: CPU).")]
+Providers = Annotated[list[str] | None, typer.Option("--provider", help="ONNX Runtime's execution provider; repeatable (default: CPU).")]
 PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 @app.command()
 def export(
     model: Annotated[str | None, typer.Argument(help="Model folder or hub name (default: the bundled model).")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an artifact that stands there is replaced.")] = Path("artifact"),
-    preset: Preset = "lightvlm", keep: Annotated[str | None, typer.Option(help="Visual tokens left: ratio or count (default: the preset's).")] = None,
-    file: File = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaces an artifact there.")] = Path("artifact"),
+    preset: Preset = "lightvlm", file: File = None,
+    keep: Annotated[str | None, typer.Option(help="Visual tokens left: ratio or count.")] = None,
     target: Annotated[str, typer.Option(help="onnxruntime, tensorrt or torch-export.")] = "onnxruntime",
     provider: Annotated[str, typer.Option(help="Execution provider that the graphs are for: cpu, cuda or tensorrt.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or int8 (weights only).")] = "float32",
     image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture; each makes a bucket of its size.")] = None,
     images: Annotated[int, typer.Option(help="Pictures in a prompt.")] = 1,
     rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 1,
-    prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, visual tokens included (default: 64 more than the example).")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, pictures included (default: the example and 64).")] = None,
     new_tokens: Annotated[int, typer.Option(help="Longest answer, where the schedule does not bound the cache.")] = 256,
     report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:  # fmt: skip
@@ -44,8 +44,9 @@ def export(
     schedule = _schedule(preset, keep, file)
     with err.status("loading the model") as status:
         source, processor = _load(model)
-        opened = [open_picture(path) for path in image or []] or [None]
-        batches = [example(processor, None if picture is None else [picture] * images, rows=rows, images=images) for picture in opened]
+        opened = [[open_picture(path)] * images for path in image or []]
+        sizes = opened or [[]]
+        batches = [example(processor, pictures, rows=rows, images=images) for pictures in sizes]
         made = lightvlm.export(source, schedule, output, target=target, inputs=batches, processor=processor, prompt_tokens=prompt_tokens,
                                new_tokens=new_tokens, dtype=dtype, provider=provider, tell=status.update)  # fmt: skip
     size = sum(f["bytes"] for f in made.manifest["files"].values())
@@ -60,7 +61,8 @@ def export(
     found = made.manifest["parity"]
     if found:
         tokens = "equal" if found["tokens_equal"] else "differ"
-        out.print(f"against the compiled model: logits within {found['logits']:.1e} of the largest, greedy tokens {tokens}", highlight=False)
+        said = f"against the compiled model: logits within {found['logits']:.1e} of the largest, greedy tokens {tokens}"
+        out.print(said, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -120,7 +122,7 @@ def run(
 
     vlm = load(folder, providers=_providers(providers))
     if not (folder / "processor_config.json").is_file() and not (folder / "preprocessor_config.json").is_file():
-        raise InputError(f"{folder} was exported without a processor; call lightvlm.load(folder).generate(...) with arrays, or export with one")
+        raise InputError(f"{folder} was exported without a processor; call lightvlm.load({str(folder)!r}).generate(...) with arrays")
     processor = AutoProcessor.from_pretrained(folder)
     pictures = [open_picture(path) for path in image or []]
     inputs: dict[str, Any] = dict(processor(images=pictures or None, text=[chat(processor, prompt, len(pictures))], return_tensors="np"))

@@ -17,6 +17,7 @@ from lightvlm_fx.errors import ArtifactError, InputError
 
 Array = NDArray[Any]
 PER_TOKEN = ("mm_token_type_ids", "token_type_ids")  # arguments of a model that its stages work out themselves
+DEFAULTS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")  # that generation_config.json may set
 DEFAULT_NEW_TOKENS = 20  # transformers' own, where neither the call nor generation_config.json says
 
 
@@ -53,7 +54,7 @@ class VLM:
         pictures = {k: _array(v) for k, v in options.items() if _is_array(v)}
         options = {k: v for k, v in options.items() if k not in pictures}
         pictures = {k: v for k, v in pictures.items() if k not in PER_TOKEN}
-        wanted = {k: v for k in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty") if (v := self.defaults.get(k)) is not None}
+        wanted = {k: self.defaults[k] for k in DEFAULTS if self.defaults.get(k) is not None}
         sampling = Sampling.of(wanted | options)
         new = max_new_tokens if max_new_tokens is not None else self.defaults.get("max_new_tokens") or DEFAULT_NEW_TOKENS
         if new < 1:

@@ -1,4 +1,4 @@
-"""`lightvlm verify`: is the folder what was exported, is it what its target takes, does it answer as the model did?"""
+"""`lightvlm verify`: the folder is what was exported, its target takes it, and it answers as the model did."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lightvlm_fx.artifact.load import VLM
 from lightvlm_fx.artifact.manifest import differing, inside, read
 
 GOOD, FILES, LINT, PARITY = 0, 1, 3, 4  # exit codes of `lightvlm verify`; 2 is a folder or call that cannot be read
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2, "int8": 0.15}  # on logits, of the largest
+# On logits, of the largest; or half again what was measured at export, where that was more: rounded weights differ as they may.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2, "int8": 5e-2}
 CPU = ("CPUExecutionProvider",)
 
 
@@ -42,7 +43,10 @@ class Verdict:
 
         rows = line("files", self.files, "every file has the hash that the manifest says")
         rows += line("lint", self.lint, "operators, opset, shapes and weights are what the target takes")
-        shown = "" if self.parity is None else f"logits within {self.parity['logits']:.1e}, tokens {'equal' if self.parity['tokens_equal'] else 'differ'}"
+        shown = ""
+        if self.parity is not None:
+            tokens = "equal" if self.parity["tokens_equal"] else "differ"
+            shown = f"logits within {self.parity['logits']:.1e} of the largest, tokens {tokens}"
         rows += line("parity", self.parity_wrong, shown or "not run")
         return "\n".join([*rows, *(f"skipped: {what}" for what in self.skipped)])
 
@@ -80,9 +84,10 @@ def verify(folder: str | Path, *, providers: Sequence[str] = CPU) -> Verdict:
         verdict.skipped.append("parity: ONNX Runtime has no bfloat16 kernels on CPU; name a GPU provider")
         return verdict
     verdict.parity = parity(home, manifest, providers)
-    bound = TOLERANCE[manifest["dtype"]]
+    bound = max(TOLERANCE[manifest["dtype"]], 1.5 * (manifest.get("parity") or {"logits": 0.0})["logits"])
     if verdict.parity["logits"] > bound:
-        verdict.parity_wrong.append(f"logits differ from those recorded at export by {verdict.parity['logits']:.1e} of the largest, above {bound:.0e}")
+        apart = f"{verdict.parity['logits']:.1e} of the largest, above {bound:.0e}"
+        verdict.parity_wrong.append(f"logits differ from those recorded at export by {apart}")
     if not verdict.parity["tokens_equal"] and manifest["dtype"] == "float32":
         verdict.parity_wrong.append("the greedy answer differs from the one recorded at export")
     return verdict
