@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
+from onnxscript import optimizer
 from torch import nn
 
 from lightvlm_fx.errors import CaptureError
@@ -31,14 +32,30 @@ def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = O
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            model, _ = OnnxExporter().export_program(module, dict(inputs), OnnxConfig(dynamic=False, opset_version=opset, optimize=True))
+            model, _ = OnnxExporter().export_program(module, dict(inputs), OnnxConfig(dynamic=False, opset_version=opset, optimize=False))
         except Exception as error:
             raise CaptureError(f"stage {name!r} could not be exported to ONNX: {type(error).__name__}: {str(error)[:2000]}") from error
         finally:
             logging.disable(logging.NOTSET)
     model.graph.name = name
+    simplify(model)
     clean(model)
     return model
+
+
+def simplify(model: ir.Model) -> None:
+    """Constants folded, equal expressions once, no identities.
+
+    Instead of the exporter's own optimiser, whose pattern rules take time quadratic in the number of nodes: minutes
+    for 24 layers. ONNX Runtime has those patterns itself.
+    """
+    common.InlinePass()(model)
+    optimizer.fold_constants(model, onnx_shape_inference=True)
+    common.RemoveUnusedNodesPass()(model)
+    common.IdentityEliminationPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.LiftConstantsToInitializersPass(size_limit=0)(model)
+    common.RemoveUnusedFunctionsPass()(model)
 
 
 def clean(model: ir.Model) -> None:

@@ -1,0 +1,187 @@
+"""`lightvlm bench artifact`: an artifact beside the same model as transformers' own exporter writes it, unreduced.
+
+Both run on ONNX Runtime, in turns. The other side is `OnnxExporter.export_for_generation` of the model as it is, dynamic
+in its lengths: its language model on the whole prompt, and its decode step over a cache that grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightvlm_fx.bench import Shape, build, example
+from lightvlm_fx.explanation import explain
+from lightvlm_fx.exporters.export import Artifact, export
+from lightvlm_fx.schedule import Schedule
+
+LENGTHS = (64, 1024, 4096)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Seconds of both sides, and what the arithmetic alone would give."""
+
+    prefill: tuple[float, float]  # theirs, ours
+    ideal: float  # of the prefill: FLOPs, unreduced through reduced
+    steps: dict[int, tuple[float, float]]  # one step with that many entries more than the prompt: theirs, ours
+    export_seconds: float
+    export_peak: float  # resident bytes while exporting, of the weights
+    weights: int  # bytes of the model
+    data: int  # bytes of the artifact's weight file
+    resident: float  # unique bytes held with prefill and decode sessions open, of the language model's weights
+
+    def answer(self, length: int) -> tuple[float, float]:
+        """Seconds that the steps of an answer take on both sides, between the measured lengths by the trapezium rule."""
+        at = sorted(self.steps)
+        out = []
+        for side in (0, 1):
+            xs, ys = [n for n in at if n <= length], [self.steps[n][side] for n in at if n <= length]
+            out.append(float(np.trapezoid(ys, xs)))
+        return out[0], out[1]
+
+
+def compare(shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, tell: Callable[[str], None] = lambda what: None) -> Compared:
+    """Export and measure. `text` tokens around the picture; the prompt fills the bucket."""
+    model = build(shape, "cpu", torch.float32)
+    inputs = example(model, shape, 1, text, "cpu", torch.float32)
+    weights = sum(p.nbytes for p in model.get_decoder().parameters())
+    ideal = 1 / explain(model, schedule, inputs).flops_ratio
+    with tempfile.TemporaryDirectory() as spare:
+        home = Path(spare)
+        tell("exporting")
+        with Peak() as peak:
+            made = export(model, schedule, home / "ours", inputs=inputs, prompt_tokens=inputs["input_ids"].shape[1] + 1,
+                          new_tokens=max(LENGTHS), tell=tell)  # fmt: skip
+        tell("exporting with transformers")
+        _theirs(model, inputs, home)  # behind ours: it leaves traces in the model
+        del model
+        data = (home / "ours" / "model.onnx.data").stat().st_size
+        before = unique_bytes()
+        ours = Ours(made)
+        resident = unique_bytes() - before
+        theirs = Theirs(home, inputs["input_ids"].shape[1])
+        tell("measuring")
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(repeats + 1):
+            times[0].append(_timed(theirs.prefill))
+            times[1].append(_timed(ours.prefill))
+        prefill = (statistics.median(times[0][1:]), statistics.median(times[1][1:]))
+        steps = {}
+        for length in (0, *LENGTHS):
+            run = theirs.step_at(length)
+            turns: tuple[list[float], list[float]] = ([], [])
+            for _ in range(3 * repeats + 1):
+                turns[0].append(_timed(run))
+                turns[1].append(_timed(ours.step))
+            steps[length] = (statistics.median(turns[0][1:]), statistics.median(turns[1][1:]))
+    return Compared(prefill, ideal, steps, made.seconds, peak.bytes / weights, weights, data, resident / weights)
+
+
+class Peak:
+    """The most memory this process held inside a `with`, above what it held before."""
+
+    def __enter__(self) -> Peak:
+        import threading
+
+        self.start, self.bytes, self.stop = unique_bytes(), 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.05):
+            self.bytes = max(self.bytes, unique_bytes() - self.start)
+
+    def __exit__(self, *args: Any) -> None:
+        self.stop.set()
+        self.thread.join()
+
+
+def unique_bytes() -> float:
+    """Memory of this process, a page that is mapped twice counted once (PSS)."""
+    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+class Ours:
+    """The artifact's language model, fed with its recorded sample."""
+
+    def __init__(self, made: Artifact) -> None:
+        self.stages = made.load(verify=False).stages()
+        names = made.manifest["buckets"][0]["samples"]
+        self.ids, self.mask, self.pixels = (np.load(made.path / names[f"inputs.{n}"]) for n in ("input_ids", "attention_mask", "pixel_values"))
+        seen = self.stages._see(self.pixels, len(self.ids))
+        self.given = {"input_ids": self.ids, "attention_mask": self.mask} | self.stages._run("embed", {"input_ids": self.ids} | seen)
+        self.prefill()
+
+    def prefill(self) -> None:
+        from lightvlm_fx.artifact.stages import Answer
+
+        self.answer = Answer(self.stages, self.given, len(self.ids))
+
+    def step(self) -> None:
+        self.answer.step(np.full(len(self.ids), 10))
+
+
+def _theirs(model: Any, inputs: dict[str, Any], home: Path) -> None:
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            exported = OnnxExporter().export_for_generation(model, dict(inputs), OnnxConfig(dynamic=True, opset_version=23))
+            for name in ("language_model", "decode"):
+                OnnxExporter.save_program(exported.components[name].program, home / f"{name}.onnx")
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+class Theirs:
+    """transformers' components: the language model on a prompt, and its decode step. Inputs and outputs are bound."""
+
+    def __init__(self, home: Path, prompt: int) -> None:
+        import onnxruntime
+
+        self.runtime, self.prompt = onnxruntime, prompt
+        onnxruntime.set_default_logger_severity(3)
+        self.model = onnxruntime.InferenceSession(str(home / "language_model.onnx"), providers=["CPUExecutionProvider"])
+        self.decode = onnxruntime.InferenceSession(str(home / "decode.onnx"), providers=["CPUExecutionProvider"])
+        self.prefill = self._bound(self.model, prompt, 0)
+
+    def step_at(self, length: int) -> Callable[[], None]:
+        """A step with `length` entries behind the prompt."""
+        return self._bound(self.decode, 1, self.prompt + length)
+
+    def _bound(self, session: Any, new: int, past: int) -> Callable[[], None]:
+        random, binding = np.random.default_rng(0), session.io_binding()
+        for i in session.get_inputs():
+            if i.type == "tensor(int64)":
+                array = np.arange(past, past + new)[None] if i.name == "position_ids" else np.full((1, new), 10)
+            elif "past_key_values" in i.name:
+                array = random.standard_normal((1, int(i.shape[1]), past, int(i.shape[3])), np.float32)
+            else:
+                array = random.standard_normal((1, new, int(i.shape[-1])), np.float32)
+            binding.bind_ortvalue_input(i.name, self.runtime.OrtValue.ortvalue_from_numpy(array))
+        for o in session.get_outputs():
+            shape = [1, new, o.shape[-1]] if len(o.shape) == 3 else [1, o.shape[1], past + new, o.shape[3]]
+            binding.bind_ortvalue_output(o.name, self.runtime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32))
+        return lambda: session.run_with_iobinding(binding)
