@@ -259,7 +259,10 @@ class Decoder:
         state.layers = [StageLayer(state, stages[owner[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(self.depth)]
         if schedule.kv and schedule.kv.when == "turn":
             cut = [sum(layer >= first for first in firsts) for layer in owner]
-            state.stores = [Store(layer, segments[cut[i]], named.get(f"entry.{i}")) for i, layer in enumerate(state.layers)]
+            state.stores = [Store(layer, segments[cut[i]], schedule.kv.merge == "counted") for i, layer in enumerate(state.layers)]
+            for i, store in enumerate(state.stores):
+                if f"entry.{i}" in named:
+                    store.read(named[f"kv_index.{i}"], named[f"entry.{i}"])
         return state
 
     # --- steps --------------------------------------------------------------------------------------
