@@ -20,6 +20,7 @@ from lightvlm_fx.ops.bounded_attention import CLOSED, EMPTY, shrink
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.schedule import Schedule
 
+OPS = torch.ops.lightvlm
 CHUNK = 256  # slots a buffer grows by
 
 
@@ -130,16 +131,18 @@ class State:
 
 
 class Store:
-    """Everything that one layer ever wrote, while its buffers hold what the latest question reads (pattern S5)."""
+    """Everything that one layer ever wrote, while its buffers hold what the latest question reads (pattern S5).
 
-    def __init__(self, layer: StageLayer, segment: Tensor, entry: Tensor | None) -> None:
+    With `counted`, the visual entries that are not read are merged into those that are. Only the buffers are merged.
+    """
+
+    def __init__(self, layer: StageLayer, segment: Tensor, counted: bool) -> None:
         stage, used = layer.stage, layer.stage.used
-        self.layer, self.segment = layer, segment  # [B, C]: PADDING, TEXT or the number of an image
+        self.layer, self.counted = layer, counted
+        self.segment = segment  # [B, C]: PADDING, TEXT or the number of an image
         self.keys, self.values, self.position = layer.keys[:, :, :used], layer.values[:, :, :used], stage.position[..., :used]
         self.size = None if stage.size is None else stage.size[..., :used]
         self.synced = used  # slots of the layer's buffers that stand here too
-        if entry is not None:
-            self._put(entry.clamp_min(0), torch.where(entry < 0, EMPTY, self.position.gather(2, entry.clamp_min(0))))
 
     def bring_in(self) -> None:
         """Add what was generated since the latest choice."""
@@ -156,7 +159,7 @@ class Store:
     def read_all(self) -> None:
         """Let the layer read everything, as a question does."""
         self.bring_in()
-        self._put(torch.arange(self.position.shape[-1], device=self.position.device).expand_as(self.position), self.position)
+        self._put(self.position, self.keys, self.values, self.size)
 
     def segments(self) -> Tensor:
         """What stands in each slot [B, C] of the layer's buffers, while they hold everything."""
@@ -167,16 +170,27 @@ class Store:
         self.bring_in()
         score, text = asked[..., : self.segment.shape[1]], int((self.segment == TEXT).sum(1).max())
         length = min(self.segment.shape[1], text + int(count.max()))
-        index, entry = torch.ops.lightvlm.keep_entries(score, self.segment, count, length, 0, 0, True, False, 0.0)
-        self._put(index, torch.where(entry < 0, EMPTY, self.position.gather(2, index)))
+        self.read(*OPS.keep_entries(score, self.segment, count, length, 0, 0, True, False, 0.0))
 
-    def _put(self, index: Tensor, position: Tensor) -> None:
-        take, stage = torch.ops.lightvlm.take_entries, self.layer.stage
-        stage.used = self.synced = index.shape[2]
+    def read(self, index: Tensor, entry: Tensor) -> None:
+        """Let the layer read what `keep_entries` chose: index, entry [B, 1, K]."""
+        position = torch.where(entry < 0, EMPTY, self.position.gather(2, index))
+        if self.counted:
+            size = None if self.size is None else self.size[:, 0]
+            keys, values, size, _ = OPS.merge_entries(self.keys, self.values, size, None, self.segment, index, entry)
+            self._put(position, keys, values, size.clamp_min(1))
+        else:
+            size = None if self.size is None else OPS.take_entries(self.size, index)
+            self._put(position, OPS.take_entries(self.keys, index), OPS.take_entries(self.values, index), size)
+
+    def _put(self, position: Tensor, keys: Tensor, values: Tensor, size: Tensor | None) -> None:
+        """Make these the layer's buffers."""
+        stage = self.layer.stage
+        stage.used = self.synced = position.shape[-1]
         slots = stage.capacity(stage.used)
         stage.position = _grown(position, -1, slots, -1)
-        stage.size = None if self.size is None else _grown(take(self.size, index), -1, slots, 1)
-        self.layer.keys, self.layer.values = (_grown(take(x, index), 2, slots, 0) for x in (self.keys, self.values))
+        stage.size = None if size is None else _grown(size, -1, slots, 1)
+        self.layer.keys, self.layer.values = _grown(keys, 2, slots, 0), _grown(values, 2, slots, 0)
 
     def pick_rows(self, rows: Tensor) -> None:
         self.keys, self.values, self.position, self.segment = (

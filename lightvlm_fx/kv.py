@@ -66,8 +66,8 @@ class Kv(Frozen):
     alpha: float = Field(default=0.9, gt=0, le=1)  # elite: share of the largest weight that makes a query elite
     visual_share: float = Field(default=0, ge=0, lt=1)  # share of the capacity that is the picture's, and stays its own
     text_first: bool = False  # no visual entry stays before a text entry goes
-    # what becomes of dropped entries: pivot, their values join the most alike survivor of their modality, half-way;
-    # counted, visual ones are averaged into the most alike survivor of their image, which then counts as all of them
+    # what becomes of dropped entries (turn: of those not read): pivot, their values join the most alike survivor of their
+    # modality, half-way; counted, visual ones are averaged into the most alike survivor of their image, which then counts as all
     merge: Annotated[Merge, one_of("way to merge entries", MERGES)] = "none"
     every: int = Field(default=64, ge=1)  # periodic
 
@@ -99,7 +99,8 @@ class Kv(Frozen):
             (self.visual_share > 0 and (not stepping or self.score == "age" or self.text_first),
              (f"visual_share={self.visual_share} keeps pictures while text goes, step by step: it needs when='step', 'mask' or 'periodic', "
               "score='attention' or 'marks', and text_first=False")),
-            (turn and self.merge != "none", f"merge={self.merge!r} is for entries that are dropped, but when='turn' drops none"),
+            (turn and self.merge == "pivot",
+             "merge='pivot' is for entries that are dropped, but when='turn' drops none; use 'none', or 'counted' for those not read"),
             (self.kernel % 2 == 0, f"kernel must be odd, got {self.kernel}"),
         ]  # fmt: skip
 

@@ -163,15 +163,16 @@ def aircache(capacity: float | int = 0.1, alpha: float = 0.9, merge: str = "none
 
 
 def sparsevila(
-    capacity: float | int = 0.25, keep: float | int = 0.4, score: str = "salience", combine: str = "merge", positions: str = "keep"
-) -> Schedule:
+    capacity: float | int = 0.25, keep: float | int = 0.8, score: str = "salience", combine: str = "merge", positions: str = "keep",
+    merge: str = "counted",
+) -> Schedule:  # fmt: skip
     """SparseVILA (arXiv 2510.17777): reduce at the vision output, asking no question; read at each turn what its question asks for.
 
     Of every picture, `keep` stays by what the vision tower attends to (`score`); at each turn, `capacity` of its tokens are read, and
-    nothing is lost between turns. The paper prunes and renumbers, combine="prune" and positions="compact"; the default merges instead,
-    which the bundled model, whose tower never learned a summary, needs (docs/kv.md).
+    nothing is lost between turns. The paper prunes and renumbers (combine="prune", positions="compact") and leaves out what is not
+    read (merge="none"); the default merges in both stages, so that what nobody asked for still counts (docs/kv.md).
     """
-    kv = Kv(capacity=capacity, of="visual", when="turn", score="question", sinks=0, recent=0)
+    kv = Kv(capacity=capacity, of="visual", when="turn", score="question", merge=merge, sinks=0, recent=0)
     cut = Cut(layer=0, keep=keep, score=score, combine=combine, positions=positions, proportional=combine != "prune")
     cuts = () if keep == 1.0 else (cut,)
     return Schedule(name="sparsevila", cuts=cuts, kv=kv)

@@ -400,7 +400,10 @@ def new_state(
     state.layers = [StageLayer(state, stages[stage_of[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(depth)]
     if schedule.kv and schedule.kv.when == "turn":
         cut = [sum(layer >= first for first in firsts) for layer in stage_of]
-        state.stores = [Store(layer, segments[cut[i]], named.get(f"entry.{i}")) for i, layer in enumerate(state.layers)]
+        state.stores = [Store(layer, segments[cut[i]], schedule.kv.merge == "counted") for i, layer in enumerate(state.layers)]
+        for i, store in enumerate(state.stores):
+            if f"entry.{i}" in named:
+                store.read(named[f"kv_index.{i}"], named[f"entry.{i}"])
     return state
 
 

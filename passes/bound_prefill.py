@@ -47,7 +47,7 @@ class BoundPrefill(Pass):
     alpha: float = 0.9
     merge: str = "none"
     running: str = ""  # the score that the steps carry on, handed on with the entries
-    store: bool = False  # hand all keys and values on, and say which entries are to be read
+    store: bool = False  # hand all keys and values on, with index and entry: which of them are to be read
 
     name = "bound-prefill"
     stages = ("prefill",)
@@ -89,7 +89,9 @@ class BoundPrefill(Pass):
                     self.recent, self.of_visual, self.text_first, self.visual_share,
                 )  # fmt: skip
                 index, outputs[f"entry.{layer}"] = edit.parts(kept, f"kv_index_{layer}", f"kv_entry_{layer}")
-                if not self.store:
+                if self.store:
+                    outputs[f"kv_index.{layer}"] = index
+                else:
                     self._shorten(edit, outputs, layer, worth[layer], _counted_size(markers[layer]), segment, index)
             elif worth[layer] is not None:
                 outputs[f"score.{layer}"] = worth[layer]

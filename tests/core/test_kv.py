@@ -33,7 +33,7 @@ def bounds(draw):
     score = draw(st.sampled_from(scores))
     budgets = draw(weights | st.sampled_from([*budgets, "strength"] if score == "elite" else budgets))
     more = {name: draw(st.integers(1, 99)) for name in ("sinks", "recent", "window", "every")}
-    more |= {"text_first": draw(st.booleans()), "merge": "none" if when == "turn" else draw(st.sampled_from(MERGES))}
+    more |= {"text_first": draw(st.booleans()), "merge": draw(st.sampled_from(["none", "counted"] if when == "turn" else MERGES))}
     if when not in ("prefill", "turn"):
         more["prompt"] = draw(st.sampled_from(["", "age", "window", "density"]))
         if score != "age" and not more["text_first"]:
@@ -91,7 +91,7 @@ def test_the_fingerprint_changes_with_every_field_of_a_bound():
         ({"visual_share": 1}, "not a valid kv: visual_share: Input should be less than 1, got 1"),
         ({"prompt": "elite"}, "prompt='elite' ranks visual entries only; use another score"),
         ({"prompt": "density"} | ONCE, "prompt='density' is for caches whose score the steps carry on, but when='prefill' chooses once"),
-        ({"merge": "counted", "when": "turn", "score": "question", "of": "visual"}, "but when='turn' drops none"),
+        ({"merge": "pivot", "when": "turn", "score": "question", "of": "visual"}, "but when='turn' drops none; use 'none', or 'counted'"),
         ({"kernel": 4}, "kernel must be odd, got 4"),
         ({"sinks": -1}, "not a valid kv: sinks: Input should be greater than or equal to 0, got -1"),
         ({"alpha": 0}, "not a valid kv: alpha: Input should be greater than 0, got 0"),

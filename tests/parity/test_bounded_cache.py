@@ -204,19 +204,45 @@ def dialogue(model, inputs, questions):
 QUESTIONS = tuple(torch.randint(10, 60, (1, n), generator=torch.Generator().manual_seed(n)) for n in (7, 4))
 
 
-def test_nothing_is_lost_between_turns():
+@pytest.mark.parametrize("merge", ["none", "counted"])
+def test_nothing_is_lost_between_turns(merge):
     """With room for all visual entries each turn reads what the model itself reads; with less, all of it is still there."""
     inputs, model = tiny("llava").inputs(text=(9,), images=(1,)), tiny("llava").model
     whole, _ = dialogue(model, inputs, QUESTIONS)
-    roomy, _ = dialogue(compiled("llava", Schedule.preset("sparsevila", keep=1.0, capacity=1.0)), inputs, QUESTIONS)
+    roomy, _ = dialogue(compiled("llava", Schedule.preset("sparsevila", keep=1.0, capacity=1.0, merge=merge)), inputs, QUESTIONS)
     assert (whole - roomy).abs().max() <= EXACT * whole.abs().max()
-    _, cache = dialogue(compiled("llava", Schedule.preset("sparsevila", keep=1.0, capacity=0.25)), inputs, QUESTIONS)
-    visual = tiny("llava").visual_tokens
-    for layer, store in zip(cache.layers, cache.layers[0].state.stores, strict=True):
+    fast = compiled("llava", Schedule.preset("sparsevila", keep=1.0, capacity=0.25, merge=merge))
+    _, cache = dialogue(fast, inputs, QUESTIONS)
+    prompt, visual = inputs["input_ids"].shape[1], tiny("llava").visual_tokens
+    with torch.no_grad():
+        written = model(**inputs, use_cache=True).past_key_values
+    for layer, store, full in zip(cache.layers, cache.layers[0].state.stores, written.layers, strict=True):
         store.bring_in()
         assert store.position[0, 0].tolist() == list(range(cache.get_seq_length()))
+        assert (store.keys[:, :, :prompt] - full.keys).abs().max() <= EXACT * full.keys.abs().max()
+        assert (store.values[:, :, :prompt] - full.values).abs().max() <= EXACT * full.values.abs().max()
         read = layer.stage.position[0, 0]
         assert (read >= 0).sum() == cache.get_seq_length() - visual + round(0.25 * visual)
+
+
+def test_what_a_question_does_not_ask_for_is_counted():
+    """Behind the prompt and behind each question, what is read stands for every token that the picture had."""
+    inputs, visual = tiny("llava").inputs(**BATCH), tiny("llava").visual_tokens
+    fast = compiled("llava", Schedule.preset("sparsevila", keep=0.7, capacity=0.25))
+    questions = [question.repeat(2, 1) for question in QUESTIONS]
+    for asked in ([], questions[:1], questions):
+        with torch.no_grad():
+            cache = fast(**inputs, use_cache=True).past_key_values
+            for question in asked:
+                fast(input_ids=question, past_key_values=cache, use_cache=True)
+        place = fast.lightvlm.layout.segment >= 0
+        for layer in cache.layers:
+            for row in range(2):
+                held = layer.stage.position[row, 0]
+                of_picture = torch.isin(held, place[row].nonzero().flatten())
+                assert of_picture.sum() == round(0.25 * visual)
+                assert layer.stage.size[row, 0, of_picture].sum() == visual
+                assert layer.stage.size[row, 0, ~of_picture].unique().tolist() == [1]
 
 
 def test_each_question_reads_entries_of_its_own():

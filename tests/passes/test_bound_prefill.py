@@ -25,7 +25,8 @@ def rewritten(program, *passes):
     {"lengths": (8, 0), "score": "density", "shared": True, "sinks": 1, "recent": 2, "visual_share": 0.5, "merge": "counted",
      "running": "attention"},
     {"lengths": (8, 8), "score": "elite", "sinks": 0, "recent": 0, "of_visual": True, "budgets": "strength", "most": (2, 2)},
-], ids=["attention", "age", "density", "elite"])  # fmt: skip
+    {"lengths": (8, 0), "score": "question", "shared": True, "sinks": 0, "recent": 0, "of_visual": True, "merge": "counted", "store": True},
+], ids=["attention", "age", "density", "elite", "question"])  # fmt: skip
 def test_inserts(prefill, golden, options):
     assert text(rewritten(prefill, BoundPrefill(**options)), "*") == golden
 
