@@ -26,13 +26,19 @@ def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = O
 
     Raises CaptureError naming the stage, with the exporter's own error as its cause.
     """
+    return to_onnx_with_metadata(name, module, inputs, opset)[0]
+
+
+def to_onnx_with_metadata(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET) -> tuple[ir.Model, Any]:
+    """`to_onnx`, and what transformers' exporter noted of it."""
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     with warnings.catch_warnings(), torch.no_grad(), InAten(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            model, _ = OnnxExporter().export_program(module, dict(inputs), OnnxConfig(dynamic=False, opset_version=opset, optimize=False))
+            config = OnnxConfig(dynamic=False, opset_version=opset, optimize=False)
+            model, metadata = OnnxExporter().export_program(module, dict(inputs), config)
         except Exception as error:
             raise CaptureError(f"stage {name!r} could not be exported to ONNX: {type(error).__name__}: {str(error)[:2000]}") from error
         finally:
@@ -40,7 +46,7 @@ def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = O
     model.graph.name = name
     simplify(model)
     clean(model)
-    return model
+    return model, metadata
 
 
 def simplify(model: ir.Model) -> None:

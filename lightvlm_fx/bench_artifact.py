@@ -52,7 +52,9 @@ class Compared:
         return out[0], out[1]
 
 
-def compare(shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, tell: Callable[[str], None] = lambda what: None) -> Compared:
+def compare(
+    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, tell: Callable[[str], None] = lambda what: None
+) -> Compared:
     """Export and measure. `text` tokens around the picture; the prompt fills the bucket."""
     model = build(shape, "cpu", torch.float32)
     inputs = example(model, shape, 1, text, "cpu", torch.float32)
@@ -127,7 +129,8 @@ class Ours:
     def __init__(self, made: Artifact) -> None:
         self.stages = made.load(verify=False).stages()
         names = made.manifest["buckets"][0]["samples"]
-        self.ids, self.mask, self.pixels = (np.load(made.path / names[f"inputs.{n}"]) for n in ("input_ids", "attention_mask", "pixel_values"))
+        kinds = ("input_ids", "attention_mask", "pixel_values")
+        self.ids, self.mask, self.pixels = (np.load(made.path / names[f"inputs.{kind}"]) for kind in kinds)
         seen = self.stages._see(self.pixels, len(self.ids))
         self.given = {"input_ids": self.ids, "attention_mask": self.mask} | self.stages._run("embed", {"input_ids": self.ids} | seen)
         self.prefill()

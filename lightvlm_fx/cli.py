@@ -168,6 +168,7 @@ def evaluate(
     baselines: Annotated[bool, typer.Option(help="Also random and uniform at equal visual tokens.")] = True,
     drift: Annotated[bool, typer.Option(help="How far predictions move, in nats an answer, in place of exact match.")] = False,
     turns: Annotated[bool, typer.Option(help="Dialogues of two short questions over one cache, in place of exact match.")] = False,
+    artifact: Annotated[list[Path] | None, typer.Option(help="Artifact of the bundled model, beside the compiled one; repeatable.")] = None,
 ) -> None:
     """Accuracy of the bundled model on held-out scenes: full, under the preset, and under baselines."""
     from rich.progress import Progress
@@ -177,6 +178,9 @@ def evaluate(
     from lightvlm_fx import evaluate as program
 
     kinds = tuple(kind or program.KINDS)
+    if artifact:
+        Console(width=max(out.width, 140)).print(_artifact_table(artifact, samples, kinds, seed))
+        return
     schedules: dict[str, Schedule] = {}
     for share in capacity or []:
         for given in preset or ["lightvlm"]:
@@ -211,6 +215,19 @@ def _score_table(scores: list[Any], schedules: dict[str, Schedule]) -> Table:
         tokens = mean_visual_tokens(schedules[score.name], 144, 8) if score.name in schedules else 144.0
         table.add_row(score.name, f"{tokens:.1f}", f"{score.accuracy() / full.accuracy():.3f}",
                       *(f"{score.accuracy(kind):.3f}" for kind in full.right), f"{score.grounding:.3f}")  # fmt: skip
+    return table
+
+
+def _artifact_table(folders: list[Path], samples: int, kinds: tuple[str, ...], seed: int) -> Table:
+    from lightvlm_fx.evaluate_artifact import run
+
+    scores = run(folders, samples, kinds=kinds, seed=seed, tick=lambda name, n: None)
+    table = Table("artifact", *kinds, "mean", "compiled model's mean", "same tokens as the compiled model",
+                  title=f"exact match on {scores[0].questions} held-out questions")  # fmt: skip
+    for score in scores:
+        mean = sum(score.right.values()) / len(score.right)
+        table.add_row(score.name, *(f"{share:.3f}" for share in score.right.values()), f"{mean:.3f}", f"{score.compiled_right:.3f}",
+                      f"{score.identical:.3f}")  # fmt: skip
     return table
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lightvlm_fx.cli import File, Preset, _load, _schedule, app, err, out
+from lightvlm_fx.cli import File, Preset, _load, _schedule, _with_options, app, bench, err, out
 from lightvlm_fx.errors import InputError
 
 Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
@@ -134,6 +134,39 @@ def run(
         new = tokens[:, inputs["input_ids"].shape[1] :]
         answer = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
         print(json.dumps({"answer": answer, "tokens": new[0].tolist(), "seconds": round(time.perf_counter() - start, 3)}))
+
+
+@bench.command("artifact")
+def bench_artifact(
+    shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
+    layers: Annotated[int | None, typer.Option(help="Layers, if not the shape's.")] = None,
+    preset: Preset = "lightvlm:capacity=512",
+    text: Annotated[int, typer.Option(help="Text tokens around the picture.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Turns of each side.")] = 5,
+) -> None:
+    """An artifact beside the same model as transformers' own exporter writes it, both on ONNX Runtime's CPU."""
+    from lightvlm_fx import bench as program
+    from lightvlm_fx.bench_artifact import LENGTHS, compare
+
+    chosen = program.shape(shape, layers)
+    with err.status("building the model") as status:
+        found = compare(chosen, _with_options(preset, []), text=text, repeats=repeats, tell=status.update)
+    title = f"ONNX Runtime on CPU, {preset}, {chosen}, {text} text tokens, float32"
+    table = Table("", "transformers' export", "artifact", "ratio", title=title)
+    theirs, ours = found.prefill
+    table.add_row("prefill", f"{1e3 * theirs:.0f} ms", f"{1e3 * ours:.0f} ms", f"{theirs / ours:.2f}")
+    for length, (theirs, ours) in found.steps.items():
+        table.add_row(f"step behind {length} tokens", f"{1e3 * theirs:.1f} ms", f"{1e3 * ours:.1f} ms", f"{theirs / ours:.2f}")
+    for length in LENGTHS:
+        theirs, ours = found.answer(length)
+        table.add_row(f"steps of an answer of {length}", f"{theirs:.1f} s", f"{ours:.1f} s", f"{theirs / ours:.2f}")
+    out.print(table)
+    speed = found.prefill[0] / found.prefill[1]
+    out.print(f"prefill: {speed:.2f} of {found.ideal:.2f} by FLOPs, {speed / found.ideal:.2f} of it", highlight=False)
+    out.print(f"export: {found.export_seconds:.0f} s, at most {found.export_peak:.2f} times the weights in memory beside the model", highlight=False)
+    out.print(f"weight file: {found.data / found.weights:.3f} of the language model's weights; with prefill and decode open, "
+              f"{found.resident:.2f} of them are resident (PSS)", highlight=False)  # fmt: skip
+    out.print(program.machine("cpu"), highlight=False)
 
 
 def _providers(names: list[str] | None) -> tuple[str, ...]:

@@ -34,7 +34,9 @@ class VLM:
     def stages(self, bucket: int = 0) -> Stages:
         """The sessions of one bucket, opened at first use."""
         if bucket not in self._stages:
-            self._stages[bucket] = Stages(self.folder, self.manifest["buckets"][bucket], self.providers, self.session_options)
+            self._stages[bucket] = Stages(
+                self.folder, self.manifest["buckets"][bucket], self.providers, self.session_options, self.manifest["dtype"] == "int8"
+            )
         return self._stages[bucket]
 
     def generate(
