@@ -64,6 +64,7 @@ def export(
     new_tokens: int = 256,
     dtype: str = "float32",
     provider: str = "cpu",
+    aot_inductor: bool = False,
     tell: Tell = lambda line: None,
 ) -> Artifact:
     """Write the stages of `model` under `schedule`, with their one weight file, to the folder `out`.
@@ -72,7 +73,8 @@ def export(
     fixes a bucket's rows and picture sizes. Without, `processor` makes one from a picture of the size it prefers.
     `prompt_tokens` is how long a prompt may get, with its visual tokens (default: 64 tokens of text more than the
     example); `new_tokens` how long an answer may get where the schedule does not bound the cache. `dtype` is one of
-    float32, float16, bfloat16 and int8 (weights only). The model is left as it was, and `out` appears whole or not
+    float32, float16, bfloat16 and int8 (weights only). With `aot_inductor`, the target torch-export also holds each stage
+    compiled for this machine. The model is left as it was, and `out` appears whole or not
     at all.
 
     Raises InputError, NotSupported, ScheduleError, RefusedModel or CaptureError, with the reason.
@@ -84,6 +86,8 @@ def export(
             raise UnknownName.of(what, name, known)
     if new_tokens < 1:
         raise InputError(f"new_tokens must be at least 1, got {new_tokens}")
+    if aot_inductor and target != "torch-export":
+        raise InputError(f"aot_inductor compiles the stages of target='torch-export', not of {target!r}")
     check_supported(model)
     examples = _examples(inputs, processor)
     lengths = _lengths(prompt_tokens, examples)
@@ -95,7 +99,7 @@ def export(
             tell(f"bucket {number}: capturing and rewriting, {length} tokens")
             example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
             built = build(exported, schedule, example, length, new_tokens)
-            buckets.append(_write_bucket(folder, number, built, target, dtype, weights, tell))
+            buckets.append(_write_bucket(folder, number, built, target, dtype, weights, aot_inductor, tell))
         if weights is not None:
             weights.close()
         model.config.save_pretrained(folder)
@@ -143,7 +147,7 @@ def _lengths(prompt_tokens: int | Sequence[int] | None, examples: list[dict[str,
 
 
 def _write_bucket(
-    folder: Path, number: int, built: Built, target: str, dtype: str, weights: WeightFile | None, tell: Tell
+    folder: Path, number: int, built: Built, target: str, dtype: str, weights: WeightFile | None, aot_inductor: bool, tell: Tell
 ) -> dict[str, Any]:
     """The files of one bucket, and what the manifest says of them."""
     stages: dict[str, Any] = {}
@@ -153,7 +157,7 @@ def _write_bucket(
         if weights is None:
             from lightvlm_fx.exporters.torch_export import save
 
-            stages[name] = save(stage, folder / f"{name}{suffix}.pt2")
+            stages[name] = save(stage, folder / f"{name}{suffix}.pt2", aot_inductor)
             continue
         graph = to_onnx(name, stage.module, stage.inputs, DIALECT_OPSET if target == "tensorrt" else OPSET)
         if dtype == "int8" and name in ("prefill", "decode"):

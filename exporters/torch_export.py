@@ -6,16 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor
 
+from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.exporters.build import StageExport
 from lightvlm_fx.ops.bodies import InAten
 
 
-def save(stage: StageExport, path: Path) -> dict[str, Any]:
-    """Write one stage, as ATen alone; returns its entry of the manifest."""
+def save(stage: StageExport, path: Path, aot_inductor: bool = False) -> dict[str, Any]:
+    """Write one stage, as ATen alone; returns its entry of the manifest.
+
+    With `aot_inductor`, also the stage compiled for this machine, `<stage>.aoti.pt2`, which `torch._inductor.aoti_load_package`
+    opens. Raises NotSupported with the compiler's own words where it does not build.
+    """
     with torch.no_grad(), InAten():
         exported = torch.export.export(stage.module, (), dict(stage.inputs), strict=False)
     torch.export.save(exported, path)
+    if aot_inductor:
+        try:
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(path.with_suffix(".aoti.pt2")))
+        except Exception as error:
+            raise NotSupported(f"AOTInductor does not build stage {path.stem!r}: {str(error)[-1000:]}; export without aot_inductor") from error
     found: dict[str, int] = {}
     for node in exported.graph.nodes:
         if node.op == "call_function":

@@ -34,6 +34,7 @@ def export(
     rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 1,
     prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, pictures included (default: the example and 64).")] = None,
     new_tokens: Annotated[int, typer.Option(help="Longest answer, where the schedule does not bound the cache.")] = 256,
+    aot_inductor: Annotated[bool, typer.Option(help="torch-export: also compile each stage for this machine.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:  # fmt: skip
     """Write a folder that runs a model under a schedule on ONNX Runtime, TensorRT or torch.export."""
@@ -48,7 +49,7 @@ def export(
         sizes = opened or [[]]
         batches = [example(processor, pictures, rows=rows, images=images) for pictures in sizes]
         made = lightvlm.export(source, schedule, output, target=target, inputs=batches, processor=processor, prompt_tokens=prompt_tokens,
-                               new_tokens=new_tokens, dtype=dtype, provider=provider, tell=status.update)  # fmt: skip
+                               new_tokens=new_tokens, dtype=dtype, provider=provider, aot_inductor=aot_inductor, tell=status.update)  # fmt: skip
     size = sum(f["bytes"] for f in made.manifest["files"].values())
     summary = {"folder": str(output), "seconds": round(made.seconds, 1), "bytes": size} | {
         key: made.manifest[key] for key in ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "versions")
@@ -163,7 +164,7 @@ def bench_artifact(
     out.print(table)
     speed = found.prefill[0] / found.prefill[1]
     out.print(f"prefill: {speed:.2f} of {found.ideal:.2f} by FLOPs, {speed / found.ideal:.2f} of it", highlight=False)
-    out.print(f"export: {found.export_seconds:.0f} s, at most {found.export_peak:.2f} times the weights in memory beside the model", highlight=False)
+    out.print(f"export: {found.export_seconds:.0f} s, at most {found.export_peak:.2f} times the weights beside the model", highlight=False)
     out.print(f"weight file: {found.data / found.weights:.3f} of the language model's weights; with prefill and decode open, "
               f"{found.resident:.2f} of them are resident (PSS)", highlight=False)  # fmt: skip
     out.print(program.machine("cpu"), highlight=False)
