@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ def save(stage: StageExport, path: Path, aot_inductor: bool = False) -> dict[str
     torch.export.save(exported, path)
     if aot_inductor:
         try:
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(path.with_suffix(".aoti.pt2")))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # inductor talks about itself
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(path.with_suffix(".aoti.pt2")))
         except Exception as error:
-            raise NotSupported(f"AOTInductor does not build stage {path.stem!r}: {str(error)[-1000:]}; export without aot_inductor") from error
+            why = str(error)[-1000:]
+            raise NotSupported(f"AOTInductor does not build stage {path.stem!r}: {why}; export without aot_inductor") from error
     found: dict[str, int] = {}
     for node in exported.graph.nodes:
         if node.op == "call_function":

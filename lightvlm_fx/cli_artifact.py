@@ -48,8 +48,10 @@ def export(
         opened = [[open_picture(path)] * images for path in image or []]
         sizes = opened or [[]]
         batches = [example(processor, pictures, rows=rows, images=images) for pictures in sizes]
-        made = lightvlm.export(source, schedule, output, target=target, inputs=batches, processor=processor, prompt_tokens=prompt_tokens,
-                               new_tokens=new_tokens, dtype=dtype, provider=provider, aot_inductor=aot_inductor, tell=status.update)  # fmt: skip
+        made = lightvlm.export(
+            source, schedule, output, target=target, inputs=batches, processor=processor, prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens, dtype=dtype, provider=provider, aot_inductor=aot_inductor, tell=status.update,
+        )  # fmt: skip
     size = sum(f["bytes"] for f in made.manifest["files"].values())
     summary = {"folder": str(output), "seconds": round(made.seconds, 1), "bytes": size} | {
         key: made.manifest[key] for key in ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "versions")
