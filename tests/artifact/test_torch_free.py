@@ -1,0 +1,60 @@
+"""Tier 5: an artifact answers in an environment that has NumPy and onnxruntime, and nothing else of ours."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lightvlm_fx
+
+ABSENT = ("torch", "transformers", "pydantic", "onnx", "onnx_ir", "onnxscript", "typer", "rich", "PIL", "safetensors")
+OFFLINE = ("Max retries exceeded", "NewConnectionError", "Temporary failure in name resolution", "No matching distribution found")
+SCRIPT = f"""
+import importlib.util, json, sys
+from pathlib import Path
+import numpy as np
+import lightvlm_fx as lightvlm
+
+folder = Path(sys.argv[1])
+present = [name for name in {ABSENT} if importlib.util.find_spec(name)]
+vlm = lightvlm.load(folder)
+answers = []
+for number, bucket in enumerate(vlm.manifest["buckets"]):
+    arrays = {{name: np.load(folder / file) for name, file in bucket["samples"].items()}}
+    inputs = {{name.removeprefix("inputs."): x for name, x in arrays.items() if name.startswith("inputs.")}}
+    new = arrays["sequences"].shape[1] - inputs["input_ids"].shape[1]
+    answers.append(vlm.generate(**inputs, max_new_tokens=new, min_new_tokens=new).tolist())
+verdict = lightvlm.verify(folder).as_dict()
+loaded = [name for name in {ABSENT} if name in sys.modules]
+print(json.dumps({{"present": present, "loaded": loaded, "answers": answers, "verdict": verdict}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """The interpreter of a new environment with the two packages, of the versions that are installed here."""
+    home = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    python = home / "bin" / "python"
+    wanted = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", *wanted]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if done.returncode and any(line in done.stderr for line in OFFLINE):
+        pytest.skip(f"pip cannot reach the package registry: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return python
+
+
+def test_answers_without_torch(bare_python, bounded):
+    env = {"PYTHONPATH": str(Path(lightvlm_fx.__file__).parents[1]), "PYTHONWARNINGS": "error", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([bare_python, "-c", SCRIPT, str(bounded)], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["present"] == found["loaded"] == []
+    assert found["answers"] == [np.load(bounded / "samples" / "0.sequences.npy").tolist()]
+    assert found["verdict"]["exit_code"] == 0
+    assert found["verdict"]["skipped"] == ["lint: the package onnx is not installed"]
