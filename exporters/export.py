@@ -124,6 +124,8 @@ def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
 
         inputs = example(processor)
     several = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    if not several:
+        raise InputError("inputs= is empty: an artifact needs an example batch for each of its buckets")
     out = []
     for batch in several:
         tensors = {k: torch.as_tensor(v) for k, v in dict(batch).items()}
@@ -170,7 +172,7 @@ def _write_bucket(
         stages[name] = found
         del graph
     bucket = built.bucket
-    pictures = {k: v.tolist() for k, v in bucket.pictures.items() if k != "pixel_values" and v.numel() <= 64}
+    pictures = sorted(k for k in bucket.pictures if k != "pixel_values")
     samples = _write_samples(folder, number, built)
     return {
         "rows": bucket.rows, "prompt_tokens": bucket.length, "images": list(bucket.images),
@@ -187,7 +189,9 @@ def _write_samples(folder: Path, number: int, built: Built) -> dict[str, Any]:
     home = folder / "samples"
     home.mkdir(exist_ok=True)
     logits = built.stages["prefill"].outputs["logits"]
-    arrays = {f"inputs.{k}": v for k, v in built.bucket.inputs.items()} | {"logits": logits.float(), "sequences": built.bucket.sequences}
+    end = built.bucket.length + built.new_tokens if built.new_tokens else None
+    arrays = {f"inputs.{k}": v for k, v in built.bucket.inputs.items()}
+    arrays |= {"logits": logits.float(), "sequences": built.bucket.sequences[:, :end]}
     files = {}
     for name, x in arrays.items():
         x = x.float() if x.dtype == torch.bfloat16 else x

@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightvlm_fx.artifact.manifest import MANIFEST
 from lightvlm_fx.errors import InputError
 
-MANIFEST = "lightvlm.json"
 _AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2
 
 
@@ -23,13 +23,13 @@ def written_aside(target: Path) -> Iterator[Path]:
 
     Raises InputError where `target` holds something that is no artifact.
     """
-    target = target.absolute()
+    target = target.resolve()  # behind a link, what it points to is replaced
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} holds something that is no artifact of lightvlm_fx; give a new or an empty folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.partial-"
-    for left in target.parent.glob(f"{prefix}*"):  # of an export that was killed
-        if not _alive(left.name.removeprefix(prefix).partition("-")[0]):
+    for left in target.parent.iterdir():  # of an export that was killed
+        if left.name.startswith(prefix) and not _alive(left.name.removeprefix(prefix).partition("-")[0]):
             shutil.rmtree(left, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
@@ -48,7 +48,7 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 
 def _alive(pid: str) -> bool:
-    if not pid.isdigit() or int(pid) == os.getpid():
+    if not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)

@@ -40,7 +40,7 @@ def to_onnx_with_metadata(name: str, module: nn.Module, inputs: dict[str, Any], 
             config = OnnxConfig(dynamic=False, opset_version=opset, optimize=False)
             model, metadata = OnnxExporter().export_program(module, dict(inputs), config)
         except Exception as error:
-            raise CaptureError(f"stage {name!r} could not be exported to ONNX: {type(error).__name__}: {str(error)[:2000]}") from error
+            raise CaptureError(f"stage {name!r} could not be exported to ONNX: {type(error).__name__}: {str(error)[:500]}") from error
         finally:
             logging.disable(logging.NOTSET)
     model.graph.name = name
@@ -57,11 +57,19 @@ def simplify(model: ir.Model) -> None:
     """
     common.InlinePass()(model)
     optimizer.fold_constants(model, onnx_shape_inference=True)
+    for node in model.graph:
+        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_zero(node.inputs[2]):
+            node.replace_input_with(2, None)  # torchlib makes a bias of zeros where there is none, of two dimensions for a Conv3d
     common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.LiftConstantsToInitializersPass(size_limit=0)(model)
     common.RemoveUnusedFunctionsPass()(model)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return tensor is not None and not tensor.numpy().any()
 
 
 def clean(model: ir.Model) -> None:

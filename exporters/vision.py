@@ -46,9 +46,20 @@ class Tower(nn.Module):
         self.constants = [constants]  # in a list: neither parameter nor buffer, so that a trace sees the numbers
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        if hasattr(self.inner, "connector") and hasattr(self.inner, "vision_model"):
+            return (self._tiles(pixel_values),)
         out = self.inner.get_image_features(pixel_values, **self.constants[0], return_dict=True)
         more = getattr(out, "deepstack_features", None) or ()
         return _flat(getattr(out, "pooler_output", out)), *map(_flat, more)
+
+    def _tiles(self, pixel_values: Tensor) -> Tensor:
+        """Idefics3 and SmolVLM drop all-zero tiles, by data. Here every tile counts, and so must each of the bucket."""
+        tiles, size = pixel_values.flatten(0, 1), self.inner.config.vision_config.patch_size
+        given = self.constants[0].get("pixel_attention_mask")
+        seen = torch.ones(len(tiles), *tiles.shape[2:], dtype=torch.bool) if given is None else given.flatten(0, 1).bool()
+        patches = seen.unfold(1, size, size).unfold(2, size, size).sum((-1, -2)) > 0
+        hidden = self.inner.vision_model(pixel_values=tiles, patch_attention_mask=patches, return_dict=True).last_hidden_state
+        return _flat(self.inner.connector(hidden))
 
 
 class Vision(nn.Module):

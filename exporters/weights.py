@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-NAME = "model.onnx.data"
+from lightvlm_fx.artifact.manifest import WEIGHTS as NAME
+
 ALIGN = 4096  # bytes; so that a page of the file belongs to one tensor and can be mapped
 ELEMENTWISE = {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Or", "Sub", "Where"}
 LEAST = 1024  # bytes; smaller tensors stay in the graph

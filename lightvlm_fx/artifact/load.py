@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightvlm_fx.artifact.manifest import differing, read
+from lightvlm_fx.artifact.manifest import differing, inside, read
 from lightvlm_fx.artifact.sampling import Sampling
 from lightvlm_fx.artifact.stages import Stages
 from lightvlm_fx.errors import ArtifactError, InputError
@@ -53,9 +53,9 @@ class VLM:
         """
         ids, given = _array(input_ids), _kind(input_ids)
         mask = np.ones_like(ids) if attention_mask is None else _array(attention_mask)
-        pictures = {k: _array(v) for k, v in options.items() if _is_array(v)}
-        options = {k: v for k, v in options.items() if k not in pictures}
-        pictures = {k: v for k, v in pictures.items() if k not in PER_TOKEN}
+        known = {name for bucket in self.manifest["buckets"] for name in bucket["pictures"]}
+        pictures = {k: _array(v) for k, v in options.items() if k in known}
+        options = {k: v for k, v in options.items() if k not in known and k not in PER_TOKEN}
         wanted = {k: self.defaults[k] for k in DEFAULTS if self.defaults.get(k) is not None}
         sampling = Sampling.of(wanted | options)
         new = max_new_tokens if max_new_tokens is not None else self.defaults.get("max_new_tokens") or DEFAULT_NEW_TOKENS
@@ -90,15 +90,27 @@ class VLM:
             streamer.end()
         return tokens
 
+    def _differing(self, number: int, pictures: dict[str, Array], rows: int) -> list[str]:
+        """Arguments beside the pixels (grids, sizes, pixel masks) that are not those that bucket `number` holds as constants."""
+        bucket, out = self.manifest["buckets"][number], []
+        for name, given in pictures.items():
+            file = bucket["samples"].get(f"inputs.{name}")
+            expected = None if file is None else np.load(inside(self.folder, file), allow_pickle=False)
+            if expected is None or not np.array_equal(given, expected[: len(expected) // bucket["rows"] * rows]):
+                out.append(name)
+        return out
+
     def bucket(self, ids: Array, mask: Array, pixels: Array | None, pictures: dict[str, Array], new: int) -> int:
         """The smallest bucket that takes this batch. Raises InputError naming the buckets and why each does not."""
         if ids.ndim != 2 or mask.shape != ids.shape:
             raise InputError(f"input_ids and attention_mask must be [B, S], got {ids.shape} and {mask.shape}")
+        if not ids.size:
+            raise InputError(f"the prompt is empty: input_ids have the shape {ids.shape}")
         if not mask[:, -1].all():
             raise InputError("the batch is padded on the right; pad on the left (processor.tokenizer.padding_side = 'left')")
         reasons, best = [], None
         for number, bucket in enumerate(self.manifest["buckets"]):
-            why = _refusal(bucket, self.manifest["placeholders"], ids, mask, pixels, pictures, new)
+            why = _refusal(bucket, self.manifest["placeholders"], ids, mask, pixels, self._differing(number, pictures, len(ids)), new)
             if why:
                 reasons.append(f"bucket {number} ({_describe(bucket)}): {why}")
             elif best is None or bucket["prompt_tokens"] < self.manifest["buckets"][best]["prompt_tokens"]:
@@ -113,7 +125,7 @@ def _describe(bucket: dict[str, Any]) -> str:
 
 
 def _refusal(bucket: dict[str, Any], placeholders: list[int], ids: Array, mask: Array, pixels: Array | None,
-             pictures: dict[str, Array], new: int) -> str:  # fmt: skip
+             differing: list[str], new: int) -> str:  # fmt: skip
     """Why `bucket` does not take a batch; empty if it does."""
     visual = (np.isin(ids, placeholders) & (mask != 0)).sum(1)
     real, whole = mask.astype(bool).sum(1), sum(bucket["images"])
@@ -130,10 +142,7 @@ def _refusal(bucket: dict[str, Any], placeholders: list[int], ids: Array, mask: 
         shape = [per_row * rows, *bucket["pixel_values"][1:]]
         checks.append((list(pixels.shape) != shape, f"pixel_values have the shape {list(pixels.shape)}"))
         checks.append((not (visual == whole).all(), f"rows hold {visual.tolist()} visual tokens, every one must hold {whole}"))
-        for name, expected in bucket["pictures"].items():
-            got = pictures.get(name)
-            same = got is None or np.array_equal(got, np.asarray(expected)[: len(got)])
-            checks.append((not same, f"{name} differs"))
+        checks.append((bool(differing), f"{', '.join(differing)} differ from what the bucket was made for"))
     return "; ".join(message for wrong, message in checks if wrong)
 
 
@@ -154,16 +163,15 @@ def load(
     return VLM(home, manifest, providers, session_options)
 
 
-def _is_array(x: Any) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
-
-
 def _kind(x: Any) -> str:
     return type(x).__module__.partition(".")[0]
 
 
 def _array(x: Any) -> Array:
-    return x.detach().cpu().numpy() if _kind(x) == "torch" else np.asarray(x)
+    if _kind(x) != "torch":
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()  # NumPy has no bfloat16
 
 
 def _back(x: Array, kind: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from lightvlm_fx.errors import ArtifactError
 
 MANIFEST = "lightvlm.json"
+WEIGHTS = "model.onnx.data"
 SCHEMA_VERSION = 1
 REQUIRED = ("target", "dtype", "architecture", "schedule", "fingerprint", "placeholders", "buckets", "files")
 
@@ -30,9 +31,16 @@ def read(folder: str | Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if key not in manifest]
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}; export again")
-    for name in (*manifest["files"], *_named(manifest)):
-        inside(home, name)
-    unlisted = sorted(set(_named(manifest)) - set(manifest["files"]))
+    try:
+        named = _named(manifest)
+        for noted in manifest["files"].values():
+            if not isinstance(noted["sha256"], str) or not isinstance(noted["bytes"], int):
+                raise TypeError(f"a file has the entry {noted!r}")
+        for name in (*manifest["files"], *named):
+            inside(home, name)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not built as a manifest is: {type(error).__name__} {error}; export again") from error
+    unlisted = sorted(set(named) - set(manifest["files"]))
     if unlisted:
         raise ArtifactError(f"{path} names {', '.join(unlisted)} without a hash; export again")
     return manifest
@@ -40,8 +48,9 @@ def read(folder: str | Path) -> dict[str, Any]:
 
 def _named(manifest: dict[str, Any]) -> list[str]:
     """Every file that the manifest tells to open."""
-    return [name for bucket in manifest["buckets"]
-            for name in (*(stage["file"] for stage in bucket["stages"].values()), *bucket["samples"].values())]  # fmt: skip
+    shared = [] if manifest["target"] == "torch-export" else [WEIGHTS]
+    return shared + [name for bucket in manifest["buckets"]
+                     for name in (*(stage["file"] for stage in bucket["stages"].values()), *bucket["samples"].values())]  # fmt: skip
 
 
 def inside(home: Path, name: str) -> Path:

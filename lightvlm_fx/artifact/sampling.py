@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,10 +27,17 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "seed"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise InputError(f"{name} must be a whole number, 0 or more, got {value!r}")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"{name} must be a finite number, got {value!r}")
         for wrong, message in (
             (self.temperature <= 0, f"temperature must be above 0, got {self.temperature}; greedy is do_sample=False"),
             (not 0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}"),
-            (self.top_k < 0, f"top_k must be 0 (off) or more, got {self.top_k}"),
             (self.repetition_penalty <= 0, f"repetition_penalty must be above 0, got {self.repetition_penalty}"),
         ):
             if wrong:
@@ -45,7 +53,8 @@ class Sampling:
         unknown = sorted(set(options) - known - set(GREEDY_ONLY))
         if unknown:
             raise NotSupported(f"generate() of an artifact does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
-        return Sampling(**{k: v for k, v in options.items() if k in known and v is not None})
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items() if k in known and v is not None}
+        return Sampling(**plain)
 
     def start(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -73,7 +82,7 @@ class Sampling:
             scores = np.where(dropped, -np.inf, scores)
         probabilities = _softmax(scores).astype(np.float64)
         edges = np.cumsum(probabilities / probabilities.sum(1, keepdims=True), 1)
-        picked = (edges < random.random((len(edges), 1))).sum(1)
+        picked = (edges <= random.random((len(edges), 1))).sum(1)
         return np.minimum(picked, scores.shape[1] - 1)
 
 

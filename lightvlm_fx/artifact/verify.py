@@ -77,6 +77,9 @@ def verify(folder: str | Path, *, providers: Sequence[str] = CPU) -> Verdict:
         return verdict
     verdict.lint, skipped = lint(home, manifest, providers)
     verdict.skipped += skipped
+    if verdict.lint:
+        verdict.skipped.append("parity: the graphs are not what the target takes")
+        return verdict
     if manifest["target"] == "torch-export":
         verdict.skipped.append("parity: ONNX Runtime does not run torch-export stages; lightvlm.export checked them")
         return verdict

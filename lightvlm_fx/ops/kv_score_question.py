@@ -19,7 +19,8 @@ def kv_score_question(q: Tensor, k: Tensor, segment: Tensor, scale: float, promp
     here = torch.arange(segment.shape[1], device=segment.device)
     if prompt:
         last = torch.where(visual, here, -1).amax(1, keepdim=True)
-        first = int(last.min()) + 1  # rows that are no question in any row of the batch are not computed
+        # rows that are no question in any row of the batch are not computed; an exported graph cannot know which
+        first = 0 if torch.compiler.is_exporting() else int(last.min()) + 1
         rows = ((segment == TEXT) & (here > last))[:, first:].float()
         q = q[:, :, first:]
     else:

@@ -20,10 +20,8 @@ TIGHT = {
 OTHERS = {"another picture": {"text": (9,), "seed": 11}, "shorter": {"text": (6,), "seed": 4}, "longer": {"text": (20,), "seed": 5}}
 
 
-SMOLVLM = pytest.mark.xfail(reason="the vision tower's output has a symbolic size: TypeError in onnx_graph.signature", strict=True)
 
-
-@pytest.fixture(scope="module", params=[pytest.param(f, marks=SMOLVLM) if f == "smolvlm" else f for f in TIGHT])
+@pytest.fixture(scope="module", params=list(TIGHT))
 def pair(request, shelf):
     """A family's tiny model, the same compiled, and its artifact."""
     tiny, schedule = zoo.build(request.param, layers=2), TIGHT[request.param]
@@ -47,7 +45,6 @@ def test_llava_answers_as_the_compiled_model(bounded, tiny):
         check_same(fast, vlm, tiny.inputs(images=(1,), **other), 30)
 
 
-@pytest.mark.xfail(strict=True, reason="arguments of more than 64 elements are constants of the bucket that the manifest does not hold")
 def test_a_masked_picture_is_not_taken_for_a_whole_one(shelf):
     """The mask of a picture's real pixels is a constant of the bucket: another one is refused."""
     tiny = zoo.build("aria", layers=2)

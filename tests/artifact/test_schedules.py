@@ -26,10 +26,9 @@ SCHEDULES = {  # h2o, scissorhands and streaming-llm are in test_artifact_famili
     "lightvlm, a share": Schedule.preset("lightvlm", keep=0.5, layers=(1,), capacity=0.4),
 }
 ENDLESS = ("periodic",)
-SORT = pytest.mark.xfail(strict=True, reason="exporting aten.sort whose second result alone is read: KeyError 'val' in torch.onnx")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SORT) if n in ("mask", "periodic") else n for n in SCHEDULES])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_answers_as_the_compiled_model(name, shelf, tiny):
     def write(folder):
         lightvlm.export(tiny.model, SCHEDULES[name], folder, inputs=tiny.inputs(text=(9,), images=(1,)), prompt_tokens=56, new_tokens=NEW)
