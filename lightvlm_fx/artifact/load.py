@@ -142,7 +142,7 @@ def _refusal(bucket: dict[str, Any], placeholders: list[int], ids: Array, mask: 
         shape = [per_row * rows, *bucket["pixel_values"][1:]]
         checks.append((list(pixels.shape) != shape, f"pixel_values have the shape {list(pixels.shape)}"))
         checks.append((not (visual == whole).all(), f"rows hold {visual.tolist()} visual tokens, every one must hold {whole}"))
-        checks.append((bool(differing), f"{', '.join(differing)} differ from what the bucket was made for"))
+        checks.append((bool(differing), f"{' and '.join(differing)} differs from what the bucket was made for"))
     return "; ".join(message for wrong, message in checks if wrong)
 
 

@@ -32,9 +32,9 @@ def bodies() -> dict[Any, Callable[..., Any]]:
 class InAten(TorchFunctionMode):
     """While active, a traced `lightvlm` op leaves its body's ATen calls in the graph.
 
-    Sorts become TopK over everything, attention masks additive and finite. So that cache writes stay in place in an
-    exported graph, they are scatters along the buffers' own axis: an index_copy would become a scatter over transposed
-    buffers, which copies them.
+    An argsort is written as the sort that exporters know, attention masks are additive and finite. So that cache writes
+    stay in place in an exported graph, they are scatters along the buffers' own axis: an index_copy would become a
+    scatter over transposed buffers, which copies them.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,8 +53,8 @@ class InAten(TorchFunctionMode):
             x, dim, index, fill = args
             shape = [*x.shape[:dim], len(index), *x.shape[dim + 1 :]]
             return x.scatter_(dim, _along(index, dim, x.new_empty(shape)), fill)
-        if name.partition(".")[0] in ("sort", "argsort"):
-            return _sorted(name, *args, **kwargs)
+        if name == "argsort":
+            return torch.sort(*args, **kwargs | {"stable": True}).indices
         if name == "scaled_dot_product_attention":
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
             kwargs = dict(zip(names, args, strict=False)) | kwargs
@@ -62,12 +62,6 @@ class InAten(TorchFunctionMode):
                 kwargs["attn_mask"] = _whole(kwargs["attn_mask"], kwargs["query"], kwargs["key"])
             return func(**kwargs)
         return func(*args, **kwargs)
-
-
-def _sorted(name: str, x: Tensor, dim: int = -1, descending: bool = False, *, stable: bool = True) -> Any:
-    """A sort as TopK, which in ONNX is stable: of equal values the earlier comes first."""
-    found = torch.topk(x, x.shape[dim], dim, largest=descending, sorted=True)
-    return found.indices if name.startswith("argsort") else found
 
 
 def _whole(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ SCHEDULES = {  # h2o, scissorhands and streaming-llm are in test_artifact_famili
     "periodic": Schedule(kv=bound(when="periodic", every=6)),
     "snapkv behind compact positions": Schedule(cuts=(COMPACT,), kv=Schedule.preset("snapkv", capacity=14, window=4).kv),
     "aircache": Schedule.preset("aircache", capacity=0.25),
+    "sparsevila": Schedule.preset("sparsevila", score="density", capacity=0.4),
     "look-m": Schedule.preset("look-m", capacity=20, recent=4),
     "lightvlm, a share": Schedule.preset("lightvlm", keep=0.5, layers=(1,), capacity=0.4),
 }
