@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor
+
+try:
+    import onnx_ir as ir
+except ImportError as error:
+    raise ImportError("lightvlm.export needs onnx, onnx-ir and onnxscript: pip install 'lightvlm-fx[onnx]', or [onnx-cpu]") from error
 
 from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION

@@ -26,7 +26,10 @@ class Stages:
     """Sessions over one bucket's graphs."""
 
     def __init__(self, folder: Path, bucket: dict[str, Any], providers: list[str], session_options: Any, quantised: bool) -> None:
-        import onnxruntime
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError("an artifact needs ONNX Runtime: pip install onnxruntime-gpu, or onnxruntime without a GPU") from error
 
         onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
         self.runtime, self.bucket = onnxruntime, bucket

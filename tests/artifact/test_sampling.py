@@ -125,7 +125,8 @@ def test_half_precision_logits_do_not_overflow():
 @pytest.mark.parametrize(("options", "message"), [
     ({"temperature": 0.0}, "temperature must be above 0, got 0.0; greedy is do_sample=False"),
     ({"temperature": -1.0}, "temperature must be above 0"), ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
-    ({"top_p": 1.01}, "top_p must be in"), ({"top_p": float("nan")}, "top_p must be a finite number"), ({"top_k": -1}, "top_k must be a whole number, 0 or more, got -1"),
+    ({"top_p": 1.01}, "top_p must be in"), ({"top_p": float("nan")}, "top_p must be a finite number"),
+    ({"top_k": -1}, "top_k must be a whole number, 0 or more, got -1"),
     ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
 ])  # fmt: skip
 def test_refuses_bad_values(options, message):
