@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,62 +11,23 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from lightvlm_fx.errors import LightVLMError, ScheduleError
-from lightvlm_fx.schedule import Schedule
-
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Make vision-language models cheap to run."
+from lightvlm_fx.cli_base import (
+    Backend,
+    File,
+    Keep,
+    Model,
+    Preset,
+    app,
+    bench,
+    err,
+    load_model,
+    number,
+    out,
+    preset_of,
+    schedule_of,
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure speed, ratios first.")
-app.add_typer(bench, name="bench")
-out = Console()
-err = Console(stderr=True)
-
-Keep = Annotated[str, typer.Option(help="Visual tokens left at the end: a ratio (0.35) or a count (64).")]
-Preset = Annotated[str, typer.Option("--preset", "-p", help="Preset, see `lightvlm presets`; with options as in h2o:capacity=96.")]
-File = Annotated[Path | None, typer.Option("--schedule", "-s", help="Schedule file (TOML); replaces --preset and --keep.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name (default: the bundled model).")]
-Backend = Annotated[str, typer.Option(help="torch.compile backend, or eager.")]
-
-
-def _schedule(preset: str, keep: str | None, file: Path | None) -> Schedule:
-    if file:
-        return Schedule.load(file)
-    return _with_options(preset, []) if keep is None else _with_options(preset, [], keep=_number(keep))
-
-
-def _with_options(preset: str, more: list[str], **options: Any) -> Schedule:
-    """The preset of `name:option=value:...`, with the options that all get."""
-    name, *own = preset.split(":")
-    for part in [*more, *own]:
-        key, equals, text = part.partition("=")
-        if not equals:
-            raise ScheduleError(f"{preset}: an option of a preset is written name=value, got {part!r}")
-        options[key] = _option(text)
-    return Schedule.preset(name, **options)
-
-
-def _number(text: str) -> float | int | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _load(name: str | None) -> tuple[Any, Any]:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    if name is None:
-        from lightvlm_fx.bundled import load
-
-        return load()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    return AutoModelForImageTextToText.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+from lightvlm_fx.errors import LightVLMError
+from lightvlm_fx.schedule import Schedule
 
 
 @app.command()
@@ -92,7 +52,7 @@ def explain(
     """What a schedule will do to a model: tokens per layer, FLOPs, KV bytes. Runs nothing."""
     import lightvlm_fx as lightvlm
 
-    out.print(str(lightvlm.explain(_load(model)[0], _schedule(preset, keep, file))), highlight=False)
+    out.print(str(lightvlm.explain(load_model(model)[0], schedule_of(preset, keep, file))), highlight=False)
 
 
 @app.command()
@@ -105,13 +65,13 @@ def demo(
     """Ask the full and the compiled model the same questions; show answers, tokens per layer and time."""
     from lightvlm_fx.pictures import open_picture
 
-    schedule = _schedule(preset, keep, file)
+    schedule = schedule_of(preset, keep, file)
     opened = [(p.name, open_picture(p), question or ["describe the picture ."]) for p in pictures or []]
     with err.status("loading the model") as status:
         import lightvlm_fx as lightvlm
         from lightvlm_fx import demo as program
 
-        source, processor = _load(model)
+        source, processor = load_model(model)
         items = opened or [(p.stem, open_picture(p), question or asked) for p, asked in program.bundled()]
         out.print(str(lightvlm.explain(source, schedule)), highlight=False)
         fast = lightvlm.compile(source, schedule, backend=backend)
@@ -140,14 +100,14 @@ def show(
     """Draw which patches survive, and which were merged into which, stage by stage."""
     from lightvlm_fx.pictures import open_picture
 
-    opened, schedule = open_picture(picture), _schedule(preset, keep, file)
+    opened, schedule = open_picture(picture), schedule_of(preset, keep, file)
     if not schedule.cuts:
         raise LightVLMError(f"schedule {schedule.name!r} reduces nothing, so there is nothing to show")
     import lightvlm_fx as lightvlm
     from lightvlm_fx import show as painter
     from lightvlm_fx.demo import ask
 
-    source, processor = _load(model)
+    source, processor = load_model(model)
     fast = lightvlm.compile(source, schedule, backend="eager")
     text, _ = ask(fast, processor, opened, question)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -184,10 +144,10 @@ def evaluate(
     schedules: dict[str, Schedule] = {}
     for share in capacity or []:
         for given in preset or ["lightvlm"]:
-            schedules[f"{given}, cache {share}"] = _with_options(given, option or [], capacity=_number(share))
+            schedules[f"{given}, cache {share}"] = preset_of(given, option or [], capacity=number(share))
     for ratio in [] if capacity else keep or [0.35, 0.03]:
         for given in preset or ["lightvlm"]:
-            schedules[f"{given} @ {ratio:g}"] = schedule = _with_options(given, option or [], keep=ratio)
+            schedules[f"{given} @ {ratio:g}"] = schedule = preset_of(given, option or [], keep=ratio)
         if baselines:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
@@ -254,13 +214,6 @@ def _drift_table(drifts: list[Any]) -> Table:
             cells.append(f"{nats.mean():.5f}" + ("" if rival is drift else f" ({more:+.5f} ± {error:.5f})"))
         table.add_row(drift.name, *cells)
     return table
-
-
-def _option(text: str) -> Any:
-    """`2,4,6` as a tuple of numbers, `0.5` as a number, anything else as it is."""
-    if "," in text:
-        return tuple(_number(part) for part in text.split(",") if part)
-    return {"true": True, "false": False}.get(text.lower(), _number(text))
 
 
 @bench.command("prefill")
@@ -355,7 +308,7 @@ def bench_answer(
 
     chosen = program.shape(shape, layers)
     with err.status("building the model") as status:
-        made = answer(chosen, _with_options(preset, []), new=length, text=text, backend=backend, dtype=getattr(torch, dtype),
+        made = answer(chosen, preset_of(preset, []), new=length, text=text, backend=backend, dtype=getattr(torch, dtype),
                       device=device, tell=lambda n: status.update(f"token {n} of {length}"))  # fmt: skip
     title = f"one answer, {preset}, {chosen}, {text} text tokens, {dtype}, {backend}"
     table = Table("tokens", "ms a token", "peak MiB", "graphs compiled", title=title)

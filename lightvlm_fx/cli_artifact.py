@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lightvlm_fx.cli import File, Preset, _load, _schedule, _with_options, app, bench, err, out
+from lightvlm_fx.cli_base import File, Preset, app, bench, err, load_model, out, preset_of, schedule_of
 from lightvlm_fx.errors import InputError
 
 Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
@@ -42,9 +42,9 @@ def export(
     from lightvlm_fx.exporters.example import example
     from lightvlm_fx.pictures import open_picture
 
-    schedule = _schedule(preset, keep, file)
+    schedule = schedule_of(preset, keep, file)
     with err.status("loading the model") as status:
-        source, processor = _load(model)
+        source, processor = load_model(model)
         opened = [[open_picture(path)] * images for path in image or []]
         sizes = opened or [[]]
         batches = [example(processor, pictures, rows=rows, images=images) for pictures in sizes]
@@ -153,7 +153,7 @@ def bench_artifact(
 
     chosen = program.shape(shape, layers)
     with err.status("building the model") as status:
-        found = compare(chosen, _with_options(preset, []), text=text, repeats=repeats, tell=status.update)
+        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, tell=status.update)
     title = f"ONNX Runtime on CPU, {preset}, {chosen}, {text} text tokens, float32"
     table = Table("", "transformers' export", "artifact", "ratio", title=title)
     theirs, ours = found.prefill

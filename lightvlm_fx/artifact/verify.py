@@ -39,7 +39,9 @@ class Verdict:
 
     def __str__(self) -> str:
         def line(name: str, wrong: list[str], good: str) -> list[str]:
-            return [f"{name:<8} {'FAILED' if wrong else 'ok':<7} {'' if wrong else good}".rstrip(), *(f"  {w}" for w in wrong)]
+            left_out = any(what.startswith(name) or f"and {name}" in what for what in self.skipped)
+            said = "FAILED" if wrong else "skipped" if left_out else "ok"
+            return [f"{name:<8} {said:<8} {good if said == 'ok' else ''}".rstrip(), *(f"  {w}" for w in wrong)]
 
         rows = line("files", self.files, "every file has the hash that the manifest says")
         rows += line("lint", self.lint, "operators, opset, shapes and weights are what the target takes")
@@ -47,7 +49,7 @@ class Verdict:
         if self.parity is not None:
             tokens = "equal" if self.parity["tokens_equal"] else "differ"
             shown = f"logits within {self.parity['logits']:.1e} of the largest, tokens {tokens}"
-        rows += line("parity", self.parity_wrong, shown or "not run")
+        rows += line("parity", self.parity_wrong, shown)
         return "\n".join([*rows, *(f"skipped: {what}" for what in self.skipped)])
 
 

@@ -1,0 +1,74 @@
+"""What the files of the command line share: the applications, common options, and how a schedule or a model is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lightvlm_fx.errors import ScheduleError
+from lightvlm_fx.schedule import Schedule
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Make vision-language models cheap to run."
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure speed, ratios first.")
+app.add_typer(bench, name="bench")
+out = Console()
+err = Console(stderr=True)
+
+Keep = Annotated[str, typer.Option(help="Visual tokens left at the end: a ratio (0.35) or a count (64).")]
+Preset = Annotated[str, typer.Option("--preset", "-p", help="Preset, see `lightvlm presets`; with options as in h2o:capacity=96.")]
+File = Annotated[Path | None, typer.Option("--schedule", "-s", help="Schedule file (TOML); replaces --preset and --keep.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name (default: the bundled model).")]
+Backend = Annotated[str, typer.Option(help="torch.compile backend, or eager.")]
+
+
+def schedule_of(preset: str, keep: str | None, file: Path | None) -> Schedule:
+    if file:
+        return Schedule.load(file)
+    return preset_of(preset, []) if keep is None else preset_of(preset, [], keep=number(keep))
+
+
+def preset_of(preset: str, more: list[str], **options: Any) -> Schedule:
+    """The preset of `name:option=value:...`, with the options that all get."""
+    name, *own = preset.split(":")
+    for part in [*more, *own]:
+        key, equals, text = part.partition("=")
+        if not equals:
+            raise ScheduleError(f"{preset}: an option of a preset is written name=value, got {part!r}")
+        options[key] = option_value(text)
+    return Schedule.preset(name, **options)
+
+
+def number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def load_model(name: str | None) -> tuple[Any, Any]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if name is None:
+        from lightvlm_fx.bundled import load
+
+        return load()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    return AutoModelForImageTextToText.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+
+
+def option_value(text: str) -> Any:
+    """`2,4,6` as a tuple of numbers, `0.5` as a number, anything else as it is."""
+    if "," in text:
+        return tuple(number(part) for part in text.split(",") if part)
+    return {"true": True, "false": False}.get(text.lower(), number(text))
