@@ -53,9 +53,10 @@ class Compared:
 
 
 def compare(
-    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, tell: Callable[[str], None] = lambda what: None
-) -> Compared:
-    """Export and measure. `text` tokens around the picture; the prompt fills the bucket."""
+    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = False,
+    tell: Callable[[str], None] = lambda what: None,
+) -> Compared:  # fmt: skip
+    """Export and measure. `text` tokens around the picture; the prompt fills the bucket. `prepack` as in `lightvlm.load`."""
     model = build(shape, "cpu", torch.float32)
     inputs = example(model, shape, 1, text, "cpu", torch.float32)
     weights = sum(p.nbytes for p in model.get_decoder().parameters())
@@ -71,7 +72,7 @@ def compare(
         del model
         data = (home / "ours" / "model.onnx.data").stat().st_size
         before = unique_bytes()
-        ours = Ours(made)
+        ours = Ours(made, prepack)
         resident = unique_bytes() - before
         theirs = Theirs(home, inputs["input_ids"].shape[1])
         tell("measuring")
@@ -126,8 +127,8 @@ def _timed(run: Callable[[], Any]) -> float:
 class Ours:
     """The artifact's language model, fed with its recorded sample."""
 
-    def __init__(self, made: Artifact) -> None:
-        self.stages = made.load(verify=False).stages()
+    def __init__(self, made: Artifact, prepack: bool) -> None:
+        self.stages = made.load(verify=False, prepack=prepack).stages()
         names = made.manifest["buckets"][0]["samples"]
         kinds = ("input_ids", "attention_mask", "pixel_values")
         self.ids, self.mask, self.pixels = (np.load(made.path / names[f"inputs.{kind}"]) for kind in kinds)

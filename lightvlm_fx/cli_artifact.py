@@ -146,6 +146,7 @@ def bench_artifact(
     preset: Preset = "lightvlm:capacity=512",
     text: Annotated[int, typer.Option(help="Text tokens around the picture.")] = 64,
     repeats: Annotated[int, typer.Option(help="Turns of each side.")] = 5,
+    prepack: Annotated[bool, typer.Option(help="The artifact's sessions rearrange weights into memory of their own.")] = False,
 ) -> None:
     """An artifact beside the same model as transformers' own exporter writes it, both on ONNX Runtime's CPU."""
     from lightvlm_fx import bench as program
@@ -153,7 +154,7 @@ def bench_artifact(
 
     chosen = program.shape(shape, layers)
     with err.status("building the model") as status:
-        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, tell=status.update)
+        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, prepack=prepack, tell=status.update)
     title = f"ONNX Runtime on CPU, {preset}, {chosen}, {text} text tokens, float32"
     table = Table("", "transformers' export", "artifact", "ratio", title=title)
     theirs, ours = found.prefill

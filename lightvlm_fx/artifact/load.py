@@ -24,8 +24,11 @@ DEFAULT_NEW_TOKENS = 20  # transformers' own, where neither the call nor generat
 class VLM:
     """An artifact with its sessions open. `generate` takes NumPy arrays or tensors, and returns the kind it was given."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], providers: Sequence[str], session_options: Any) -> None:
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False
+    ) -> None:
         self.folder, self.manifest = folder, manifest
+        self.prepack = prepack or manifest["dtype"] == "int8"
         self.providers, self.session_options = list(providers), session_options
         noted = folder / "generation_config.json"
         self.defaults: dict[str, Any] = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
@@ -35,7 +38,7 @@ class VLM:
         """The sessions of one bucket, opened at first use."""
         if bucket not in self._stages:
             self._stages[bucket] = Stages(
-                self.folder, self.manifest["buckets"][bucket], self.providers, self.session_options, self.manifest["dtype"] == "int8"
+                self.folder, self.manifest["buckets"][bucket], self.providers, self.session_options, self.prepack
             )
         return self._stages[bucket]
 
@@ -147,9 +150,13 @@ def _refusal(bucket: dict[str, Any], placeholders: list[int], ids: Array, mask: 
 
 
 def load(
-    folder: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",), session_options: Any = None, verify: bool = True
-) -> VLM:
+    folder: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",), session_options: Any = None, verify: bool = True,
+    prepack: bool = False,
+) -> VLM:  # fmt: skip
     """The artifact in `folder`, ready to answer. Opens no session before the first answer.
+
+    With `prepack`, each session rearranges its weights into memory of its own, instead of reading the mapped file that
+    all share: docs/benchmarks.md says what that gives and costs. `session_options`, onnxruntime's own, replace both.
 
     With `verify` (the default) every file is hashed first. Raises ArtifactError for a folder that is none, changed
     files, a newer schema, paths or links that lead out of the folder, or a target that ONNX Runtime does not run.
@@ -160,7 +167,7 @@ def load(
         raise ArtifactError(f"{home} was exported for torch-export; open its stages with torch.export.load")
     if verify and (wrong := differing(home, manifest)):
         raise ArtifactError(f"{home} is not what was exported:\n  " + "\n  ".join(wrong) + "\nexport again, or copy the whole folder again")
-    return VLM(home, manifest, providers, session_options)
+    return VLM(home, manifest, providers, session_options, prepack)
 
 
 def _kind(x: Any) -> str:

@@ -14,10 +14,10 @@ Array = NDArray[Any]
 PAST, PRESENT = "past_key_values.", "present."
 
 
-def default_options(runtime: Any, quantised: bool) -> Any:
+def default_options(runtime: Any, prepack: bool) -> Any:
     """Sessions that read float weights from the mapped file, instead of a rearranged copy each (docs/decisions/0008)."""
     options = runtime.SessionOptions()
-    if not quantised:
+    if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
@@ -25,7 +25,7 @@ def default_options(runtime: Any, quantised: bool) -> Any:
 class Stages:
     """Sessions over one bucket's graphs."""
 
-    def __init__(self, folder: Path, bucket: dict[str, Any], providers: list[str], session_options: Any, quantised: bool) -> None:
+    def __init__(self, folder: Path, bucket: dict[str, Any], providers: list[str], session_options: Any, prepack: bool) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -33,7 +33,7 @@ class Stages:
 
         onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
         self.runtime, self.bucket = onnxruntime, bucket
-        options = session_options or default_options(onnxruntime, quantised)
+        options = session_options or default_options(onnxruntime, prepack)
         self.sessions = {
             name: onnxruntime.InferenceSession(str(inside(folder, stage["file"])), options, providers=providers)
             for name, stage in bucket["stages"].items()

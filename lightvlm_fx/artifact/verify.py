@@ -56,7 +56,7 @@ class Verdict:
 def parity(folder: str | Path, manifest: dict[str, Any], providers: Sequence[str] = CPU) -> dict[str, Any]:
     """Run the samples recorded at export: largest difference of logits, of the largest, and whether greedy tokens agree."""
     home = Path(folder)
-    vlm = VLM(home, manifest, providers, None)
+    vlm = VLM(home, manifest, providers)
     worst, equal = 0.0, True
     for number, bucket in enumerate(manifest["buckets"]):
         arrays = {name: np.load(inside(home, file), allow_pickle=False) for name, file in bucket["samples"].items()}
