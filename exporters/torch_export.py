@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 import torch._inductor
+from torch import nn
 
 from lightvlm_fx.errors import NotSupported
-from lightvlm_fx.exporters.build import StageExport
 from lightvlm_fx.ops.bodies import InAten
 
 
-def save(stage: StageExport, path: Path, aot_inductor: bool = False) -> dict[str, Any]:
+def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], path: Path, aot_inductor: bool = False) -> dict[str, Any]:
     """Write one stage, as ATen alone; returns its entry of the manifest.
 
     With `aot_inductor`, also the stage compiled for this machine, `<stage>.aoti.pt2`, which `torch._inductor.aoti_load_package`
     opens. Raises NotSupported with the compiler's own words where it does not build.
     """
     with torch.no_grad(), InAten():
-        exported = torch.export.export(stage.module, (), dict(stage.inputs), strict=False)
+        exported = torch.export.export(module, (), dict(inputs), strict=False)
     torch.export.save(exported, path)
     if aot_inductor:
         try:
@@ -35,7 +35,7 @@ def save(stage: StageExport, path: Path, aot_inductor: bool = False) -> dict[str
     for node in exported.graph.nodes:
         if node.op == "call_function":
             found[str(node.target)] = found.get(str(node.target), 0) + 1
-    return {"file": path.name, "inputs": _of(stage.inputs), "outputs": _of(stage.outputs), "operators": dict(sorted(found.items()))}
+    return {"file": path.name, "inputs": _of(inputs), "outputs": _of(outputs), "operators": dict(sorted(found.items()))}
 
 
 def _of(values: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "compile": "lightvlm_fx.compiler",
-    "export": "lightvlm_fx.exporters.export",
+    "export": "lightvlm_fx.exporting.export",
     "load": "lightvlm_fx.artifact.load",
     "verify": "lightvlm_fx.artifact.verify",
     "explain": "lightvlm_fx.explanation",
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lightvlm_fx.compiler import compile
     from lightvlm_fx.errors import LightVLMError
     from lightvlm_fx.explanation import Explanation, explain
-    from lightvlm_fx.exporters.export import export
+    from lightvlm_fx.exporting.export import export
     from lightvlm_fx.report import Report
     from lightvlm_fx.schedule import Cut, Schedule
 

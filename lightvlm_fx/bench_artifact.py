@@ -23,7 +23,7 @@ import torch
 
 from lightvlm_fx.bench import Shape, build, example
 from lightvlm_fx.explanation import explain
-from lightvlm_fx.exporters.export import Artifact, export
+from lightvlm_fx.exporting.export import Artifact, export
 from lightvlm_fx.schedule import Schedule
 
 LENGTHS = (64, 1024, 4096)

@@ -39,7 +39,7 @@ def export(
 ) -> None:  # fmt: skip
     """Write a folder that runs a model under a schedule on ONNX Runtime, TensorRT or torch.export."""
     import lightvlm_fx as lightvlm
-    from lightvlm_fx.exporters.example import example
+    from lightvlm_fx.exporting.example import example
     from lightvlm_fx.pictures import open_picture
 
     schedule = schedule_of(preset, keep, file)

@@ -10,7 +10,7 @@ from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
 
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import NotSupported
-from lightvlm_fx.exporters.backend import LightVLMConfig, LightVLMExporter
+from lightvlm_fx.exporting.backend import LightVLMConfig, LightVLMExporter
 
 
 def exporter():
@@ -28,7 +28,7 @@ def test_transformers_finds_it():
 def test_its_components_are_the_stages(tmp_path):
     tiny = zoo.build("llava", layers=2)
     inputs = tiny.inputs(text=(9,), images=(1,))
-    config = LightVLMConfig(schedule="fastv", prompt_tokens=48, new_tokens=8)
+    config = LightVLMConfig(schedule="none", prompt_tokens=48, new_tokens=8)
     exported = exporter().export_for_generation(tiny.model, inputs, config)
     assert list(exported.components) == ["vision", "embed", "prefill", "decode"]
     exported.save_pretrained(tmp_path)

@@ -117,6 +117,13 @@ def test_bench_prints_ratios(run):
         assert part in text
 
 
+def test_bench_artifact_prints_ratios(run):
+    code, text, _ = run("bench", "artifact", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--text", "9")
+    assert code == 0
+    for part in ("prefill", "step behind 4096 tokens", "steps of an answer of 1024", "by FLOPs", "weight file", "resident", "torch 2."):
+        assert part in text
+
+
 def test_bench_answer_watches_one_long_answer(run):
     words = ("--shape", "tiny", "--backend", "eager", "--length", "800", "--dtype", "float32", "-p", "lightvlm:capacity=40")
     code, text, _ = run("bench", "answer", *words)

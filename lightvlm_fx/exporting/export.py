@@ -25,12 +25,12 @@ from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION
 from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import InputError, UnknownName
-from lightvlm_fx.exporters.build import Built, build
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
 from lightvlm_fx.exporters.precision import DTYPES, cast, quantise
 from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, build_script, check_dialect
 from lightvlm_fx.exporters.weights import WeightFile
+from lightvlm_fx.exporting.build import Built, build
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported
 from lightvlm_fx.schedule import Schedule
@@ -124,7 +124,7 @@ def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
     if inputs is None:
         if processor is None:
             raise InputError("export needs inputs=, an example batch, or processor=, to make one: they fix the sizes of pictures")
-        from lightvlm_fx.exporters.example import example
+        from lightvlm_fx.exporting.example import example
 
         inputs = example(processor)
     several = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
@@ -163,7 +163,7 @@ def _write_bucket(
         if weights is None:
             from lightvlm_fx.exporters.torch_export import save
 
-            stages[name] = save(stage, folder / f"{name}{suffix}.pt2", aot_inductor)
+            stages[name] = save(stage.module, stage.inputs, stage.outputs, folder / f"{name}{suffix}.pt2", aot_inductor)
             continue
         graph = to_onnx(name, stage.module, stage.inputs, DIALECT_OPSET if target == "tensorrt" else OPSET)
         if dtype == "int8" and name in ("prefill", "decode"):

@@ -18,8 +18,8 @@ from transformers.exporters.metadata import ExportMetadata
 
 from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import NotSupported
-from lightvlm_fx.exporters.build import build
 from lightvlm_fx.exporters.onnx_graph import OPSET, to_onnx_with_metadata
+from lightvlm_fx.exporting.build import build
 from lightvlm_fx.locate import check_supported
 
 FORMAT = "lightvlm"

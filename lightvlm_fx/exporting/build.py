@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightvlm_fx.errors import CaptureError, NotSupported
-from lightvlm_fx.exporters.bucket import Bucket, capture_bucket
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt
-from lightvlm_fx.exporters.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
 from lightvlm_fx.exporters.vision import vision_stage
+from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
+from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
 from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.layout import Layout, Placeholders
 from lightvlm_fx.ops.segments import TEXT
