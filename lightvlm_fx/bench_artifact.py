@@ -53,7 +53,7 @@ class Compared:
 
 
 def compare(
-    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = False,
+    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = True,
     tell: Callable[[str], None] = lambda what: None,
 ) -> Compared:  # fmt: skip
     """Export and measure. `text` tokens around the picture; the prompt fills the bucket. `prepack` as in `lightvlm.load`."""

@@ -146,7 +146,7 @@ def bench_artifact(
     preset: Preset = "lightvlm:capacity=512",
     text: Annotated[int, typer.Option(help="Text tokens around the picture.")] = 64,
     repeats: Annotated[int, typer.Option(help="Turns of each side.")] = 5,
-    prepack: Annotated[bool, typer.Option(help="The artifact's sessions rearrange weights into memory of their own.")] = False,
+    prepack: Annotated[bool, typer.Option(help="The decode session rearranges weights into memory of its own.")] = True,
 ) -> None:
     """An artifact beside the same model as transformers' own exporter writes it, both on ONNX Runtime's CPU."""
     from lightvlm_fx import bench as program

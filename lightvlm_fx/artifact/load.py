@@ -25,10 +25,10 @@ class VLM:
     """An artifact with its sessions open. `generate` takes NumPy arrays or tensors, and returns the kind it was given."""
 
     def __init__(
-        self, folder: Path, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False
+        self, folder: Path, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = True
     ) -> None:
         self.folder, self.manifest = folder, manifest
-        self.prepack = prepack or manifest["dtype"] == "int8"
+        self.prepack = prepack
         self.providers, self.session_options = list(providers), session_options
         noted = folder / "generation_config.json"
         self.defaults: dict[str, Any] = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
@@ -38,7 +38,8 @@ class VLM:
         """The sessions of one bucket, opened at first use."""
         if bucket not in self._stages:
             self._stages[bucket] = Stages(
-                self.folder, self.manifest["buckets"][bucket], self.providers, self.session_options, self.prepack
+                self.folder, self.manifest["buckets"][bucket], self.providers, self.session_options, self.prepack,
+                self.manifest["dtype"] == "int8",
             )
         return self._stages[bucket]
 
@@ -151,12 +152,13 @@ def _refusal(bucket: dict[str, Any], placeholders: list[int], ids: Array, mask: 
 
 def load(
     folder: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",), session_options: Any = None, verify: bool = True,
-    prepack: bool = False,
+    prepack: bool = True,
 ) -> VLM:  # fmt: skip
     """The artifact in `folder`, ready to answer. Opens no session before the first answer.
 
-    With `prepack`, each session rearranges its weights into memory of its own, instead of reading the mapped file that
-    all share: docs/benchmarks.md says what that gives and costs. `session_options`, onnxruntime's own, replace both.
+    With `prepack` (the default), the decode session rearranges its weights into memory of its own, a second copy that makes steps
+    faster; without, it reads the mapped file as the others do. docs/benchmarks.md says what that gives and costs.
+    `session_options`, onnxruntime's own, replace all this.
 
     With `verify` (the default) every file is hashed first. Raises ArtifactError for a folder that is none, changed
     files, a newer schema, paths or links that lead out of the folder, or a target that ONNX Runtime does not run.

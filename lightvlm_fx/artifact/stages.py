@@ -15,7 +15,7 @@ PAST, PRESENT = "past_key_values.", "present."
 
 
 def default_options(runtime: Any, prepack: bool) -> Any:
-    """Sessions that read float weights from the mapped file, instead of a rearranged copy each (docs/decisions/0008)."""
+    """Without `prepack`, a session reads its weights from the mapped file, not a rearranged copy (docs/decisions/0008)."""
     options = runtime.SessionOptions()
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -25,7 +25,8 @@ def default_options(runtime: Any, prepack: bool) -> Any:
 class Stages:
     """Sessions over one bucket's graphs."""
 
-    def __init__(self, folder: Path, bucket: dict[str, Any], providers: list[str], session_options: Any, prepack: bool) -> None:
+    def __init__(self, folder: Path, bucket: dict[str, Any], providers: list[str], session_options: Any,
+                 prepack: bool, quantised: bool) -> None:  # fmt: skip
         try:
             import onnxruntime
         except ImportError as error:
@@ -33,11 +34,10 @@ class Stages:
 
         onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
         self.runtime, self.bucket = onnxruntime, bucket
-        options = session_options or default_options(onnxruntime, prepack)
-        self.sessions = {
-            name: onnxruntime.InferenceSession(str(inside(folder, stage["file"])), options, providers=providers)
-            for name, stage in bucket["stages"].items()
-        }
+        self.sessions = {}
+        for name, stage in bucket["stages"].items():
+            options = session_options or default_options(onnxruntime, quantised or (prepack and name == "decode"))
+            self.sessions[name] = onnxruntime.InferenceSession(str(inside(folder, stage["file"])), options, providers=providers)
         self.device = "cuda" if any("CUDA" in p or "Tensorrt" in p for p in providers) else "cpu"
         self.dtypes = {name: {i["name"]: i["dtype"] for i in stage["inputs"]} for name, stage in bucket["stages"].items()}
         self.rows = bucket["rows"]
