@@ -23,7 +23,7 @@ from lightvlm_fx.schedule import Schedule
 
 GRID = "image_grid_thw"
 SAMPLE_TOKENS = 16  # of the greedy answer that goes with an artifact
-TOLERANCE = 1e-4  # on logits, of the largest
+TOLERANCE = 1e-4  # on inputs_embeds, of the largest
 
 
 @dataclass
@@ -46,7 +46,6 @@ class Built:
     new_tokens: int  # that an answer may have; 0: any number
     period: int  # steps between two runs of `compact`; 0: none
     steps: dict[str, list[Step]]  # what the passes did
-    difference: float  # of the stages' logits from the compiled model's, of the largest
 
 
 def single_turn(schedule: Schedule) -> Schedule:
@@ -105,12 +104,12 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     if period:
         own = {k: v for k, v in cache.items() if k in cache_arrays(state)}
         add("compact", Compact(state, period), {"step": step + period, "past_key_values": own})
-    difference = _check(bucket, embedded, out, answer)
+    _check(bucket, embedded, out, answer)
     removed = [sum(n for at, n in zip(schedule.layers(depth), plan.removed, strict=True) if at <= layer) for layer in range(depth)]
     capacity = tuple(layer.keys.shape[2] for layer in state.layers)
     endless = schedule.kv is not None and schedule.kv.when in ("step", "periodic")
     return Built(bucket, stages, tuple(length - n for n in removed), capacity, 0 if endless else new_tokens, period,
-                 {"prefill": prefill_steps, "decode": decode_steps}, difference)  # fmt: skip
+                 {"prefill": prefill_steps, "decode": decode_steps})  # fmt: skip
 
 
 def _positions(model: Any, bucket: Bucket) -> Positions:
@@ -147,7 +146,7 @@ def _example_outputs(program: Any, stage: Prefill, asked: dict[str, Tensor]) -> 
     return dict(zip(program.facts.outputs, caught[0], strict=True))
 
 
-def _check(bucket: Bucket, embedded: dict[str, Tensor], prefill: dict[str, Tensor], decode: dict[str, Tensor]) -> float:
+def _check(bucket: Bucket, embedded: dict[str, Tensor], prefill: dict[str, Tensor], decode: dict[str, Tensor]) -> None:
     """Compare the stages with what the compiled model did; raises CaptureError where they differ."""
     real = bucket.inputs["attention_mask"].bool()
     theirs = bucket.given["inputs_embeds"]
@@ -158,4 +157,3 @@ def _check(bucket: Bucket, embedded: dict[str, Tensor], prefill: dict[str, Tenso
         raise CaptureError(f"the vision and embed stages differ from the model's own inputs_embeds by {apart:.1e} of the largest value")
     if not torch.equal(tokens, expected):
         raise CaptureError(f"the stages answer {tokens.tolist()}, the compiled model {expected.tolist()}: a defect of lightvlm_fx")
-    return apart

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -22,7 +21,7 @@ except ImportError as error:
     raise ImportError("lightvlm.export needs onnx, onnx-ir and onnxscript: pip install 'lightvlm-fx[onnx]', or [onnx-cpu]") from error
 
 from lightvlm_fx import __version__
-from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION
+from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
 from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
@@ -189,7 +188,7 @@ def _write_bucket(
 
 
 def _write_samples(folder: Path, number: int, built: Built) -> dict[str, Any]:
-    """The example batch with what the compiled model answered, for `verify`; plain .npy files."""
+    """The example batch with the prefill stage's logits and the compiled model's answer, for `verify`; plain .npy files."""
     home = folder / "samples"
     home.mkdir(exist_ok=True)
     logits = built.stages["prefill"].outputs["logits"]
@@ -240,7 +239,5 @@ def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     out = {}
     for file in files:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        out[file.relative_to(folder).as_posix()] = {"sha256": digest, "bytes": file.stat().st_size}
+        out[file.relative_to(folder).as_posix()] = {"sha256": digest(file), "bytes": file.stat().st_size}
     return out

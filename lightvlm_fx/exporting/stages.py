@@ -202,7 +202,7 @@ class Compact(StageModule):
     def __init__(self, state: State, period: int) -> None:
         super().__init__()
         assert state.kv is not None
-        self.kv, self.length, self.period = state.kv, state.seen, period
+        self.kv, self.length = state.kv, state.seen
         self.targets = [stage.fixed - period for stage in state.stages]
         self.state = [name for name in sorted(cache_arrays(state)) if name.split(".")[-1] in ("key", "value", *ARRAYS)]
 
