@@ -15,21 +15,24 @@ from onnxscript import optimizer
 from torch import nn
 
 from lightvlm_fx.errors import CaptureError
+from lightvlm_fx.exporters.linear import linear_as_gemm
 from lightvlm_fx.exporters.weights import shrink_constants, transpose_weights
 from lightvlm_fx.ops.bodies import InAten
 
 OPSET = 24
 
 
-def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET) -> ir.Model:
+def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True) -> ir.Model:
     """`module(**inputs)` as a model with every shape known; inputs and outputs are named as the module names them.
 
-    Raises CaptureError naming the stage, with the exporter's own error as its cause.
+    Linear layers are Gemm, or with `gemm=False` MatMul over transposed weights, which quantisers look for. Raises CaptureError naming the stage, with the exporter's own error as its cause.
     """
-    return to_onnx_with_metadata(name, module, inputs, opset)[0]
+    return to_onnx_with_metadata(name, module, inputs, opset, gemm)[0]
 
 
-def to_onnx_with_metadata(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET) -> tuple[ir.Model, Any]:
+def to_onnx_with_metadata(
+    name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True
+) -> tuple[ir.Model, Any]:
     """`to_onnx`, and what transformers' exporter noted of it."""
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
@@ -44,6 +47,9 @@ def to_onnx_with_metadata(name: str, module: nn.Module, inputs: dict[str, Any], 
         finally:
             logging.disable(logging.NOTSET)
     model.graph.name = name
+    common.InlinePass()(model)
+    if gemm:
+        linear_as_gemm(model)
     simplify(model)
     clean(model)
     return model, metadata
@@ -55,7 +61,6 @@ def simplify(model: ir.Model) -> None:
     Instead of the exporter's own optimiser, whose pattern rules take time quadratic in the number of nodes: minutes
     for 24 layers. ONNX Runtime has those patterns itself.
     """
-    common.InlinePass()(model)
     optimizer.fold_constants(model, onnx_shape_inference=True)
     for node in model.graph:
         if node.op_type == "Conv" and len(node.inputs) == 3 and _is_zero(node.inputs[2]):

@@ -164,8 +164,9 @@ def _write_bucket(
 
             stages[name] = save(stage.module, stage.inputs, stage.outputs, folder / f"{name}{suffix}.pt2", aot_inductor)
             continue
-        graph = to_onnx(name, stage.module, stage.inputs, DIALECT_OPSET if target == "tensorrt" else OPSET)
-        if dtype == "int8" and name in ("prefill", "decode"):
+        quantised = dtype == "int8" and name in ("prefill", "decode")
+        graph = to_onnx(name, stage.module, stage.inputs, DIALECT_OPSET if target == "tensorrt" else OPSET, gemm=not quantised)
+        if quantised:
             graph = quantise(graph)
         if target == "tensorrt":
             check_dialect(graph, name)

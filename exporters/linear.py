@@ -1,0 +1,70 @@
+"""Linear layers as Gemm over their weights as PyTorch stores them, [N, K]."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+
+def linear_as_gemm(model: ir.Model) -> int:
+    """Replace MatMul(x [..., K], Transpose(W [N, K])), and the bias added behind it, by Reshape, Gemm(transB=1), Reshape.
+
+    With one row, ONNX Runtime streams such a weight as fast as a rearranged copy of it, so no session needs a copy
+    (docs/decisions/0008); a tied embedding stays one tensor. Returns how many there were.
+    """
+    done = 0
+    for node in list(model.graph):
+        if node.op_type != "MatMul":
+            continue
+        (x, turned), out = node.inputs, node.outputs[0]
+        weight = _turned(turned)
+        if weight is None or weight.shape is None or x is None or x.shape is None or not x.shape.is_static() or len(x.shape) < 3:
+            continue
+        replaced, bias = [node], _bias(out)
+        if bias is not None:
+            replaced.append(out.consumers()[0])
+        rows, (n, k) = [int(d) for d in x.shape[:-1]], [int(d) for d in weight.shape]
+        flat = _made("Reshape", [x, _shape(model, [-1, k])], [math.prod(rows), k], x)
+        product = _made("Gemm", [flat, weight, *([] if bias is None else [bias])], [math.prod(rows), n], x, transB=1)
+        back = _made("Reshape", [product, _shape(model, [*rows, n])], [*rows, n], x)
+        model.graph.insert_after(replaced[-1], [v.producer() for v in (flat, product, back)])  # type: ignore[misc]
+        replaced[-1].outputs[0].replace_all_uses_with(back, replace_graph_outputs=True)
+        model.graph.remove(replaced, safe=True)
+        done += 1
+    return done
+
+
+def _turned(value: ir.Value | None) -> ir.Value | None:
+    """W, where `value` is the transpose of a matrix W that is an initializer."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Transpose" or node.inputs[0] is None or not node.inputs[0].is_initializer():
+        return None
+    return node.inputs[0] if list(node.attributes["perm"].as_ints()) == [1, 0] else None
+
+
+def _bias(product: ir.Value) -> ir.Value | None:
+    """The one-dimensional initializer that is added to `product`, where nothing else reads that."""
+    users = product.consumers()
+    if len(users) != 1 or users[0].op_type != "Add" or product.is_graph_output():
+        return None
+    other = next((i for i in users[0].inputs if i is not product), None)
+    return other if other is not None and other.is_initializer() and other.shape is not None and len(other.shape) == 1 else None
+
+
+def _made(kind: str, inputs: list[ir.Value], shape: list[int], like: ir.Value, **attributes: int) -> ir.Value:
+    """The output of a new node, with the dtype of `like`."""
+    value = ir.node(kind, inputs, attributes).outputs[0]
+    value.shape, value.type = ir.Shape(shape), like.type
+    return value
+
+
+def _shape(model: ir.Model, dims: list[int]) -> ir.Value:
+    """A shape as an initializer, one for all that ask for it."""
+    name = "shape_" + "x".join("n" if d < 0 else str(d) for d in dims)
+    if name not in model.graph.initializers:
+        tensor = ir.Tensor(np.array(dims, np.int64), name=name)
+        value = ir.Value(name=name, shape=ir.Shape([len(dims)]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor)
+        model.graph.register_initializer(value)
+    return model.graph.initializers[name]
