@@ -25,7 +25,8 @@ OPSET = 24
 def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True) -> ir.Model:
     """`module(**inputs)` as a model with every shape known; inputs and outputs are named as the module names them.
 
-    Linear layers are Gemm, or with `gemm=False` MatMul over transposed weights, which quantisers look for. Raises CaptureError naming the stage, with the exporter's own error as its cause.
+    Linear layers are Gemm, or with `gemm=False` MatMul over transposed weights, which quantisers look for.
+    Raises CaptureError naming the stage, with the exporter's own error as its cause.
     """
     return to_onnx_with_metadata(name, module, inputs, opset, gemm)[0]
 

@@ -28,7 +28,8 @@ class Bucket:
     decode: Program
     given: dict[str, Tensor]  # what the model's own code handed to the prefill graph
     following: Tensor  # position_ids of the first new token
-    sequences: Tensor  # greedy answer of the compiled model to the example
+    sequences: Tensor  # greedy answer of the compiled model to the example, [B, S + n]
+    logits: tuple[Tensor, ...]  # of each of its n tokens, [B, V] float32
 
     @property
     def rows(self) -> int:
@@ -80,11 +81,13 @@ def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], le
         return step(kwargs, state)
 
     decoder._step = noting
-    sequences = fast.generate(**batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+    answer = fast.generate(**batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
+                           output_logits=True, return_dict_in_generate=True)  # fmt: skip
     programs = {program.stage: program for program, _ in decoder.captured.values()}
     if not programs["prefill"].facts.masked:
         raise CaptureError("the example was captured without masks, which an artifact needs; make prompt_tokens larger than the example")
-    return Bucket(batch, layout.images[0], programs["prefill"], programs["decode"], decoder.last_given, seen[0], sequences)
+    return Bucket(batch, layout.images[0], programs["prefill"], programs["decode"], decoder.last_given, seen[0],
+                  answer.sequences, answer.logits)  # fmt: skip
 
 
 def _pad_id(model: Any) -> int:

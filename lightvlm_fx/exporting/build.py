@@ -23,7 +23,7 @@ from lightvlm_fx.schedule import Schedule
 
 GRID = "image_grid_thw"
 SAMPLE_TOKENS = 16  # of the greedy answer that goes with an artifact
-TOLERANCE = 1e-4  # on inputs_embeds, of the largest
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # on inputs_embeds and logits, of the largest
 
 
 @dataclass
@@ -98,7 +98,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     state = new_state(_example_outputs(prefill, stage, asked), whole, schedule, kv, depth, None, new_tokens)
     cache = out["present"]
     step = torch.zeros(1, dtype=torch.int64)
-    token = out["logits"].argmax(-1, keepdim=True)
+    token = bucket.sequences[:, bucket.length : bucket.length + 1]
     stepping = Decode(decode, embedding, head, state, positions, period)
     answer = add("decode", stepping, {"input_ids": token, "step": step, "past_key_values": cache})
     if period:
@@ -149,11 +149,13 @@ def _example_outputs(program: Any, stage: Prefill, asked: dict[str, Tensor]) -> 
 def _check(bucket: Bucket, embedded: dict[str, Tensor], prefill: dict[str, Tensor], decode: dict[str, Tensor]) -> None:
     """Compare the stages with what the compiled model did; raises CaptureError where they differ."""
     real = bucket.inputs["attention_mask"].bool()
-    theirs = bucket.given["inputs_embeds"]
-    apart = float((embedded["inputs_embeds"] - theirs)[real].abs().max() / theirs.abs().max())
-    tokens = torch.stack([prefill["logits"].argmax(-1), decode["logits"].argmax(-1)], 1)
-    expected = bucket.sequences[:, bucket.length : bucket.length + 2]
-    if apart > TOLERANCE:
-        raise CaptureError(f"the vision and embed stages differ from the model's own inputs_embeds by {apart:.1e} of the largest value")
-    if not torch.equal(tokens, expected):
-        raise CaptureError(f"the stages answer {tokens.tolist()}, the compiled model {expected.tolist()}: a defect of lightvlm_fx")
+    bound = TOLERANCE[bucket.given["inputs_embeds"].dtype]
+    compared = {
+        "the vision and embed stages": (embedded["inputs_embeds"][real], bucket.given["inputs_embeds"][real]),
+        "the prefill stage": (prefill["logits"], bucket.logits[0]),
+        "the decode stage": (decode["logits"], bucket.logits[1]),
+    }
+    for stage, (ours, theirs) in compared.items():
+        apart = float((ours.float() - theirs.float()).abs().max() / theirs.abs().max())
+        if not apart <= bound:
+            raise CaptureError(f"{stage} differ from the compiled model by {apart:.1e} of the largest value, above {bound:.0e}")

@@ -189,13 +189,12 @@ def _write_bucket(
 
 
 def _write_samples(folder: Path, number: int, built: Built) -> dict[str, Any]:
-    """The example batch with the prefill stage's logits and the compiled model's answer, for `verify`; plain .npy files."""
+    """The example batch with the compiled model's answer, and its logits at the end of the prompt, for `verify`; plain .npy files."""
     home = folder / "samples"
     home.mkdir(exist_ok=True)
-    logits = built.stages["prefill"].outputs["logits"]
     end = built.bucket.length + built.new_tokens if built.new_tokens else None
     arrays = {f"inputs.{k}": v for k, v in built.bucket.inputs.items()}
-    arrays |= {"logits": logits.float(), "sequences": built.bucket.sequences[:, :end]}
+    arrays |= {"logits": built.bucket.logits[0].float(), "sequences": built.bucket.sequences[:, :end]}
     files = {}
     for name, x in arrays.items():
         x = x.float() if x.dtype == torch.bfloat16 else x

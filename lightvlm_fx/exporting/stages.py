@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lightvlm_fx.cache import State
-from lightvlm_fx.errors import NotSupported, ScheduleError
+from lightvlm_fx.errors import ScheduleError
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt, additive
 from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.layout import Layout, Plan
@@ -51,13 +51,14 @@ class Head(nn.Module):
         text = model.config.get_text_config()
         self.cap = getattr(text, "final_logit_softcapping", None)
         self.scale = getattr(text, "logit_scale", None)
-        if getattr(text, "logits_scaling", None) not in (None, 1):
-            raise NotSupported(f"the model divides its logits by {text.logits_scaling} (logits_scaling), which artifacts do not do yet")
+        self.divisor = getattr(text, "logits_scaling", None)
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self.projection(hidden)
         if self.scale:
             logits = logits * self.scale
+        if self.divisor:
+            logits = logits / self.divisor
         if self.cap:
             logits = torch.tanh(logits / self.cap) * self.cap
         return logits.float()
