@@ -12,6 +12,7 @@ from lightvlm_fx.errors import CaptureError, NotSupported
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt
 from lightvlm_fx.exporters.vision import vision_stage
 from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
+from lightvlm_fx.exporting.causal import scores_without_masks
 from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
 from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.layout import Layout, Placeholders
@@ -77,6 +78,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
         for name, mask in bucket.given.items() if name.startswith("attention_mask") and mask.ndim == 4
     }  # fmt: skip
     prefill, prefill_steps = pipelines.prefill(schedule, depth, plan.removed, kv).run(bucket.prefill)
+    scores_without_masks(prefill, bucket.given, segment_example)
     decode, decode_steps = pipelines.decode(schedule, depth, kv).run(bucket.decode)
 
     head, embedding = Head(model), model.get_input_embeddings()

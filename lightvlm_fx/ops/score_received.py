@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightvlm_fx.ops.segments import PADDING, TEXT, per_group
 
@@ -16,25 +17,26 @@ def column_sums(
     """Weighted column sums [B, G, S] of the causal attention matrix, mean over each group's heads, tile by tile;
     and of the mask [B, S].
 
-    `rows` [B, S] weighs each query row, those before `first` are not looked at; `mask` [B, 1, S, S] replaces the
-    causal rule where given.
+    `rows` [B, S] weighs each query row (0 for one that sees no key), those before `first` are not looked at;
+    `mask` [B, 1, S, S] replaces the causal rule where given.
     """
-    b, _, s, _ = q.shape
-    total, seen_by = torch.zeros(b, k.shape[1], s, device=q.device), torch.zeros(b, s, device=q.device)
+    s = q.shape[2]
+    total, seen_by = torch.zeros(len(q), k.shape[1], s, device=q.device), torch.zeros(len(q), s, device=q.device)
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
     allowed_keys = (segment != PADDING)[:, None, :]
     for start in range(first, s, TILE):
         stop = min(start + TILE, s)
-        logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale  # [B, G, H/G, tile, S]
+        last = stop if mask is None else s  # no row of the tile sees a later key
         if mask is None:
-            seen = (here[None, :] <= here[start:stop, None])[None] & allowed_keys
+            seen = (here[None, :last] <= here[start:stop, None])[None] & allowed_keys[..., :last]
         else:
             part = mask[:, 0, start:stop]
             seen = (part if part.dtype == torch.bool else part >= 0) & allowed_keys
-        logits = logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min)
-        weight = rows[:, start:stop, None] * seen
-        total += (logits.softmax(-1) * weight[:, None, None]).sum(3).mean(2)
-        seen_by += weight.sum(1)
+        bias = torch.where(seen, 0.0, torch.finfo(torch.float32).min)  # [B, tile, last]: cheaper than filling the logits of all heads
+        logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :last] + bias[:, None, None]  # [B, G, H/G, tile, last]
+        weight = rows[:, None, start:stop].float()
+        total += F.pad((weight[:, None, None] @ logits.softmax(-1)).squeeze(3).mean(2), [0, s - last])
+        seen_by += F.pad((weight @ seen.float()).squeeze(1), [0, s - last])
     return total, seen_by
 
 
