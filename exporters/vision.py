@@ -13,6 +13,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes  # private: no public way to compute for real inside a trace
 
 from lightvlm_fx.errors import CaptureError
+from lightvlm_fx.layout import Placeholders
+from lightvlm_fx.locate import vision_tower
+from lightvlm_fx.salience import noting, salience
 
 FACTORIES = (torch.arange, torch.tensor)
 
@@ -37,15 +40,24 @@ class Fold(TorchFunctionMode):
 
 
 class Tower(nn.Module):
-    """pixel_values -> image_features [N, D], and DeepStack features [N, D] where the family has them."""
+    """pixel_values -> image_features [N, D], DeepStack features [N, D] where the family has them, and salience [N] where wanted."""
 
-    def __init__(self, model: Any, constants: dict[str, Tensor]) -> None:
+    def __init__(self, model: Any, constants: dict[str, Tensor], with_salience: bool = False) -> None:
         super().__init__()
+        self.watched = [vision_tower(model)] if with_salience else []  # in a list: a module stands in one place only
+        self.merged = Placeholders.of(model).merged
         inner = getattr(model, "model", model)
         self.inner = inner if hasattr(inner, "get_image_features") else model
         self.constants = [constants]  # in a list: neither parameter nor buffer, so that a trace sees the numbers
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        if not self.watched:
+            return self._features(pixel_values)
+        with noting(self.watched[0]) as noted:
+            features, *more = self._features(pixel_values)
+        return features, salience(noted, len(features), self.merged), *more
+
+    def _features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         if hasattr(self.inner, "connector") and hasattr(self.inner, "vision_model"):
             return (self._tiles(pixel_values),)
         out = self.inner.get_image_features(pixel_values, **self.constants[0], return_dict=True)
@@ -65,28 +77,31 @@ class Tower(nn.Module):
 class Vision(nn.Module):
     """The traced tower, its outputs by name."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, with_salience: bool) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.with_salience = body, with_salience
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         features, *more = self.body(pixel_values)
-        return {"image_features": features} | {f"deepstack_features_{i}": x for i, x in enumerate(more)}
+        found = {"image_salience": more.pop(0)} if self.with_salience else {}
+        return {"image_features": features} | found | {f"deepstack_features_{i}": x for i, x in enumerate(more)}
 
 
-def vision_stage(model: Any, pictures: dict[str, Tensor]) -> Vision:
+def vision_stage(model: Any, pictures: dict[str, Tensor], with_salience: bool = False) -> Vision:
     """Trace the tower for pictures of these sizes; all arguments but the pixels are constants of the bucket.
+
+    `with_salience` is for cuts with that score: what the tower attends to is another output.
 
     Raises CaptureError where the tower cannot be traced.
     """
     pixels = pictures["pixel_values"]
-    tower = Tower(model, {k: v for k, v in pictures.items() if k != "pixel_values"}).eval()
+    tower = Tower(model, {k: v for k, v in pictures.items() if k != "pixel_values"}, with_salience).eval()
     failed: Exception | None = None
     for factories in (True, False):
         try:
             with torch.no_grad(), Fold(factories), contextlib.redirect_stderr(io.StringIO()):
                 exported = torch.export.export(tower, (pixels,), strict=False)
-            return Vision(exported.module(check_guards=False))
+            return Vision(exported.module(check_guards=False), with_salience)
         except Exception as error:
             failed = error
     message = f"the vision tower of {type(model).__name__} could not be traced for these pictures: {str(failed)[:1000]}"

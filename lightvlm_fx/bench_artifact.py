@@ -27,6 +27,7 @@ from lightvlm_fx.exporting.export import Artifact, export
 from lightvlm_fx.schedule import Schedule
 
 LENGTHS = (64, 1024, 4096)
+SPINNING = 0.3  # seconds; ONNX Runtime's threads wait busily behind a run, on cores that the other side's next run would need
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Compared:
     export_peak: float  # resident bytes while exporting, of the weights
     weights: int  # bytes of the model
     data: int  # bytes of the artifact's weight file
+    parity: dict[str, Any] | None  # of the recorded sample, as in the manifest
     resident: float  # unique bytes held with prefill and decode sessions open, of the language model's weights
 
     def answer(self, length: int) -> tuple[float, float]:
@@ -53,7 +55,7 @@ class Compared:
 
 
 def compare(
-    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = True,
+    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = False,
     tell: Callable[[str], None] = lambda what: None,
 ) -> Compared:  # fmt: skip
     """Export and measure. `text` tokens around the picture; the prompt fills the bucket. `prepack` as in `lightvlm.load`."""
@@ -78,18 +80,18 @@ def compare(
         tell("measuring")
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(repeats + 1):
-            times[0].append(_timed(theirs.prefill))
-            times[1].append(_timed(ours.prefill))
+            times[0].append(_timed(theirs.prefill, warm=0, times=1))
+            times[1].append(_timed(ours.prefill, warm=0, times=1))
         prefill = (statistics.median(times[0][1:]), statistics.median(times[1][1:]))
         steps = {}
         for length in (0, *LENGTHS):
             run = theirs.step_at(length)
             turns: tuple[list[float], list[float]] = ([], [])
-            for _ in range(3 * repeats + 1):
+            for _ in range(repeats + 1):
                 turns[0].append(_timed(run))
                 turns[1].append(_timed(ours.step))
             steps[length] = (statistics.median(turns[0][1:]), statistics.median(turns[1][1:]))
-    return Compared(prefill, ideal, steps, made.seconds, peak.bytes / weights, weights, data, resident / weights)
+    return Compared(prefill, ideal, steps, made.seconds, peak.bytes / weights, weights, data, made.manifest["parity"], resident / weights)
 
 
 class Peak:
@@ -118,10 +120,15 @@ def unique_bytes() -> float:
         return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def _timed(run: Callable[[], Any]) -> float:
+def _timed(run: Callable[[], Any], warm: int = 1, times: int = 4) -> float:
+    """Seconds of one `run`, of `times` behind `warm` others; once the threads of the other side's session sleep, which spin for a while."""
+    time.sleep(SPINNING)
+    for _ in range(warm):
+        run()
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - start) / times
 
 
 class Ours:

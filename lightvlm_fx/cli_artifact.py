@@ -146,7 +146,7 @@ def bench_artifact(
     preset: Preset = "lightvlm:capacity=512",
     text: Annotated[int, typer.Option(help="Text tokens around the picture.")] = 64,
     repeats: Annotated[int, typer.Option(help="Turns of each side.")] = 5,
-    prepack: Annotated[bool, typer.Option(help="The decode session rearranges weights into memory of its own.")] = True,
+    prepack: Annotated[bool, typer.Option(help="The decode session rearranges weights into memory of its own.")] = False,
 ) -> None:
     """An artifact beside the same model as transformers' own exporter writes it, both on ONNX Runtime's CPU."""
     from lightvlm_fx import bench as program
@@ -170,6 +170,10 @@ def bench_artifact(
     out.print(f"export: {found.export_seconds:.0f} s, at most {found.export_peak:.2f} times the weights beside the model", highlight=False)
     out.print(f"weight file: {found.data / found.weights:.3f} of the language model's weights; with prefill and decode open, "
               f"{found.resident:.2f} of them are resident (PSS)", highlight=False)  # fmt: skip
+    if found.parity is not None:
+        tokens = "the same as" if found.parity["tokens_equal"] else "other than"
+        apart = f"logits within {found.parity['logits']:.1e} of the largest"
+        out.print(f"greedy tokens: {tokens} the compiled model's; {apart}", highlight=False)
     out.print(program.machine("cpu"), highlight=False)
 
 

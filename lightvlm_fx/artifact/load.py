@@ -25,7 +25,7 @@ class VLM:
     """An artifact with its sessions open. `generate` takes NumPy arrays or tensors, and returns the kind it was given."""
 
     def __init__(
-        self, folder: Path, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = True
+        self, folder: Path, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False
     ) -> None:
         self.folder, self.manifest = folder, manifest
         self.prepack = prepack
@@ -152,13 +152,12 @@ def _refusal(bucket: dict[str, Any], placeholders: list[int], ids: Array, mask: 
 
 def load(
     folder: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",), session_options: Any = None, verify: bool = True,
-    prepack: bool = True,
+    prepack: bool = False,
 ) -> VLM:  # fmt: skip
     """The artifact in `folder`, ready to answer. Opens no session before the first answer.
 
-    With `prepack` (the default), the decode session rearranges its weights into memory of its own, a second copy that makes steps
-    faster; without, it reads the mapped file as the others do. docs/benchmarks.md says what that gives and costs.
-    `session_options`, onnxruntime's own, replace all this.
+    All sessions read their weights from one mapped file. With `prepack`, the decode session rearranges them into memory of its own,
+    a second copy that makes steps a little faster (docs/benchmarks.md). `session_options`, onnxruntime's own, replace all this.
 
     With `verify` (the default) every file is hashed first. Raises ArtifactError for a folder that is none, changed
     files, a newer schema, paths or links that lead out of the folder, or a target that ONNX Runtime does not run.

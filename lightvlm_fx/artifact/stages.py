@@ -14,11 +14,23 @@ Array = NDArray[Any]
 PAST, PRESENT = "past_key_values.", "present."
 
 
-def default_options(runtime: Any, prepack: bool) -> Any:
-    """Without `prepack`, a session reads its weights from the mapped file, not a rearranged copy (docs/decisions/0008)."""
+def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
+    """Options of a session. Without `prepack`, it reads its weights from the mapped file, not a rearranged copy (docs/decisions/0008).
+
+    Threads of one that does not run `often` stop waiting busily once it has run: the next stage needs the cores.
+    """
     options = runtime.SessionOptions()
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if not often:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def once_a_prompt(runtime: Any) -> Any:
+    """Options of a run whose activations are large and not needed again soon: ONNX Runtime gives their memory back."""
+    options = runtime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 
@@ -36,8 +48,9 @@ class Stages:
         self.runtime, self.bucket = onnxruntime, bucket
         self.sessions = {}
         for name, stage in bucket["stages"].items():
-            options = session_options or default_options(onnxruntime, quantised or (prepack and name == "decode"))
+            options = session_options or default_options(onnxruntime, quantised or (prepack and name == "decode"), name == "decode")
             self.sessions[name] = onnxruntime.InferenceSession(str(inside(folder, stage["file"])), options, providers=providers)
+        self.once = None if session_options else once_a_prompt(onnxruntime)  # a session of other options may have no arena
         self.device = "cuda" if any("CUDA" in p or "Tensorrt" in p for p in providers) else "cpu"
         self.dtypes = {name: {i["name"]: i["dtype"] for i in stage["inputs"]} for name, stage in bucket["stages"].items()}
         self.rows = bucket["rows"]
@@ -69,7 +82,7 @@ class Stages:
         session = self.sessions[name]
         names = [o.name for o in session.get_outputs()]
         feed = {i.name: np.ascontiguousarray(given[i.name], dtype=self.dtypes[name][i.name]) for i in session.get_inputs()}
-        return dict(zip(names, session.run(names, feed), strict=True))
+        return dict(zip(names, session.run(names, feed, self.once), strict=True))
 
 
 class Answer:
@@ -88,7 +101,7 @@ class Answer:
         names = [o.name for o in session.get_outputs()]
         for name in names:
             binding.bind_output(name, "cpu" if name == "logits" else stages.device)
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, stages.once)
         out = dict(zip(names, binding.get_outputs(), strict=True))
         self._first = out.pop("logits")
         self.cache = {name.replace(PRESENT, PAST): value for name, value in out.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightvlm_fx.errors import CaptureError, NotSupported
+from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt
 from lightvlm_fx.exporters.vision import vision_stage
 from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
@@ -58,11 +58,6 @@ def single_turn(schedule: Schedule) -> Schedule:
 
 def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int) -> Built:
     """The stages of a bucket of `length` tokens a row. Raises NotSupported, CaptureError or RefusedModel, with the reason."""
-    if any(cut.score == "salience" for cut in schedule.cuts):
-        raise NotSupported(
-            "score 'salience' reads the attention inside the vision tower, which the vision stage of an artifact does not hand out; "
-            "use score='density', which needs no question either"
-        )
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
     schedule = single_turn(schedule)
     segment_example = bucket.given["visual_segment"]
@@ -82,7 +77,8 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     decode, decode_steps = pipelines.decode(schedule, depth, kv).run(bucket.decode)
 
     head, embedding = Head(model), model.get_input_embeddings()
-    vision, embed = vision_stage(model, bucket.pictures), Embed(embedding, prompt)
+    vision = vision_stage(model, bucket.pictures, any(cut.score == "salience" for cut in schedule.cuts))
+    embed = Embed(embedding, prompt)
     period = schedule.kv.every if schedule.kv and schedule.kv.when == "periodic" else 0
     stages: dict[str, StageExport] = {}
 
@@ -157,7 +153,9 @@ def _check(bucket: Bucket, embedded: dict[str, Tensor], prefill: dict[str, Tenso
         "the prefill stage": (prefill["logits"], bucket.logits[0]),
         "the decode stage": (decode["logits"], bucket.logits[1]),
     }
+    if "visual_salience" in embedded:
+        compared["the vision stage's salience"] = (embedded["visual_salience"], bucket.given["visual_salience"])
     for stage, (ours, theirs) in compared.items():
         apart = float((ours.float() - theirs.float()).abs().max() / theirs.abs().max())
         if not apart <= bound:
-            raise CaptureError(f"{stage} differ from the compiled model by {apart:.1e} of the largest value, above {bound:.0e}")
+            raise CaptureError(f"{stage}: apart from the compiled model by {apart:.1e} of the largest value, above {bound:.0e}")

@@ -1,7 +1,7 @@
 """A model under a schedule as the stages that a runtime needs, each a module from tensors to tensors with known shapes.
 
-    vision   pixel_values -> image_features [N, D]
-    embed    input_ids [B, S], image_features -> inputs_embeds [B, S, D]
+    vision   pixel_values -> image_features [N, D]; image_salience [N] for cuts that score by it
+    embed    input_ids [B, S], image_features -> inputs_embeds [B, S, D]; visual_salience [B, S]
     prefill  input_ids, attention_mask, inputs_embeds -> logits [B, V], the cache
     decode   input_ids [B, 1], step [1], the cache -> logits [B, V], the cache
     compact  the cache -> the cache, where the schedule compacts it every so many steps
@@ -65,18 +65,20 @@ class Head(nn.Module):
 
 
 class Embed(StageModule):
-    """Token embeddings with the pictures' features in their places; DeepStack features alike, zero elsewhere."""
+    """Token embeddings with the pictures' features in their places; DeepStack features and salience alike, zero elsewhere."""
 
     def __init__(self, embedding: nn.Module, prompt: Prompt) -> None:
         super().__init__()
         self.embedding, self.prompt = embedding, prompt
 
-    def forward(self, input_ids: Tensor, image_features: Tensor, **deepstack: Tensor) -> dict[str, Tensor]:
+    def forward(self, input_ids: Tensor, image_features: Tensor, **more: Tensor) -> dict[str, Tensor]:
         visual = self.prompt.visual(input_ids)
         place = (visual.flatten().cumsum(0) - 1).clamp_min(0).view(visual.shape)
         text = self.embedding(input_ids.masked_fill(visual, 0))
         out = {"inputs_embeds": torch.where(visual.unsqueeze(-1), image_features[place].to(text.dtype), text)}
-        for name, features in deepstack.items():
+        if "image_salience" in more:
+            out["visual_salience"] = torch.where(visual, more.pop("image_salience")[place], 0.0)
+        for name, features in more.items():
             out[name.replace("features", "visual_embeds")] = torch.where(visual.unsqueeze(-1), features[place].to(text.dtype), 0.0)
         return out
 
@@ -132,11 +134,11 @@ class Prefill(StageModule):
             self.register_buffer("own", counts.own, persistent=False)
             self.least = counts.least
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, inputs_embeds: Tensor, **deepstack: Tensor) -> dict[str, Any]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, inputs_embeds: Tensor, **more: Tensor) -> dict[str, Any]:
         segment = self.prompt.segment(input_ids, attention_mask)
         position_ids, following = self.positions(segment)
         given = {"inputs_embeds": inputs_embeds, "position_ids": position_ids, "visual_segment": segment, "visual_pos_masks": segment >= 0}
-        given |= deepstack
+        given |= more  # DeepStack features, salience
         for name in self.inputs:
             if name.startswith("attention_mask"):
                 rule = self.rules.get(name)
