@@ -30,7 +30,9 @@ def linear_as_gemm(model: ir.Model) -> int:
         product = _made("Gemm", [flat, weight, *([] if bias is None else [bias])], [math.prod(rows), n], x, transB=1)
         back = _made("Reshape", [product, _shape(model, [*rows, n])], [*rows, n], x)
         model.graph.insert_after(replaced[-1], [v.producer() for v in (flat, product, back)])  # type: ignore[misc]
-        replaced[-1].outputs[0].replace_all_uses_with(back, replace_graph_outputs=True)
+        last = replaced[-1].outputs[0]
+        back.name, last.name = last.name, None  # it may be an output of the model
+        last.replace_all_uses_with(back, replace_graph_outputs=True)
         model.graph.remove(replaced, safe=True)
         done += 1
     return done

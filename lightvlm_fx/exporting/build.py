@@ -12,7 +12,7 @@ from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt
 from lightvlm_fx.exporters.vision import vision_stage
 from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
-from lightvlm_fx.exporting.causal import scores_without_masks
+from lightvlm_fx.exporting.causal import leave_out_later_keys
 from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
 from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.layout import Layout, Placeholders
@@ -56,8 +56,12 @@ def single_turn(schedule: Schedule) -> Schedule:
     return schedule
 
 
-def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int) -> Built:
-    """The stages of a bucket of `length` tokens a row. Raises NotSupported, CaptureError or RefusedModel, with the reason."""
+def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int,
+          blocks: bool = False) -> Built:  # fmt: skip
+    """The stages of a bucket of `length` tokens a row; with `blocks`, causal attention goes by blocks of rows.
+
+    Raises NotSupported, CaptureError or RefusedModel, with the reason.
+    """
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
     schedule = single_turn(schedule)
     segment_example = bucket.given["visual_segment"]
@@ -73,7 +77,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
         for name, mask in bucket.given.items() if name.startswith("attention_mask") and mask.ndim == 4
     }  # fmt: skip
     prefill, prefill_steps = pipelines.prefill(schedule, depth, plan.removed, kv).run(bucket.prefill)
-    scores_without_masks(prefill, bucket.given, segment_example)
+    leave_out_later_keys(prefill, bucket.given, segment_example, blocks)
     decode, decode_steps = pipelines.decode(schedule, depth, kv).run(bucket.decode)
 
     head, embedding = Head(model), model.get_input_embeddings()

@@ -101,7 +101,7 @@ def export(
         for number, (example, length) in enumerate(zip(examples, lengths, strict=True)):
             tell(f"bucket {number}: capturing and rewriting, {length} tokens")
             example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
-            built = build(exported, schedule, example, length, new_tokens)
+            built = build(exported, schedule, example, length, new_tokens, blocks=target == "onnxruntime" and provider == "cpu")
             buckets.append(_write_bucket(folder, number, built, target, dtype, weights, aot_inductor, tell))
         if weights is not None:
             weights.close()

@@ -21,7 +21,7 @@ def score_density(alike: Tensor, segment: Tensor) -> Tensor:
     near = torch.exp((alike.float() - 1) / WIDTH)
     here = torch.arange(segment.shape[1], device=segment.device)
     others = here[:, None] != here  # not itself, a one beside which the others would lose their digits
-    return torch.where(same_image(segment, segment) & others, near, 0.0).sum(-1)
+    return (near * (same_image(segment, segment) & others).float()).sum(-1)  # a product: runtimes select several times slower
 
 
 @score_density.register_fake

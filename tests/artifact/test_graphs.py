@@ -1,0 +1,96 @@
+"""Tier 4: what export does to a graph leaves its values as they were."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from artifacts import BOUNDED
+from torch import fx, nn
+
+import lightvlm_fx as lightvlm
+from lightvlm_fx.errors import CaptureError
+from lightvlm_fx.exporters.onnx_graph import operators, to_onnx
+from lightvlm_fx.exporting.causal import SCORES, leave_out_later_keys
+from lightvlm_fx.exporting.stages import Head
+from lightvlm_fx.ops.attention import attend
+from lightvlm_fx.ops.segments import PADDING, TEXT
+
+
+class Layers(nn.Module):
+    """Linear layers as models have them: with and without a bias, one tied to an embedding, one that is an output itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.plain, self.biased = nn.Linear(8, 6, bias=False), nn.Linear(6, 8)
+
+    def forward(self, input_ids):
+        x = self.embedding(input_ids)
+        y = self.biased(self.plain(x)) + x
+        return {"hidden": self.plain(y), "logits": nn.functional.linear(y, self.embedding.weight)}
+
+
+@pytest.mark.parametrize("gemm", [True, False])
+def test_linear_layers(gemm):
+    torch.manual_seed(0)
+    layers, ids = Layers().eval(), torch.randint(0, 11, (2, 5))
+    graph = to_onnx("layers", layers, {"input_ids": ids}, gemm=gemm)
+    found = operators(graph)
+    assert (found.get("Gemm", 0), found.get("MatMul", 0)) == ((4, 0) if gemm else (0, 4))
+    assert ("Add" in found, "Transpose" in found) == (True, False)
+    assert found["Add"] == (1 if gemm else 2)  # a bias is part of its Gemm
+    large = [value.name for value in graph.graph.initializers.values() if value.const_value.size == 11 * 8]
+    assert len(large) == (1 if gemm else 2)  # a tied weight is one tensor
+    session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = layers(ids)
+    for name, got in zip([o.name for o in session.get_outputs()], session.run(None, {"input_ids": ids.numpy()}), strict=True):
+        np.testing.assert_allclose(got, expected[name].numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("window", [0, 3])
+def test_only_causal_masks_leave_keys_out(window, blocks, monkeypatch):
+    monkeypatch.setattr("lightvlm_fx.exporting.causal.TILE", 3)
+    torch.manual_seed(0)
+    segment = torch.tensor([[PADDING, PADDING, TEXT, 0, 0, 0, TEXT, TEXT]])
+    here = torch.arange(8)
+    mask = ((here[:, None] >= here) & (segment != PADDING)[:, None, :])[:, None]
+    if window:
+        mask = mask & (here[:, None] - here < window)
+    graph = fx.Graph()
+    q, k, seg, low = (graph.placeholder(name) for name in ("q", "k", "segment", "low"))
+    made = graph.call_function(torch.ops.aten.logical_not.default, (low,))  # models make their masks from others
+    score = graph.call_function(SCORES[0], (q, k, seg, made, 0.5))
+    graph.output((score, graph.call_function(attend, (q, k, k, made, 0.5))))
+    module = fx.GraphModule(nn.Module(), graph)
+    given = {"q": torch.randn(1, 4, 8, 4), "k": torch.randn(1, 2, 8, 4), "segment": segment, "low": ~mask}
+    before = module(*given.values())
+    changed = leave_out_later_keys(SimpleNamespace(graph_module=module), given, segment, blocks)
+    assert changed == (0 if window else 1 + blocks)
+    score, out = module(*given.values())
+    torch.testing.assert_close(score, before[0])
+    torch.testing.assert_close(out[:, 2:], before[1][:, 2:])  # rows of padding see nothing
+
+
+@pytest.mark.parametrize(("name", "factor"), [("logits_scaling", 0.25), ("logit_scale", 4.0), ("final_logit_softcapping", None)])
+def test_heads_that_scale(name, factor):
+    torch.manual_seed(0)
+    config = SimpleNamespace(**{name: 4.0})
+    projection = nn.Linear(8, 5)
+    model = SimpleNamespace(get_output_embeddings=lambda: projection, config=SimpleNamespace(get_text_config=lambda: config))
+    x = torch.randn(2, 8)
+    plain = projection(x)
+    expected = plain * factor if factor else torch.tanh(plain / 4) * 4
+    torch.testing.assert_close(Head(model)(x), expected)
+
+
+def test_export_refuses_stages_whose_logits_are_not_the_models(tiny, tmp_path, monkeypatch):
+    forward = Head.forward
+    monkeypatch.setattr(Head, "forward", lambda self, hidden: forward(self, hidden) * 1.01)  # the same greedy answer
+    with pytest.raises(CaptureError, match=r"the prefill stage: apart from the compiled model by 1\.\de-02 of the largest"):
+        lightvlm.export(tiny.model, BOUNDED, tmp_path / "out", inputs=tiny.inputs(text=(9,), images=(1,)))
+    assert not list(tmp_path.iterdir())
