@@ -100,3 +100,20 @@ def prefill(programs):
 @pytest.fixture
 def decode(programs):
     return programs["decode"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, output, errors."""
+    from lightvlm_fx import cli
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["lightvlm", *words])
+        monkeypatch.setattr(cli, "out", cli.Console(width=200))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        text = capsys.readouterr()
+        return end.value.code or 0, text.out, text.err
+
+    return call

@@ -13,24 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lightvlm_fx as lightvlm
-from lightvlm_fx import cli
 from lightvlm_fx.artifact.manifest import read
 from lightvlm_fx.errors import ArtifactError
 
 
 @pytest.fixture
-def verify(monkeypatch, capsys):
+def verify(run):
     """`lightvlm verify` in this process; returns exit code, output, errors."""
-
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["lightvlm", "verify", *map(str, words)])
-        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        text = capsys.readouterr()
-        return end.value.code or 0, text.out, text.err
-
-    return call
+    return lambda *words: run("verify", *map(str, words))
 
 
 # --- a folder that is not what was exported ---------------------------------------------------------------

@@ -8,26 +8,10 @@ import sys
 import pytest
 from PIL import Image
 
-from lightvlm_fx import bundled, cli
+from lightvlm_fx import bundled
 from lightvlm_fx.schedule import Schedule
 
 PICTURE = str(bundled.PICTURES / "1-crowd.png")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; returns exit code, output, errors."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lightvlm", *words])
-        monkeypatch.setattr(cli, "out", cli.Console(width=200))
-        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        text = capsys.readouterr()
-        return end.value.code or 0, text.out, text.err
-
-    return call
 
 
 def test_help_needs_no_torch():
