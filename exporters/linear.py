@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+PLAIN = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}  # Gemm's attributes where none are given
 
 
 def linear_as_gemm(model: ir.Model) -> int:
@@ -29,13 +32,37 @@ def linear_as_gemm(model: ir.Model) -> int:
         flat = _made("Reshape", [x, _shape(model, [-1, k])], [math.prod(rows), k], x)
         product = _made("Gemm", [flat, weight, *([] if bias is None else [bias])], [math.prod(rows), n], x, transB=1)
         back = _made("Reshape", [product, _shape(model, [*rows, n])], [*rows, n], x)
-        model.graph.insert_after(replaced[-1], [v.producer() for v in (flat, product, back)])  # type: ignore[misc]
-        last = replaced[-1].outputs[0]
-        back.name, last.name = last.name, None  # it may be an output of the model
-        last.replace_all_uses_with(back, replace_graph_outputs=True)
-        model.graph.remove(replaced, safe=True)
+        _replace(model, replaced, [flat, product, back])
         done += 1
     return done
+
+
+def gemm_as_matmul(model: ir.Model) -> int:
+    """Replace Gemm(x, W [N, K], bias) by MatMul(x, Transpose(W)) and Add, the form that quantisers know. Returns how many there were."""
+    done = 0
+    for node in list(model.graph):
+        if node.op_type != "Gemm" or PLAIN | {a.name: a.value for a in node.attributes.values()} != PLAIN | {"transB": 1}:
+            continue
+        x, weight, bias = (*node.inputs, None)[:3]
+        if x is None or weight is None or not weight.is_initializer() or weight.shape is None:
+            continue
+        out, shape = node.outputs[0], [int(d) for d in weight.shape]
+        turned = _made("Transpose", [weight], shape[::-1], weight, perm=[1, 0])
+        made = [turned, _made("MatMul", [x, turned], [int(d) for d in out.shape or ()], x)]
+        if bias is not None:
+            made.append(_made("Add", [made[-1], bias], [int(d) for d in out.shape or ()], x))
+        _replace(model, [node], made)
+        done += 1
+    return done
+
+
+def _replace(model: ir.Model, old: list[ir.Node], made: list[ir.Value]) -> None:
+    """Put the nodes of `made` where `old` ends; the last of each stands for the other."""
+    last, new = old[-1].outputs[0], made[-1]
+    model.graph.insert_after(old[-1], [v.producer() for v in made])  # type: ignore[misc]
+    new.name, last.name = last.name, None  # it may be an output of the model
+    last.replace_all_uses_with(new, replace_graph_outputs=True)
+    model.graph.remove(old, safe=True)
 
 
 def _turned(value: ir.Value | None) -> ir.Value | None:
@@ -55,7 +82,7 @@ def _bias(product: ir.Value) -> ir.Value | None:
     return other if other is not None and other.is_initializer() and other.shape is not None and len(other.shape) == 1 else None
 
 
-def _made(kind: str, inputs: list[ir.Value], shape: list[int], like: ir.Value, **attributes: int) -> ir.Value:
+def _made(kind: str, inputs: list[ir.Value], shape: list[int], like: ir.Value, **attributes: Any) -> ir.Value:
     """The output of a new node, with the dtype of `like`."""
     value = ir.node(kind, inputs, attributes).outputs[0]
     value.shape, value.type = ir.Shape(shape), like.type

@@ -15,7 +15,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.exporters.linear import linear_as_gemm
+from lightvlm_fx.exporters.linear import gemm_as_matmul, linear_as_gemm
 from lightvlm_fx.exporters.weights import shrink_constants, transpose_weights
 from lightvlm_fx.ops.bodies import InAten
 
@@ -52,6 +52,8 @@ def to_onnx_with_metadata(
     if gemm:
         linear_as_gemm(model)
     simplify(model)
+    if not gemm:
+        gemm_as_matmul(model)
     clean(model)
     return model, metadata
 
