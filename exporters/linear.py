@@ -1,4 +1,4 @@
-"""Linear layers as Gemm over their weights as PyTorch stores them, [N, K]."""
+"""Linear layers as Gemm over their weights as PyTorch stores them, [N, K], or as MatMul where a quantiser comes next."""
 
 from __future__ import annotations
 
