@@ -133,7 +133,7 @@ def _resident(made: Artifact, prepack: bool) -> float:
 
 
 def _timed(run: Callable[[], Any], warm: int = 1, times: int = 4) -> float:
-    """Seconds of one `run`, of `times` behind `warm` others; once the threads of the other side's session sleep, which spin for a while."""
+    """Seconds of one `run`: the mean of `times`, after a rest and `warm` runs that are not counted."""
     time.sleep(SPINNING)
     for _ in range(warm):
         run()
