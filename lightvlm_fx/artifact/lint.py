@@ -35,7 +35,7 @@ def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tu
 
 
 def _of(model: Any, folder: Path, target: str) -> Iterator[str]:
-    from lightvlm_fx.artifact.dialect import TENSORRT_OPERATORS, TENSORRT_OPSET
+    from lightvlm_fx.artifact.dialect import TENSORRT_OPSET
 
     newest = TENSORRT_OPSET if target == "tensorrt" else NEWEST_OPSET
     for used in model.opset_import:
@@ -45,9 +45,7 @@ def _of(model: Any, folder: Path, target: str) -> Iterator[str]:
             yield f"is stamped opset {used.version}, the target takes up to {newest}"
     graph = model.graph
     read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    for node in graph.node:
-        if node.op_type in MOVING or (target == "tensorrt" and node.op_type not in TENSORRT_OPERATORS):
-            yield f"node {node.name} is a {node.op_type}, which the target {target} does not take"
+    yield from _nodes(graph, target)
     for weight in graph.initializer:
         if weight.name not in read:
             yield f"weight {weight.name} is not used"
@@ -57,6 +55,16 @@ def _of(model: Any, folder: Path, target: str) -> Iterator[str]:
     for value in (*graph.input, *graph.output):
         if not all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim):
             yield f"{value.name} has a shape that is not known beforehand"
+
+
+def _nodes(graph: Any, target: str) -> Iterator[str]:
+    from lightvlm_fx.artifact.dialect import TENSORRT_OPERATORS
+
+    for node in graph.node:
+        if node.op_type in MOVING or (target == "tensorrt" and node.op_type not in TENSORRT_OPERATORS):
+            yield f"node {node.name} is a {node.op_type}, which the target {target} does not take"
+        if node.op_type == "ScatterND" and any(a.name == "reduction" and a.s != b"none" for a in node.attribute):
+            yield f"node {node.name} sums up by ScatterND, whose threads overwrite each other's sums in ONNX Runtime: export again"
 
 
 def _placement(folder: Path, manifest: dict[str, Any], providers: Sequence[str], wrong: list[str]) -> list[str]:

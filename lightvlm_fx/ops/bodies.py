@@ -34,7 +34,8 @@ class InAten(TorchFunctionMode):
 
     An argsort is written as the sort that exporters know, attention masks are additive and finite. So that cache writes
     stay in place in an exported graph, they are scatters along the buffers' own axis: an index_copy would become a
-    scatter over transposed buffers, which copies them.
+    scatter over transposed buffers, which copies them. So are index_adds: exporters make a ScatterND of them, whose threads
+    overwrite each other's sums in ONNX Runtime where indices repeat (microsoft/onnxruntime#23396), and merges repeat them.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,6 +50,9 @@ class InAten(TorchFunctionMode):
         if name == "index_copy_":
             x, dim, index, source = args
             return x.scatter_(dim, _along(index, dim, source), source)
+        if name == "index_add_":
+            x, dim, index, source = args
+            return x.scatter_add_(dim, _along(index, dim, source), source)
         if name == "index_fill_":
             x, dim, index, fill = args
             shape = [*x.shape[:dim], len(index), *x.shape[dim + 1 :]]

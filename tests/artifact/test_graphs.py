@@ -9,10 +9,12 @@ import onnxruntime
 import pytest
 import torch
 from artifacts import BOUNDED
+from onnx import helper, save
 from onnx.reference import ReferenceEvaluator
 from torch import fx, nn
 
 import lightvlm_fx as lightvlm
+from lightvlm_fx.artifact.lint import lint
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.onnx_graph import operators, to_onnx
 from lightvlm_fx.exporting.causal import SCORES, leave_out_later_keys
@@ -96,6 +98,41 @@ def test_export_refuses_stages_whose_logits_are_not_the_models(tiny, tmp_path, m
     with pytest.raises(CaptureError, match=r"the prefill stage: apart from the compiled model by 1\.\de-02 of the largest"):
         lightvlm.export(tiny.model, BOUNDED, tmp_path / "out", inputs=tiny.inputs(text=(9,), images=(1,)))
     assert not list(tmp_path.iterdir())
+
+
+class Merge(nn.Module):
+    """A merge of the size that ONNX Runtime cuts up for its threads."""
+
+    def forward(self, hidden, alike, index):
+        ones = torch.ones(hidden.shape[:2])
+        segment = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+        merged, size, went = torch.ops.lightvlm.merge_tokens(hidden, ones, alike, index, segment, torch.zeros_like(index))
+        return {"merged": merged, "size": size, "went": went}
+
+
+def test_merges_give_the_same_on_several_threads():
+    torch.manual_seed(0)
+    given = {"hidden": torch.randn(1, 1089, 896), "alike": torch.rand(1, 1089, 400), "index": torch.arange(0, 1089, 2)[None, :400]}
+    graph = to_onnx("merge", Merge(), given)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    expected = Merge()(**given)
+    for _ in range(40):
+        found = session.run(list(expected), {name: x.numpy() for name, x in given.items()})
+        for got, wanted in zip(found, expected.values(), strict=True):
+            np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_lint_refuses_sums_by_scatter_nd(tmp_path):
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in
+              (("x", 1, [4]), ("at", 7, [3, 1]), ("by", 1, [3]), ("y", 1, [4]))]  # fmt: skip
+    node = helper.make_node("ScatterND", ["x", "at", "by"], ["y"], "sum", reduction="add")
+    graph = helper.make_graph([node], "prefill", values[:3], values[3:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "prefill.onnx")
+    manifest = {"target": "onnxruntime", "buckets": [{"stages": {"prefill": {"file": "prefill.onnx", "operators": {"ScatterND": 1}}}}]}
+    [wrong], _ = lint(tmp_path, manifest, ["CPUExecutionProvider"])
+    assert "node sum sums up by ScatterND" in wrong
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")  # 0 / 0 that a Where leaves out
