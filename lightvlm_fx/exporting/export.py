@@ -23,7 +23,7 @@ except ImportError as error:
 from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
 from lightvlm_fx.compiler import as_schedule
-from lightvlm_fx.errors import InputError, UnknownName
+from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
 from lightvlm_fx.exporters.precision import DTYPES, cast, quantise
@@ -226,13 +226,19 @@ def _version(package: str) -> str | None:
 
 
 def _record_parity(folder: Path, manifest: dict[str, Any]) -> None:
-    """Run the recorded samples on ONNX Runtime where it is installed, and note the difference."""
-    from lightvlm_fx.artifact.verify import parity
+    """Run the recorded samples on ONNX Runtime where it is installed, and note the difference; in float32 there must be none."""
+    from lightvlm_fx.artifact.verify import TOLERANCE, parity
 
     if manifest["target"] == "torch-export" or manifest["dtype"] == "bfloat16" or _version("onnxruntime") is None:
         manifest["parity"] = None
         return
-    manifest["parity"] = parity(folder, manifest)
+    found = manifest["parity"] = parity(folder, manifest)
+    if manifest["dtype"] == "float32" and not (found["logits"] <= TOLERANCE["float32"] and found["tokens_equal"]):
+        tokens = "equal to" if found["tokens_equal"] else "other than"
+        raise CaptureError(
+            f"on ONNX Runtime the greedy tokens are {tokens} the compiled model's on the example, the logits "
+            f"{found['logits']:.1e} of the largest apart (bound {TOLERANCE['float32']:.0e}): a defect of lightvlm_fx or of a kernel"
+        )
 
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:

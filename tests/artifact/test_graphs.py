@@ -100,6 +100,14 @@ def test_export_refuses_stages_whose_logits_are_not_the_models(tiny, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("found", "said"), [((2e-4, True), "equal to .*logits 2.0e-04"), ((1e-6, False), "other than")])
+def test_export_refuses_what_onnx_runtime_answers_otherwise(tiny, tmp_path, monkeypatch, found, said):
+    monkeypatch.setattr("lightvlm_fx.artifact.verify.parity", lambda *a: dict(zip(("logits", "tokens_equal"), found, strict=True)))
+    with pytest.raises(CaptureError, match=f"on ONNX Runtime the greedy tokens are {said}"):
+        lightvlm.export(tiny.model, BOUNDED, tmp_path / "out", inputs=tiny.inputs(text=(9,), images=(1,)))
+    assert not list(tmp_path.iterdir())
+
+
 class Merge(nn.Module):
     """A merge of the size that ONNX Runtime cuts up for its threads."""
 
