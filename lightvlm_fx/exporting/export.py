@@ -113,7 +113,7 @@ def export(
             build_script(folder, buckets)
         manifest = _manifest(model, schedule, target, dtype, provider, buckets)
         tell("measuring parity on ONNX Runtime")
-        _record_parity(folder, manifest)
+        record_parity(folder, manifest)
         manifest["files"] = _hashes(folder)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Artifact(Path(out), manifest, time.perf_counter() - start)
@@ -225,7 +225,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _record_parity(folder: Path, manifest: dict[str, Any]) -> None:
+def record_parity(folder: Path, manifest: dict[str, Any]) -> None:
     """Run the recorded samples on ONNX Runtime where it is installed, and note the difference; in float32 there must be none."""
     from lightvlm_fx.artifact.verify import TOLERANCE, parity
 
