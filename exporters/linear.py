@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
+
+from lightvlm_fx.exporters.values import dims, new, swap
 
 PLAIN = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}  # Gemm's attributes where none are given
 
@@ -29,10 +29,10 @@ def linear_as_gemm(model: ir.Model) -> int:
         if bias is not None:
             replaced.append(out.consumers()[0])
         rows, (n, k) = [int(d) for d in x.shape[:-1]], [int(d) for d in weight.shape]
-        flat = _made("Reshape", [x, _shape(model, [-1, k])], [math.prod(rows), k], x)
-        product = _made("Gemm", [flat, weight, *([] if bias is None else [bias])], [math.prod(rows), n], x, transB=1)
-        back = _made("Reshape", [product, _shape(model, [*rows, n])], [*rows, n], x)
-        _replace(model, replaced, [flat, product, back])
+        flat = new("Reshape", [x, dims(model, [-1, k])], [math.prod(rows), k], x)
+        product = new("Gemm", [flat, weight, *([] if bias is None else [bias])], [math.prod(rows), n], x, transB=1)
+        back = new("Reshape", [product, dims(model, [*rows, n])], [*rows, n], x)
+        swap(model, replaced, [flat, product, back])
         done += 1
     return done
 
@@ -47,22 +47,13 @@ def gemm_as_matmul(model: ir.Model) -> int:
         if x is None or weight is None or not weight.is_initializer() or weight.shape is None:
             continue
         out, shape = node.outputs[0], [int(d) for d in weight.shape]
-        turned = _made("Transpose", [weight], shape[::-1], weight, perm=[1, 0])
-        made = [turned, _made("MatMul", [x, turned], [int(d) for d in out.shape or ()], x)]
+        turned = new("Transpose", [weight], shape[::-1], weight, perm=[1, 0])
+        made = [turned, new("MatMul", [x, turned], [int(d) for d in out.shape or ()], x)]
         if bias is not None:
-            made.append(_made("Add", [made[-1], bias], [int(d) for d in out.shape or ()], x))
-        _replace(model, [node], made)
+            made.append(new("Add", [made[-1], bias], [int(d) for d in out.shape or ()], x))
+        swap(model, [node], made)
         done += 1
     return done
-
-
-def _replace(model: ir.Model, old: list[ir.Node], made: list[ir.Value]) -> None:
-    """Put the nodes of `made` where `old` ends; the last of each stands for the other."""
-    last, new = old[-1].outputs[0], made[-1]
-    model.graph.insert_after(old[-1], [v.producer() for v in made])  # type: ignore[misc]
-    new.name, last.name = last.name, None  # it may be an output of the model
-    last.replace_all_uses_with(new, replace_graph_outputs=True)
-    model.graph.remove(old, safe=True)
 
 
 def _turned(value: ir.Value | None) -> ir.Value | None:
@@ -80,20 +71,3 @@ def _bias(product: ir.Value) -> ir.Value | None:
         return None
     other = next((i for i in users[0].inputs if i is not product), None)
     return other if other is not None and other.is_initializer() and other.shape is not None and len(other.shape) == 1 else None
-
-
-def _made(kind: str, inputs: list[ir.Value], shape: list[int], like: ir.Value, **attributes: Any) -> ir.Value:
-    """The output of a new node, with the dtype of `like`."""
-    value = ir.node(kind, inputs, attributes).outputs[0]
-    value.shape, value.type = ir.Shape(shape), like.type
-    return value
-
-
-def _shape(model: ir.Model, dims: list[int]) -> ir.Value:
-    """A shape as an initializer, one for all that ask for it."""
-    name = "shape_" + "x".join("n" if d < 0 else str(d) for d in dims)
-    if name not in model.graph.initializers:
-        tensor = ir.Tensor(np.array(dims, np.int64), name=name)
-        value = ir.Value(name=name, shape=ir.Shape([len(dims)]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor)
-        model.graph.register_initializer(value)
-    return model.graph.initializers[name]

@@ -10,13 +10,18 @@ import onnx_ir as ir
 
 from lightvlm_fx.artifact.dialect import TENSORRT_OPERATORS, TENSORRT_OPSET
 from lightvlm_fx.errors import CaptureError
+from lightvlm_fx.exporters.sums import scatter_as_matmul
 
 DIALECT_OPSET = TENSORRT_OPSET
 SCRIPT, OPTIONS = "build.sh", "tensorrt_provider.json"
 
 
-def check_dialect(graph: ir.Model, stage: str) -> None:
-    """Raise CaptureError naming every operator that the dialect does not have, and every TopK whose k is not constant."""
+def to_dialect(graph: ir.Model, stage: str) -> None:
+    """Write sums over repeated indices as products, which TensorRT takes, and check the rest.
+
+    Raises CaptureError naming every operator that the dialect does not have, and every TopK whose k is not constant.
+    """
+    scatter_as_matmul(graph)
     wrong = sorted({n.op_type for n in graph.graph if n.op_type not in TENSORRT_OPERATORS or n.domain})
     counts = {n.name: n.inputs[1] for n in graph.graph if n.op_type == "TopK"}
     moving = [name for name, k in counts.items() if k is None or ir.convenience.get_const_tensor(k) is None]

@@ -27,7 +27,7 @@ from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
 from lightvlm_fx.exporters.precision import DTYPES, cast, quantise
-from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, build_script, check_dialect
+from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, build_script, to_dialect
 from lightvlm_fx.exporters.weights import WeightFile
 from lightvlm_fx.exporting.build import Built, build
 from lightvlm_fx.layout import Placeholders
@@ -169,7 +169,7 @@ def _write_bucket(
         if quantised:
             graph = quantise(graph)
         if target == "tensorrt":
-            check_dialect(graph, name)
+            to_dialect(graph, name)
         found = {"file": f"{name}{suffix}.onnx", **signature(graph), "operators": operators(graph)}
         weights.take(graph)
         ir.save(graph, folder / found["file"])
