@@ -21,10 +21,9 @@ def scatter_as_matmul(model: ir.Model) -> int:
     """
     done = 0
     for node in list(model.graph):
-        if node.op_type != "ScatterElements" or not sums(node):
+        if node.op_type != "ScatterElements" or reduction(node) != "add":
             continue
-        data, index, updates = node.inputs
-        assert data is not None and index is not None and updates is not None
+        data, index, updates = (x for x in node.inputs if x is not None)
         shape, axis = _dims(data), node.attributes["axis"].as_int() if "axis" in node.attributes else 0
         axis %= len(shape)
         lead, slots, rest = shape[:axis], shape[axis], math.prod(shape[axis + 1 :])
@@ -45,9 +44,9 @@ def scatter_as_matmul(model: ir.Model) -> int:
     return done
 
 
-def sums(node: ir.Node) -> bool:
-    """Whether a scatter adds up what it writes, or reduces it otherwise."""
-    return "reduction" in node.attributes and node.attributes["reduction"].as_string() != "none"
+def reduction(node: ir.Node) -> str:
+    """How a scatter reduces what it writes to one place, "none" where it does not."""
+    return node.attributes["reduction"].as_string() if "reduction" in node.attributes else "none"
 
 
 def _narrow(node: ir.Node, index: ir.Value, axis: int) -> tuple[ir.Value, list[int]]:

@@ -54,7 +54,7 @@ def export(
         )  # fmt: skip
     size = sum(f["bytes"] for f in made.manifest["files"].values())
     summary = {"folder": str(output), "seconds": round(made.seconds, 1), "bytes": size} | {
-        key: made.manifest[key] for key in ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "versions")
+        key: made.manifest.get(key) for key in ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "parser", "versions")
     }
     summary["buckets"] = [{k: v for k, v in b.items() if k not in ("samples", "stages")} for b in made.manifest["buckets"]]
     if report:
@@ -66,6 +66,8 @@ def export(
         tokens = "equal" if found["tokens_equal"] else "differ"
         said = f"against the compiled model: logits within {found['logits']:.1e} of the largest, greedy tokens {tokens}"
         out.print(said, highlight=False, soft_wrap=True)
+    if made.manifest.get("parser"):
+        out.print(f"{made.manifest['parser']} parses every graph", highlight=False)
 
 
 @app.command()

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightvlm_fx.artifact.dialect import TENSORRT_OPERATORS, TENSORRT_OPSET
 from lightvlm_fx.artifact.manifest import inside
+from lightvlm_fx.artifact.parser import installed
 
 NEWEST_OPSET = 26  # that ONNX Runtime 1.31 and 1.32 run
 DOMAINS = {"", "com.microsoft"}
@@ -30,13 +32,17 @@ def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tu
             found = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
             if found != sorted(stage["operators"]):
                 wrong.append(f"{stage['file']}: holds other operators than the manifest says of {name}")
-    gpu = [p for p in providers if p != "CPUExecutionProvider"]
-    return wrong, [] if not gpu else _placement(folder, manifest, providers, wrong)
+    skipped = []
+    if manifest["target"] == "tensorrt":
+        parser, why = installed()
+        wrong += [] if parser is None else parser.refused(folder, manifest)
+        skipped += [f"TensorRT's parser: {why}"] if parser is None else []
+    if any(p != "CPUExecutionProvider" for p in providers):
+        skipped += _placement(folder, manifest, providers, wrong)
+    return wrong, skipped
 
 
 def _of(model: Any, folder: Path, target: str) -> Iterator[str]:
-    from lightvlm_fx.artifact.dialect import TENSORRT_OPSET
-
     newest = TENSORRT_OPSET if target == "tensorrt" else NEWEST_OPSET
     for used in model.opset_import:
         if used.domain not in DOMAINS:
@@ -58,12 +64,13 @@ def _of(model: Any, folder: Path, target: str) -> Iterator[str]:
 
 
 def _nodes(graph: Any, target: str) -> Iterator[str]:
-    from lightvlm_fx.artifact.dialect import TENSORRT_OPERATORS
-
     for node in graph.node:
         if node.op_type in MOVING or (target == "tensorrt" and node.op_type not in TENSORRT_OPERATORS):
             yield f"node {node.name} is a {node.op_type}, which the target {target} does not take"
-        if node.op_type == "ScatterND" and any(a.name == "reduction" and a.s != b"none" for a in node.attribute):
+        reduces = any(a.name == "reduction" and a.s != b"none" for a in node.attribute)
+        if reduces and target == "tensorrt":
+            yield f"node {node.name} is a {node.op_type} that sums up, which TensorRT does not take"
+        elif reduces and node.op_type == "ScatterND":
             yield f"node {node.name} sums up by ScatterND, whose threads overwrite each other's sums in ONNX Runtime: export again"
 
 

@@ -27,7 +27,7 @@ from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
 from lightvlm_fx.exporters.precision import DTYPES, cast, quantise
-from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, build_script, to_dialect
+from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, ask_parser, build_script, to_dialect
 from lightvlm_fx.exporters.weights import WeightFile
 from lightvlm_fx.exporting.build import Built, build
 from lightvlm_fx.layout import Placeholders
@@ -109,9 +109,11 @@ def export(
         model.generation_config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
+        manifest = _manifest(model, schedule, target, dtype, provider, buckets)
         if target == "tensorrt":
             build_script(folder, buckets)
-        manifest = _manifest(model, schedule, target, dtype, provider, buckets)
+            tell("asking TensorRT's parser")
+            manifest["parser"] = ask_parser(folder, manifest)
         tell("measuring parity on ONNX Runtime")
         record_parity(folder, manifest)
         manifest["files"] = _hashes(folder)
