@@ -8,13 +8,17 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 import torch
 
 from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.exporters.values import initializer, new, swap
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 BLOCK = 32  # weights that share a scale
+BLOCKS_SINCE = 21  # opset of a DequantizeLinear with blocks
 
 
 def cast(model: Any, dtype: str) -> Any:
@@ -36,6 +40,40 @@ def quantise(graph: ir.Model) -> ir.Model:
         quantiser = MatMulNBitsQuantizer(ir.to_proto(graph), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=1)
         quantiser.process()
     return ir.from_proto(quantiser.model.model)
+
+
+def in_standard_operators(graph: ir.Model) -> int:
+    """Replace every MatMulNBits over 8 bits by DequantizeLinear and MatMul. Returns how many there were.
+
+    DequantizeLinear has blocks since opset 21, which the graph is stamped with.
+    """
+    nodes = [n for n in graph.graph if n.op_type == "MatMulNBits"]
+    for node in nodes:
+        x, packed, scales = (v for v in node.inputs[:3] if v is not None)
+        k, block = node.attributes["K"].as_int(), node.attributes["block_size"].as_int()
+        codes, steps = _positive_scales(packed.const_value.numpy(), scales.const_value.numpy())
+        whole = initializer(graph, f"{packed.name}.signed", codes[:, :k].T)
+        by_block = initializer(graph, f"{scales.name}.positive", steps.T)
+        weight = new("DequantizeLinear", [whole, by_block], [k, len(codes)], scales, axis=0, block_size=block)
+        swap(graph, [node], [weight, new("MatMul", [x, weight], [int(d) for d in node.outputs[0].shape], scales)])
+    if nodes:
+        graph.opset_imports[""] = max(graph.opset_imports[""], BLOCKS_SINCE)
+    common.RemoveUnusedNodesPass()(graph)
+    common.RemoveUnusedOpsetsPass()(graph)
+    return len(nodes)
+
+
+def _positive_scales(packed: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """MatMulNBits's codes [N, blocks, block] around 128 as signed ones [N, K'], and scales [N, blocks] that are all positive.
+
+    The tool's codes reach to -128, with a negative scale where the largest weight is positive; TensorRT wants none, so
+    those blocks are rounded anew to codes of at most 127.
+    """
+    codes, steps = packed.astype(np.float32) - 128, scales.reshape(packed.shape[:2]).astype(np.float32)
+    turned = (steps < 0)[..., None]
+    codes = np.where(turned, np.rint(codes * (-127 / 128)), codes)
+    steps = np.where(steps < 0, steps * (-128 / 127), np.where(steps == 0, 1, steps))
+    return codes.astype(np.int8).reshape(len(packed), -1), steps.astype(scales.dtype)
 
 
 @contextlib.contextmanager

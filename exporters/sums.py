@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.exporters.values import dims, integers, new, swap
+from lightvlm_fx.exporters.values import dims, initializer, new, swap
 
 
 def scatter_as_matmul(model: ir.Model) -> int:
@@ -32,7 +32,7 @@ def scatter_as_matmul(model: ir.Model) -> int:
         if own != lead and rows != 1:
             raise CaptureError(f"node {node.name}: an index of rows {own} for values of rows {lead}: a defect of lightvlm_fx")
         row = new("Reshape", [index, dims(model, [rows, 1, n])], [rows, 1, n], index)
-        slot = integers(model, f"slots_{slots}", np.arange(slots).reshape(1, slots, 1))
+        slot = initializer(model, f"slots_{slots}", np.arange(slots, dtype=np.int64).reshape(1, slots, 1))
         here = new("Equal", [row, slot], [rows, slots, n], ir.DataType.BOOL)
         hot = new("Cast", [here], [rows, slots, n], data, to=data.dtype)
         lines = [math.prod(lead), n, rest]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from lightvlm_fx.artifact.dialect import TENSORRT_OPERATORS, TENSORRT_OPSET
 from lightvlm_fx.artifact.parser import installed
 from lightvlm_fx.errors import CaptureError
+from lightvlm_fx.exporters.precision import in_standard_operators
 from lightvlm_fx.exporters.sums import reduction, scatter_as_matmul
 
 DIALECT_OPSET = TENSORRT_OPSET
@@ -18,12 +19,13 @@ SCRIPT, OPTIONS = "build.sh", "tensorrt_provider.json"
 
 
 def to_dialect(graph: ir.Model, stage: str) -> None:
-    """Write sums over repeated indices as products, which TensorRT takes, and check the rest.
+    """Write sums over repeated indices as products and quantised products in standard operators, which TensorRT takes; check the rest.
 
     Raises CaptureError naming every operator that the dialect does not have, every scatter that still reduces, and every
     TopK whose k is not constant.
     """
     scatter_as_matmul(graph)
+    in_standard_operators(graph)
     wrong = sorted({n.op_type for n in graph.graph if n.op_type not in TENSORRT_OPERATORS or n.domain}
                    | {f"{n.op_type}({reduction(n)})" for n in graph.graph if n.op_type.startswith("Scatter") and reduction(n) != "none"})
     counts = {n.name: n.inputs[1] for n in graph.graph if n.op_type == "TopK"}

@@ -25,15 +25,15 @@ def swap(model: ir.Model, old: Sequence[ir.Node], by: Sequence[ir.Value]) -> Non
     model.graph.remove(old, safe=True)
 
 
-def integers(model: ir.Model, name: str, array: Sequence[int] | np.ndarray) -> ir.Value:
-    """Whole numbers as the initializer `name`, one for all that ask for it."""
+def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """`array` as the initializer `name`, one for all that ask for it."""
     if name not in model.graph.initializers:
-        tensor = ir.Tensor(np.asarray(array, np.int64), name=name)
-        kind = ir.TensorType(ir.DataType.INT64)
-        model.graph.register_initializer(ir.Value(name=name, shape=ir.Shape(tensor.shape), type=kind, const_value=tensor))
+        tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        model.graph.register_initializer(value)
     return model.graph.initializers[name]
 
 
 def dims(model: ir.Model, of: Sequence[int]) -> ir.Value:
     """A shape as an initializer."""
-    return integers(model, "shape_" + "x".join("n" if d < 0 else str(d) for d in of), of)
+    return initializer(model, "shape_" + "x".join("n" if d < 0 else str(d) for d in of), np.array(of, np.int64))

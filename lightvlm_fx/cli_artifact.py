@@ -53,9 +53,8 @@ def export(
             new_tokens=new_tokens, dtype=dtype, provider=provider, aot_inductor=aot_inductor, tell=status.update,
         )  # fmt: skip
     size = sum(f["bytes"] for f in made.manifest["files"].values())
-    summary = {"folder": str(output), "seconds": round(made.seconds, 1), "bytes": size} | {
-        key: made.manifest.get(key) for key in ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "parser", "versions")
-    }
+    said_of_all = ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "parser", "versions")
+    summary = {"folder": str(output), "seconds": round(made.seconds, 1), "bytes": size} | {k: made.manifest.get(k) for k in said_of_all}
     summary["buckets"] = [{k: v for k, v in b.items() if k not in ("samples", "stages")} for b in made.manifest["buckets"]]
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightvlm_fx.artifact.dialect import TENSORRT_OPERATORS, TENSORRT_OPSET
+from lightvlm_fx.artifact.dialect import TENSORRT_NEWEST_OPSET, TENSORRT_OPERATORS
 from lightvlm_fx.artifact.manifest import inside
 from lightvlm_fx.artifact.parser import installed
 
@@ -43,7 +43,7 @@ def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tu
 
 
 def _of(model: Any, folder: Path, target: str) -> Iterator[str]:
-    newest = TENSORRT_OPSET if target == "tensorrt" else NEWEST_OPSET
+    newest = TENSORRT_NEWEST_OPSET if target == "tensorrt" else NEWEST_OPSET
     for used in model.opset_import:
         if used.domain not in DOMAINS:
             yield f"uses operators of the domain {used.domain!r}, which the target does not have"
