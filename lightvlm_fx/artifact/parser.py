@@ -31,7 +31,8 @@ class Parser:
         if reader.parse_from_file(str(path)):
             return network, []
         errors = [reader.get_error(i) for i in range(reader.num_errors)]
-        return network, [f"{e.node_operator() or 'the graph'} {e.node_name()}: {e.desc()}" for e in errors] or ["no reason given"]
+        places = [f"{e.node_operator()} {e.node_name()}" if e.node_operator() else f"a node, in {e.func()}" for e in errors]
+        return network, [f"{place}: {e.desc()}" for place, e in zip(places, errors, strict=True)] or ["the graph, without a reason"]
 
     def refused(self, folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         """What it refuses of an artifact's stages, a line each."""

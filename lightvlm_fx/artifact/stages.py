@@ -20,6 +20,7 @@ def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
     Threads of one that does not run `often` stop waiting busily once it has run: the next stage needs the cores.
     """
     options = runtime.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # integer weights, but no integer activations
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not often:
