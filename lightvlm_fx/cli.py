@@ -335,7 +335,7 @@ def main() -> None:
         app()
     except LightVLMError as error:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        err.print("\n".join([str(error), *getattr(error, "__notes__", [])]), markup=False, highlight=False)
+        err.print("\n".join([str(error), *getattr(error, "__notes__", [])]), markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 

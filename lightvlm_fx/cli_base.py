@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lightvlm_fx.errors import ScheduleError
+from lightvlm_fx.errors import InputError, ScheduleError
 from lightvlm_fx.schedule import Schedule
 
 app = typer.Typer(
@@ -54,6 +54,7 @@ def number(text: str) -> float | int | str:
 
 
 def load_model(name: str | None) -> tuple[Any, Any]:
+    """A model and its processor. Raises InputError where there is no folder, or transformers finds no such model in it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers.utils import logging
 
@@ -64,7 +65,14 @@ def load_model(name: str | None) -> tuple[Any, Any]:
         return load()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    return AutoModelForImageTextToText.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+    place = Path(name)
+    if not place.is_dir() and (place.is_absolute() or name.startswith(".") or len(place.parts) > 2):  # no hub name, so nothing to wait for
+        raise InputError(f"there is no folder {name}; give one that save_pretrained wrote, or a hub name such as owner/model")
+    try:
+        return AutoModelForImageTextToText.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise InputError(f"transformers loads no image-text-to-text model and processor from {name}: {said}") from error
 
 
 def option_value(text: str) -> Any:
