@@ -16,6 +16,7 @@ from torch import nn
 
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.linear import gemm_as_matmul, linear_as_gemm
+from lightvlm_fx.exporters.values import new, swap
 from lightvlm_fx.exporters.weights import shrink_constants, transpose_weights
 from lightvlm_fx.ops.bodies import InAten
 
@@ -65,8 +66,10 @@ def simplify(model: ir.Model) -> None:
     for 24 layers. ONNX Runtime has those patterns itself.
     """
     optimizer.fold_constants(model, onnx_shape_inference=True)
-    for node in model.graph:
-        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_zero(node.inputs[2]):
+    for node in list(model.graph):
+        if node.op_type == "Pad" and _is_zero(node.inputs[1]):
+            swap(model, [node], [new("Identity", node.inputs[:1], node.outputs[0].shape, node.outputs[0])])
+        elif node.op_type == "Conv" and len(node.inputs) == 3 and _is_zero(node.inputs[2]):
             node.replace_input_with(2, None)  # torchlib makes a bias of zeros where there is none, of two dimensions for a Conv3d
     common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)

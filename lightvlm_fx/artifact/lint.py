@@ -9,6 +9,8 @@ from typing import Any
 from lightvlm_fx.artifact.dialect import TENSORRT_NEWEST_OPSET, TENSORRT_OPERATORS
 from lightvlm_fx.artifact.manifest import inside
 from lightvlm_fx.artifact.parser import installed
+from lightvlm_fx.artifact.placement import left_to_cpu
+from lightvlm_fx.artifact.stages import check_providers
 
 NEWEST_OPSET = 26  # that ONNX Runtime 1.31 and 1.32 run
 DOMAINS = {"", "com.microsoft"}
@@ -25,12 +27,14 @@ def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tu
     except ImportError:
         return [], ["lint: the package onnx is not installed"]
     wrong = []
+    on_cuda = manifest["target"] == "onnxruntime" and (manifest.get("provider") == "cuda" or "CUDAExecutionProvider" in providers)
     for bucket in manifest["buckets"]:
         for name, stage in bucket["stages"].items():
             graph = onnx.load(str(inside(folder, stage["file"])), load_external_data=False)
-            wrong += [f"{stage['file']}: {line}" for line in _of(graph, folder, manifest["target"])]
-            found = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
-            if found != sorted(stage["operators"]):
+            found = [*_of(graph, folder, manifest["target"]), *(left_to_cpu(graph) if on_cuda else ())]
+            wrong += [f"{stage['file']}: {line}" for line in found]
+            operators = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
+            if operators != sorted(stage["operators"]):
                 wrong.append(f"{stage['file']}: holds other operators than the manifest says of {name}")
     skipped = []
     if manifest["target"] == "tensorrt":
@@ -38,7 +42,7 @@ def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tu
         wrong += [] if parser is None else parser.refused(folder, manifest)
         skipped += [f"TensorRT's parser: {why}"] if parser is None else []
     if any(p != "CPUExecutionProvider" for p in providers):
-        skipped += _placement(folder, manifest, providers, wrong)
+        wrong += _copies(folder, manifest, providers)
     return wrong, skipped
 
 
@@ -74,16 +78,14 @@ def _nodes(graph: Any, target: str) -> Iterator[str]:
             yield f"node {node.name} sums up by ScatterND, whose threads overwrite each other's sums in ONNX Runtime: export again"
 
 
-def _placement(folder: Path, manifest: dict[str, Any], providers: Sequence[str], wrong: list[str]) -> list[str]:
-    """Add to `wrong` the copies between devices that ONNX Runtime puts into the graphs on these providers."""
+def _copies(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> Iterator[str]:
+    """A line for each graph into which ONNX Runtime puts copies between devices on these providers."""
     import tempfile
 
     import onnx
     import onnxruntime
 
-    missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
-    if missing:
-        return [f"placement of nodes: this onnxruntime has no {', '.join(missing)}"]
+    check_providers(providers)
     for stage in manifest["buckets"][0]["stages"].values():
         with tempfile.TemporaryDirectory() as spare:
             options = onnxruntime.SessionOptions()
@@ -92,5 +94,4 @@ def _placement(folder: Path, manifest: dict[str, Any], providers: Sequence[str],
             nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
             copies = sum(n.op_type.startswith("Memcpy") for n in nodes)
             if copies:
-                wrong.append(f"{stage['file']}: {copies} copies between devices at run time (Memcpy)")
-    return []
+                yield f"{stage['file']}: {copies} copies between devices at run time (Memcpy)"

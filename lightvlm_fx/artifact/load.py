@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.manifest import differing, inside, read
 from lightvlm_fx.artifact.sampling import Sampling
-from lightvlm_fx.artifact.stages import Stages
+from lightvlm_fx.artifact.stages import Stages, check_providers
 from lightvlm_fx.errors import ArtifactError, InputError
 
 Array = NDArray[Any]
@@ -27,6 +27,7 @@ class VLM:
     def __init__(
         self, folder: Path, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False
     ) -> None:
+        check_providers(providers)
         self.folder, self.manifest = folder, manifest
         self.prepack = prepack
         self.providers, self.session_options = list(providers), session_options
@@ -160,7 +161,8 @@ def load(
     a second copy that makes steps a little faster (docs/benchmarks.md). `session_options`, onnxruntime's own, replace all this.
 
     With `verify` (the default) every file is hashed first. Raises ArtifactError for a folder that is none, changed
-    files, a newer schema, paths or links that lead out of the folder, or a target that ONNX Runtime does not run.
+    files, a newer schema, paths or links that lead out of the folder, or a target that ONNX Runtime does not run; InputError for
+    a provider that it does not have.
     """
     home = Path(folder)
     manifest = read(home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.manifest import inside
+from lightvlm_fx.errors import InputError
 
 Array = NDArray[Any]
 PAST, PRESENT = "past_key_values.", "present."
@@ -35,15 +37,25 @@ def once_a_prompt(runtime: Any) -> Any:
     return options
 
 
+def check_providers(providers: Sequence[str]) -> None:
+    """Raise InputError where this ONNX Runtime lacks one of the execution providers: it would take the CPU instead, with a warning."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("an artifact needs ONNX Runtime: pip install onnxruntime-gpu, or onnxruntime without a GPU") from error
+    have = onnxruntime.get_available_providers()
+    missing = [p for p in providers if p not in have]
+    if missing:
+        raise InputError(f"this onnxruntime has no {', '.join(missing)}, only {', '.join(have)}; install the build that has it "
+                         "(onnxruntime-gpu), or name another provider")  # fmt: skip
+
+
 class Stages:
     """Sessions over one bucket's graphs."""
 
     def __init__(self, folder: Path, bucket: dict[str, Any], providers: list[str], session_options: Any,
                  prepack: bool, quantised: bool) -> None:  # fmt: skip
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("an artifact needs ONNX Runtime: pip install onnxruntime-gpu, or onnxruntime without a GPU") from error
+        import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
         self.runtime, self.bucket = onnxruntime, bucket

@@ -71,7 +71,7 @@ def parity(folder: str | Path, manifest: dict[str, Any], providers: Sequence[str
 
 
 def verify(folder: str | Path, *, providers: Sequence[str] = CPU) -> Verdict:
-    """Check an artifact. Raises ArtifactError where its manifest cannot be read; all else is in the verdict."""
+    """Check an artifact. Raises ArtifactError where its manifest cannot be read, InputError for a provider that is not there."""
     home, manifest = Path(folder), read(folder)
     verdict = Verdict(str(folder), differing(home, manifest))
     if verdict.files:

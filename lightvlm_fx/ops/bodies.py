@@ -36,6 +36,7 @@ class InAten(TorchFunctionMode):
     stay in place in an exported graph, they are scatters along the buffers' own axis: an index_copy would become a
     scatter over transposed buffers, which copies them. So are index_adds: exporters make a ScatterND of them, whose threads
     overwrite each other's sums in ONNX Runtime where indices repeat (microsoft/onnxruntime#23396), and merges repeat them.
+    Whole numbers are padded by concatenation: ONNX Runtime's CUDA provider has no Pad of them.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,6 +58,8 @@ class InAten(TorchFunctionMode):
             x, dim, index, fill = args
             shape = [*x.shape[:dim], len(index), *x.shape[dim + 1 :]]
             return x.scatter_(dim, _along(index, dim, x.new_empty(shape)), fill)
+        if name == "pad" and not args[0].is_floating_point() and not any(args[1][2:]):
+            return _padded(*args, **kwargs)
         if name == "argsort":
             return torch.sort(*args, **kwargs | {"stable": True}).indices
         if name == "scaled_dot_product_attention":
@@ -73,6 +76,13 @@ def _whole(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         mask = torch.where(mask, 0.0, torch.finfo(q.dtype).min).to(q.dtype)
     return mask.expand(*mask.shape[:-2], q.shape[-2], k.shape[-2])
+
+
+def _padded(x: Tensor, room: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """`x` with its last axis extended on both sides, as `torch.nn.functional.pad` does by default."""
+    assert mode == "constant", mode
+    before, behind = (x.new_full((*x.shape[:-1], n), value or 0) for n in room[:2])
+    return torch.cat([before, x, behind], -1)
 
 
 def _along(index: Tensor, dim: int, like: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ def victims(
     worth = torch.where(position == EMPTY, float("-inf"), torch.where(position == CLOSED, float("inf"), worth))
     if n == 1:
         least = worth.amin(-1, keepdim=True)
-        slot = torch.where(worth == least, position, torch.iinfo(position.dtype).max).argmin(-1, keepdim=True)
+        # as floats, exact below 2**24 tokens: ONNX Runtime's CUDA provider has no ArgMin of whole numbers
+        slot = torch.where(worth == least, position.float(), float("inf")).argmin(-1, keepdim=True)
         return slot, least
     by_age = position.argsort(dim=-1, stable=True)
     values, at = worth.gather(-1, by_age).sort(dim=-1, stable=True)

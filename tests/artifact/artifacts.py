@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.artifact.placement import left_to_cpu
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer
 
@@ -94,7 +96,9 @@ def arrays(inputs):
 
 
 def check_same(fast, vlm, inputs, new):
-    """The artifact's greedy tokens are the compiled model's, and its logits of every step lie within PARITY."""
+    """The artifact's greedy tokens are the compiled model's, its logits of every step lie within PARITY, and a GPU would run all of it."""
+    for file in vlm.folder.glob("*.onnx"):
+        assert not [*left_to_cpu(onnx.load(file, load_external_data=False))]
     want = answer(fast, inputs, new)
     got = vlm.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
     assert got.tolist() == want.sequences.tolist()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx.artifact.manifest import read
-from lightvlm_fx.errors import ArtifactError
+from lightvlm_fx.errors import ArtifactError, InputError
 
 
 @pytest.fixture
@@ -259,6 +259,38 @@ def test_verify_of_graphs_that_the_target_does_not_take(broken, message):
     assert any(message in line for line in wrong), wrong
     assert all(line.startswith("embed.onnx: ") for line in wrong)
     assert not skipped
+
+
+def whole_number(model):
+    model.graph.node.append(onnx.helper.make_node("ArgMin", ["input_ids"], ["least"], name="spare"))
+
+
+def computed_shape(model):
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["input_ids", "input_ids"], ["turned"], name="spare"))
+
+
+CUDA = {"node spare: the CUDA provider has no ArgMin of INT64": whole_number,
+        "node spare: input 1 of a Reshape is read on the CPU, and computed": computed_shape}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", CUDA)
+def test_verify_tells_what_a_gpu_would_leave_to_the_cpu(broken, message):
+    """Of an artifact for the CUDA provider, without a GPU."""
+    rewrite(broken, lambda m: m.update(provider="cuda"))
+    assert lightvlm.verify(broken).exit_code == 0
+    edit_graph(broken, CUDA[message])
+    found = lightvlm.verify(broken)
+    assert f"embed.onnx: {message}" in found.lint
+    assert found.exit_code == 3
+
+
+def test_a_provider_that_is_not_there_is_not_replaced(bounded, verify):
+    named = "this onnxruntime has no CUDAExecutionProvider, only "
+    with pytest.raises(InputError, match=named):
+        lightvlm.load(bounded, providers=["CUDAExecutionProvider"])
+    code, _, text = verify(bounded, "--provider", "cuda")
+    assert code == 2
+    assert named in text
 
 
 @pytest.mark.parametrize("change", [unused_weight, control_flow], ids=["unused weight", "NonZero"])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_opcheck import arguments
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -91,6 +92,20 @@ def test_writes_along_an_axis_become_scatters():
     assert not [t for t in targets if "index_copy" in t or "index_fill" in t]
     assert [t for t in targets if "scatter" in t]
     assert torch.equal(graph(base, new), write(base, new))
+
+
+def test_whole_numbers_are_padded_by_concatenation():
+    """The CUDA provider of ONNX Runtime has no Pad of them; of floats it has."""
+    x = torch.arange(6).view(2, 3)
+
+    def pad(x):
+        return F.pad(x, [1, 2], value=7), F.pad(x.float(), [1, 2], value=7.0), F.pad(x, [0, 0])
+
+    with InAten():
+        graph = make_fx(pad)(x)
+    assert len([n for n in graph.graph.nodes if "constant_pad" in str(n.target)]) == 1
+    for got, want in zip(graph(x), pad(x), strict=True):
+        assert torch.equal(got, want)
 
 
 def test_a_padding_query_attends_without_infinities():
