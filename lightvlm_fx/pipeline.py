@@ -63,12 +63,11 @@ class Pipeline:
         fewer places than it expects is an error under `strict`, else a warning.
         """
         current, steps = program.clone(), []
-        values: dict[Any, Any] = {}
         folder = Path(dump) if dump else None
         _dump(folder, 0, "captured", current)
         for i, pass_ in enumerate(self.passes[:stop_after]):
             try:
-                step = _apply(pass_, current, values)
+                step = _apply(pass_, current)
             except LightVLMError as error:
                 error.add_note(f"while running pass {i + 1}/{len(self.passes)} of the {program.stage} pipeline: {self}")
                 raise
@@ -92,7 +91,7 @@ def _dump(folder: Path | None, number: int, name: str, program: Program) -> None
         (folder / f"{program.stage}-{number:02d}-{name}.txt").write_text(text(program))
 
 
-def _apply(pass_: Pass, program: Program, values: dict[Any, Any]) -> Step:
+def _apply(pass_: Pass, program: Program) -> Step:
     """Run one pass on the pipeline's own copy, and check what it did."""
     if program.stage not in pass_.stages:
         raise PreconditionError(f"{pass_}: applies to {' and '.join(pass_.stages)} programs, got a {program.stage} program")
@@ -106,7 +105,7 @@ def _apply(pass_: Pass, program: Program, values: dict[Any, Any]) -> Step:
     program.graph.eliminate_dead_code()
     program.graph.lint()
     new = _record(program)
-    infer_shapes(program, {node for node, what in new.items() if old.get(node) != what}, values)
+    infer_shapes(program, {node for node, made in new.items() if old.get(node) != made})
     if (old != new) != result.changed:
         raise PostconditionError(
             f"{pass_}: reports {result.matched} changes, but the graph did {'' if old != new else 'not '}change"
@@ -136,16 +135,14 @@ def _delta(old: dict[fx.Node, tuple[Any, ...]], new: dict[fx.Node, tuple[Any, ..
     return ", ".join(f"{n:+d} {name}" for name, n in changes)
 
 
-def infer_shapes(program: Program, edited: set[fx.Node] | None = None, values: dict[Any, Any] | None = None) -> None:
+def infer_shapes(program: Program, edited: set[fx.Node] | None = None) -> None:
     """Recompute fake values, so that a stale length shows at its very line.
 
-    Starts from the nodes in `edited` (None: all) and follows their users as long as a value changes. What one layer
-    computes of its sizes holds for the next one with the same: fake values are made once, and kept in `values`.
+    Starts from the nodes in `edited` (None: all) and follows their users as long as a value changes.
     Raises PostconditionError with the neighbourhood of the node that no longer fits.
     """
     mode = next(v.fake_mode for n in program.placeholders() if isinstance(v := n.meta.get("val"), Tensor))
     todo = set(program.graph.nodes) if edited is None else set(edited)
-    values = {} if values is None else values
     with mode:
         for node in program.graph.nodes:
             if node.op != "call_function" or node not in todo:
@@ -153,8 +150,7 @@ def infer_shapes(program: Program, edited: set[fx.Node] | None = None, values: d
             args, kwargs = torch.utils._pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
             old = node.meta.get("val")
             try:
-                key = (node.target, _known((args, kwargs)))
-                node.meta["val"] = values[key] = values[key] if key in values else node.target(*args, **kwargs)
+                node.meta["val"] = node.target(*args, **kwargs)
             except Exception as error:
                 raise PostconditionError(
                     f"shapes no longer fit at %{node.name} ({typed(old)}): {error}\n"
@@ -163,15 +159,3 @@ def infer_shapes(program: Program, edited: set[fx.Node] | None = None, values: d
             if typed(old) != typed(node.meta["val"]):
                 todo |= node.users.keys()
 
-
-def _known(x: Any) -> Any:
-    """All that a fake value depends on, as something to look up by."""
-    if isinstance(x, Tensor):
-        return x.dtype, x.device, _known(tuple(x.shape)), _known(x.stride())
-    if isinstance(x, torch.SymInt):
-        return x.node.expr
-    if isinstance(x, dict):
-        return tuple((name, _known(value)) for name, value in x.items())
-    if isinstance(x, list | tuple):
-        return tuple(map(_known, x))
-    return type(x), x
