@@ -28,8 +28,9 @@ KERNELS: dict[str, frozenset[str]] = {
         "Clip": HALF | {"INT64"},
         "GatherND": FLOATS | {"BOOL", "INT64"},
         "Pad": HALF | {"BOOL"},
-        "Attention AveragePool Conv DequantizeLinear Erf Exp Gelu Gemm IsNaN LayerNormalization MatMul MatMulNBits Relu RMSNormalization "
-        "RotaryEmbedding Sigmoid Softmax Sum Tanh": FLOATS | {"INT8"},
+        "DequantizeLinear": frozenset({"INT8"}),
+        "Attention AveragePool Conv Erf Exp Gelu Gemm IsNaN LayerNormalization MatMul MatMulNBits Relu RMSNormalization "
+        "RotaryEmbedding Sigmoid Softmax Sum Tanh": FLOATS,
         "ArgMax ArgMin Ceil Cos Einsum Floor GlobalAveragePool Log OneHot Reciprocal Round Sin Sqrt": HALF,
     }.items()
     for name in names.split()

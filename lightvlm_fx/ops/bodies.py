@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -58,8 +58,10 @@ class InAten(TorchFunctionMode):
             x, dim, index, fill = args
             shape = [*x.shape[:dim], len(index), *x.shape[dim + 1 :]]
             return x.scatter_(dim, _along(index, dim, x.new_empty(shape)), fill)
-        if name == "pad" and not args[0].is_floating_point() and not any(args[1][2:]):
-            return _padded(*args, **kwargs)
+        if name == "pad":
+            given = {"mode": "constant", "value": None} | dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+            if given["mode"] == "constant" and not given["input"].is_floating_point() and not any(given["pad"][2:]):
+                return _padded(given["input"], given["pad"], given["value"] or 0)
         if name == "argsort":
             return torch.sort(*args, **kwargs | {"stable": True}).indices
         if name == "scaled_dot_product_attention":
@@ -78,10 +80,9 @@ def _whole(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return mask.expand(*mask.shape[:-2], q.shape[-2], k.shape[-2])
 
 
-def _padded(x: Tensor, room: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """`x` with its last axis extended on both sides, as `torch.nn.functional.pad` does by default."""
-    assert mode == "constant", mode
-    before, behind = (x.new_full((*x.shape[:-1], n), value or 0) for n in room[:2])
+def _padded(x: Tensor, room: Sequence[int], value: float) -> Tensor:
+    """`x` with its last axis extended on both sides by `value`."""
+    before, behind = (x.new_full((*x.shape[:-1], n), value) for n in room[:2])
     return torch.cat([before, x, behind], -1)
 
 

@@ -99,7 +99,8 @@ def test_whole_numbers_are_padded_by_concatenation():
     x = torch.arange(6).view(2, 3)
 
     def pad(x):
-        return F.pad(x, [1, 2], value=7), F.pad(x.float(), [1, 2], value=7.0), F.pad(x, [0, 0])
+        named = F.pad(input=x, pad=(0, 1), mode="constant")
+        return F.pad(x, [1, 2], value=7), F.pad(x.float(), [1, 2], value=7.0), F.pad(x, [0, 0]), named
 
     with InAten():
         graph = make_fx(pad)(x)
