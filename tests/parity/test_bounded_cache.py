@@ -34,6 +34,7 @@ TIGHT = {
     "lightvlm when=prefill": {"keep": 0.5, "layers": (1, 2), "capacity": 0.4},
 }  # fmt: skip
 MERGED = {"prompt": "density", "merge": "counted", "visual_share": 0.3}
+CAPTURED = {}  # by model: a capture does not depend on the schedule, so compiled models may share it
 
 
 @cache
@@ -42,7 +43,9 @@ def tiny(family):
 
 
 def compiled(family, schedule):
-    return lightvlm.compile(tiny(family).model, schedule, backend="eager")
+    fast = lightvlm.compile(tiny(family).model, schedule, backend="eager")
+    fast.lightvlm._decoder.captured = CAPTURED.setdefault(family, {})
+    return fast
 
 
 def bounded(**options):
