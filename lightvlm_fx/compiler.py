@@ -35,8 +35,8 @@ TESTED_TRANSFORMERS = ((5, 17), (5, 23))  # first and last minor release that th
 class Handle:
     """`fast.lightvlm`: what a compiled model can tell and do beyond its class."""
 
-    def __init__(self, decoder: Decoder, model: nn.Module) -> None:
-        self._decoder, self._model = decoder, model
+    def __init__(self, decoder: Decoder, model: nn.Module, again: Callable[[Schedule | str | Path], Any]) -> None:
+        self._decoder, self._model, self._again = decoder, model, again
 
     @property
     def schedule(self) -> Schedule:
@@ -63,6 +63,16 @@ class Handle:
         self._model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
         self._decoder.frozen = freeze
         return self.report
+
+    def with_schedule(self, schedule: Schedule | str | Path) -> Any:
+        """The source model under another schedule, compiled as this one was, over the same captured graphs.
+
+        What `compile` of the source would give, without capturing anew what one of them captured: a capture does not
+        depend on the schedule. The source must be as it was; compile it anew where you changed it. Raises as `compile` does.
+        """
+        other = self._again(schedule)
+        other.lightvlm._decoder.captured = self._decoder.captured
+        return other
 
     def thaw(self) -> None:
         """Allow new buckets again."""
@@ -112,7 +122,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     schedule = as_schedule(schedule)
     check_backend(backend)
     if hasattr(model, "lightvlm"):
-        raise NotSupported("this model is compiled already; compile its source with the other schedule")
+        raise NotSupported("this model is compiled already; for another schedule call its .lightvlm.with_schedule(schedule)")
     check_supported(model)
     report = Report(type(model).__name__, schedule.name, schedule.fingerprint, backend)
     _warn_of_version(report)
@@ -132,7 +142,8 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     object.__setattr__(fast, "forward", _telling_counts(fast))
     object.__setattr__(fast, "train", partial(_refuse_training, fast))
     fast.generation_config = copy.deepcopy(model.generation_config)
-    object.__setattr__(fast, "lightvlm", Handle(decoder, fast))
+    again = partial(compile, model, backend=backend, strict=strict, dump=dump, **torch_compile_options)
+    object.__setattr__(fast, "lightvlm", Handle(decoder, fast, again))
     return fast
 
 

@@ -72,9 +72,10 @@ def run(
 
     model, processor = load()
     dialogues, out, full = held_out(count, seed), list[Turns](), list[tuple[str, str]]()
+    compiled = lightvlm.compile(model, "none", backend=backend)
     with torch.inference_mode():
         for name, schedule in {"full model": None, **schedules}.items():
-            fast = model if schedule is None else lightvlm.compile(model, schedule, backend=backend)
+            fast = model if schedule is None else compiled.lightvlm.with_schedule(schedule)
             said = []
             for dialogue in dialogues:
                 said.append(answers(fast, processor, dialogue))

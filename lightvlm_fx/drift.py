@@ -73,13 +73,14 @@ def run(
     answers = {kind: [processor.tokenizer(s.question.answer, return_tensors="pt")["input_ids"][0] for s in samples]
                for kind, samples in of_kind.items()}  # fmt: skip
     out = []
+    compiled = lightvlm.compile(model, "none", backend=backend)
     with torch.inference_mode():
         full = {}
         for kind, samples in of_kind.items():
             full[kind] = predictions(model, processor, samples)
             tick("full model", len(samples))
         for name, schedule in schedules.items():
-            fast, nats = lightvlm.compile(model, schedule, backend=backend), {}
+            fast, nats = compiled.lightvlm.with_schedule(schedule), {}
             for kind, samples in of_kind.items():
                 each = [divergence(a, b) for a, b in zip(full[kind], predictions(fast, processor, samples), strict=True)]
                 nats[kind] = np.array([float(x.sum()) for x in each])

@@ -134,8 +134,9 @@ def run(
     model, processor = load()
     samples = held_out(per_kind, kinds, seed)
     scores = []
+    compiled = lightvlm.compile(model, "none", backend=backend)
     with torch.inference_mode():
         for name, schedule in {"full model": None, **schedules}.items():
-            fast = model if schedule is None else lightvlm.compile(model, schedule, backend=backend)
+            fast = model if schedule is None else compiled.lightvlm.with_schedule(schedule)
             scores.append(evaluate(fast, processor, samples, name, lambda n, name=name: tick and tick(name, n)))  # type: ignore[misc]
     return scores

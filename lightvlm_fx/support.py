@@ -71,8 +71,9 @@ def examine(model_type: str) -> Finding:
         return Finding(model_type, NOT_TRIED, note=NO_RECIPE.get(model_type, "no recipe for a tiny model yet"))
     try:
         tiny = build(model_type)
-        checked, wrong = _same_when_all_stay(tiny)
-        wrong += _counts(tiny)
+        fast = lightvlm.compile(tiny.model, lightvlm.Schedule.preset("lightvlm", keep=1.0), backend="eager")
+        checked, wrong = _same_when_all_stay(tiny, fast)
+        wrong += _counts(tiny, fast.lightvlm.with_schedule(lightvlm.Schedule.preset("lightvlm", keep=KEEP)))
     except RefusedModel as refusal:
         return Finding(model_type, REFUSED, note=str(refusal).split("cannot be compiled: ")[-1].splitlines()[0])
     except Exception as error:
@@ -81,9 +82,8 @@ def examine(model_type: str) -> Finding:
     return Finding(model_type, WRONG if wrong else WORKS, ", ".join(checked), "; ".join(wrong + caveat))
 
 
-def _same_when_all_stay(tiny: TinyVLM) -> tuple[list[str], list[str]]:
+def _same_when_all_stay(tiny: TinyVLM, fast: Any) -> tuple[list[str], list[str]]:
     """The cases that agree at keep=1.0, and what is wrong with the others."""
-    fast = lightvlm.compile(tiny.model, lightvlm.Schedule.preset("lightvlm", keep=1.0), backend="eager")
     checked, wrong = [], []
     for case, sizes in CASES.items():
         inputs = tiny.inputs(**sizes)
@@ -99,9 +99,8 @@ def _same_when_all_stay(tiny: TinyVLM) -> tuple[list[str], list[str]]:
     return checked, wrong
 
 
-def _counts(tiny: TinyVLM) -> list[str]:
+def _counts(tiny: TinyVLM, fast: Any) -> list[str]:
     """What is wrong with the tokens that each layer caches at keep=0.3."""
-    fast = lightvlm.compile(tiny.model, lightvlm.Schedule.preset("lightvlm", keep=KEEP), backend="eager")
     inputs = tiny.inputs(**CASES["one row"])
     layers = answer(fast, inputs).past_key_values.layers
     schedule, visual = fast.lightvlm.schedule, tiny.visual_tokens

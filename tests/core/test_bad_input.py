@@ -141,7 +141,7 @@ def test_refuses_what_cannot_generate(llava, pick):
 
 
 def test_refuses_a_model_that_is_compiled_already(fast):
-    with pytest.raises(NotSupported, match="compiled already; compile its source with the other schedule"):
+    with pytest.raises(NotSupported, match=r"compiled already; for another schedule call its \.lightvlm\.with_schedule"):
         compiled(fast)
 
 

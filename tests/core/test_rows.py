@@ -20,17 +20,17 @@ def logits(model, inputs):
 
 
 @pytest.fixture(scope="module")
-def captured(llava):
-    """Captures, which know of no schedule: made once, long batches first, lent to every compiled model."""
+def unreduced(llava):
+    """Its captures, which know of no schedule, are made once, long batches first, for every schedule."""
     fast = lightvlm.compile(llava.model, "none", backend="eager")
     for rows in (1, 2):
         logits(fast, llava.inputs(text=(11,) * rows, images=(2,) * rows))
     logits(fast, llava.inputs(text=(7, 11), images=(1, 2)))
-    return fast.lightvlm._decoder.captured
+    return fast
 
 
 @pytest.fixture(params=CASES, ids="-".join, scope="module")
-def fast(request, llava, captured):
+def fast(request, unreduced):
     score, combine, positions, keys = request.param
     options = {
         "score": score,
@@ -39,9 +39,7 @@ def fast(request, llava, captured):
         "proportional": keys == "proportional",
     }
     cuts = [Cut(layer=at, keep=k, **options) for at, k in ((1, 12), (2, 4))]
-    made = lightvlm.compile(llava.model, Schedule(cuts=cuts), backend="eager")
-    made.lightvlm._decoder.captured = captured
-    return made
+    return unreduced.lightvlm.with_schedule(Schedule(cuts=cuts))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ TIGHT = {
     "lightvlm when=prefill": {"keep": 0.5, "layers": (1, 2), "capacity": 0.4},
 }  # fmt: skip
 MERGED = {"prompt": "density", "merge": "counted", "visual_share": 0.3}
-CAPTURED = {}  # by model: a capture does not depend on the schedule, so compiled models may share it
 
 
 @cache
@@ -42,10 +41,13 @@ def tiny(family):
     return zoo.build(family, layers=4 if family == "gemma3" else 3)
 
 
+@cache
+def unreduced(family):
+    return lightvlm.compile(tiny(family).model, "none", backend="eager")
+
+
 def compiled(family, schedule):
-    fast = lightvlm.compile(tiny(family).model, schedule, backend="eager")
-    fast.lightvlm._decoder.captured = CAPTURED.setdefault(family, {})
-    return fast
+    return unreduced(family).lightvlm.with_schedule(schedule)
 
 
 def bounded(**options):
