@@ -8,15 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, fx
 
 from lightvlm_fx.errors import LightVLMError, OrderError, PostconditionError, PreconditionError
 from lightvlm_fx.pass_base import Pass, PassResult, parse_pass
-from lightvlm_fx.pretty import diff, excerpt, target_name, text, typed
+from lightvlm_fx.pretty import diff, target_name, text
 from lightvlm_fx.program import Program
+from lightvlm_fx.shapes import Record, infer_shapes, record
 
 
 @dataclass(frozen=True)
@@ -97,15 +94,15 @@ def _apply(pass_: Pass, program: Program) -> Step:
         raise PreconditionError(f"{pass_}: applies to {' and '.join(pass_.stages)} programs, got a {program.stage} program")
     pass_.requires(program)
     level = int(os.environ.get("LIGHTVLM_DEBUG", "0"))
-    old, old_text = _record(program), text(program) if level >= 2 else ""
+    old, old_text = record(program), text(program) if level >= 2 else ""
     result = pass_.call(program)
     for node in program.graph.nodes:
         if node not in old:
             node.meta["lightvlm_pass"] = pass_.name
     program.graph.eliminate_dead_code()
     program.graph.lint()
-    new = _record(program)
-    infer_shapes(program, {node for node, made in new.items() if old.get(node) != made})
+    new = record(program)
+    infer_shapes(program, old)
     if (old != new) != result.changed:
         raise PostconditionError(
             f"{pass_}: reports {result.matched} changes, but the graph did {'' if old != new else 'not '}change"
@@ -121,41 +118,8 @@ def _apply(pass_: Pass, program: Program) -> Step:
     return step
 
 
-def _record(program: Program) -> dict[fx.Node, tuple[Any, ...]]:
-    """Every node with what it computes from what."""
-    return {n: (n.target, n.args, tuple(n.kwargs.items())) for n in program.graph.nodes}
-
-
-def _delta(old: dict[fx.Node, tuple[Any, ...]], new: dict[fx.Node, tuple[Any, ...]]) -> str:
+def _delta(old: Record, new: Record) -> str:
     """How many calls of each operator were added and removed."""
-    was, now = (
-        Counter(target_name(made[0]) for n, made in record.items() if n.op == "call_function") for record in (old, new)
-    )
+    was, now = (Counter(target_name(made[0]) for n, made in nodes.items() if n.op == "call_function") for nodes in (old, new))
     changes = [(name, now[name] - was[name]) for name in sorted(was.keys() | now.keys()) if now[name] != was[name]]
     return ", ".join(f"{n:+d} {name}" for name, n in changes)
-
-
-def infer_shapes(program: Program, edited: set[fx.Node] | None = None) -> None:
-    """Recompute fake values, so that a stale length shows at its very line.
-
-    Starts from the nodes in `edited` (None: all) and follows their users as long as a value changes.
-    Raises PostconditionError with the neighbourhood of the node that no longer fits.
-    """
-    mode = next(v.fake_mode for n in program.placeholders() if isinstance(v := n.meta.get("val"), Tensor))
-    todo = set(program.graph.nodes) if edited is None else set(edited)
-    with mode:
-        for node in program.graph.nodes:
-            if node.op != "call_function" or node not in todo:
-                continue
-            args, kwargs = torch.utils._pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
-            old = node.meta.get("val")
-            try:
-                node.meta["val"] = node.target(*args, **kwargs)
-            except Exception as error:
-                raise PostconditionError(
-                    f"shapes no longer fit at %{node.name} ({typed(old)}): {error}\n"
-                    f"{excerpt(program, node)}\nThis is a defect of lightvlm_fx; dump=... keeps the graphs."
-                ) from error
-            if typed(old) != typed(node.meta["val"]):
-                todo |= node.users.keys()
-

@@ -1,0 +1,88 @@
+"""Values on the nodes of an edited graph are what running it on fake tensors gives."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from lightvlm_fx import shapes
+from lightvlm_fx.edit import Editor, crossing, first_of_layer, replace_behind
+from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.match import hidden_state
+from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.passes import pipelines
+from lightvlm_fx.passes.reduce_tokens import ReduceTokens
+from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.program import value
+from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.testing import tiny_programs
+
+CASES = {  # one kind of mask or another; M-RoPE and side inputs of layers; windows and two kinds of rotation
+    "one row": Schedule.preset("pyramiddrop"),
+    "masked rows": Schedule.preset("lightvlm", keep=0.3),
+    "qwen3_vl": Schedule.preset("lightvlm", keep=0.3, layers=(1,), score="received", combine="recover"),
+    "gemma3": Schedule.preset("lightvlm", keep=0.3, layers=(1,)),
+}
+LONG = 77
+
+
+def sizes(program):
+    """Dtype and sizes of every node for a sequence of LONG tokens."""
+    [symbol] = value(program.sequence()).shape[1].node.expr.free_symbols
+
+    def of(val):
+        if isinstance(val, tuple | list | torch.Size):
+            return tuple(map(of, val))
+        if isinstance(val, torch.Tensor):
+            return val.dtype, of(val.shape)
+        return int(val.node.expr.subs(symbol, LONG)) if isinstance(val, torch.SymInt) else val
+
+    return {n.name: of(value(n)) for n in program.graph.nodes if n.op == "call_function"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_are_what_running_every_node_gives(case, programs, masked_programs):
+    shared = {"one row": programs, "masked rows": masked_programs}
+    captured = (shared.get(case) or tiny_programs(family=case, layers=2))["prefill"]
+    pipe = pipelines.prefill(CASES[case], captured.facts.layers, (9, 5, 2)[: len(CASES[case].cuts)], None)
+    after, _ = pipe.run(captured)
+    known = sizes(after)
+    shapes.infer_shapes(after)
+    assert sizes(after) == known
+
+
+def test_most_values_behind_a_cut_are_not_run(prefill, monkeypatch):
+    ran = set()
+    run = shapes._run
+    monkeypatch.setattr(shapes, "_run", lambda program, node: ran.add(node.name) or run(program, node))
+    after, _ = Pipeline([ReduceTokens(layer=1, removed=4)]).run(prefill)
+    captured = sizes(prefill)
+    changed = [name for name, size in sizes(after).items() if name in captured and captured[name] != size]
+    assert len(changed) > 100
+    assert len(ran & set(changed)) < len(changed) / 10
+
+
+@dataclass(frozen=True)
+class Forgetful(Pass):
+    """Shortens what layer 1 reads, but not the angles of its positions."""
+
+    name = "forgetful"
+    stages = ("prefill",)
+
+    def requires(self, program):
+        pass
+
+    def call(self, program):
+        cut = first_of_layer(program, 1)
+        hidden = hidden_state(program, crossing(program, cut), value(program.sequence()).shape[1])
+        shorter = Editor(program, cut).call("shorter", torch.ops.aten.slice.Tensor, hidden, 1, 2)
+        replace_behind(program, cut, hidden, shorter)
+        return PassResult(1, 1)
+
+    def ensures(self, program):
+        pass
+
+
+def test_a_stale_length_shows_where_it_meets_the_new_one(prefill):
+    with pytest.raises(PostconditionError, match=r"shapes no longer fit at %view_3 (.*\n)+  > %view_3: .*@layers.1.self_attn"):
+        Pipeline([Forgetful()]).run(prefill)
