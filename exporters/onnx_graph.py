@@ -6,12 +6,14 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
-from onnxscript import optimizer
+from onnxscript import optimizer, values
 from torch import nn
 
 from lightvlm_fx.errors import CaptureError
@@ -38,7 +40,7 @@ def to_onnx_with_metadata(
     """`to_onnx`, and what transformers' exporter noted of it."""
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    with warnings.catch_warnings(), torch.no_grad(), InAten(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), torch.no_grad(), InAten(), _parsed_once(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -57,6 +59,24 @@ def to_onnx_with_metadata(
         gemm_as_matmul(model)
     clean(model)
     return model, metadata
+
+
+FUNCTION_IR = values.TracedOnnxFunction.__dict__["function_ir"]
+PARSED = property(cache(FUNCTION_IR.fget))
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """While active, onnxscript parses the source of each of its 500 operators once a process.
+
+    The exporter asks for them anew for every graph: an eighth of the export of a small model.
+    tests/artifact/test_graphs.py tells when onnxscript does it elsewhere.
+    """
+    setattr(values.TracedOnnxFunction, "function_ir", PARSED)  # noqa: B010  (to mypy it is a method)
+    try:
+        yield
+    finally:
+        setattr(values.TracedOnnxFunction, "function_ir", FUNCTION_IR)  # noqa: B010
 
 
 def simplify(model: ir.Model) -> None:

@@ -11,12 +11,13 @@ import torch
 from artifacts import BOUNDED
 from onnx import helper, save
 from onnx.reference import ReferenceEvaluator
+from onnxscript.values import TracedOnnxFunction
 from torch import fx, nn
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx.artifact.lint import lint
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.exporters.onnx_graph import operators, to_onnx
+from lightvlm_fx.exporters.onnx_graph import PARSED, operators, to_onnx
 from lightvlm_fx.exporters.precision import cast
 from lightvlm_fx.exporting.build import build
 from lightvlm_fx.exporting.causal import SCORES, leave_out_later_keys
@@ -38,6 +39,17 @@ class Layers(nn.Module):
         x = self.embedding(input_ids)
         y = self.biased(self.plain(x)) + x
         return {"hidden": self.plain(y), "logits": nn.functional.linear(y[:, -1], self.embedding.weight)}  # of two dimensions
+
+
+def test_operators_are_parsed_once():
+    """And not for each graph; onnxscript itself is left as it was."""
+    before, counts = vars(TracedOnnxFunction)["function_ir"], []
+    for _ in range(2):
+        to_onnx("layers", Layers().eval(), {"input_ids": torch.zeros(1, 3, dtype=torch.int64)})
+        counts.append(PARSED.fget.cache_info())
+    assert counts[1].misses == counts[0].misses > 400
+    assert counts[1].hits - counts[0].hits > 400
+    assert vars(TracedOnnxFunction)["function_ir"] is before
 
 
 @pytest.mark.parametrize("gemm", [True, False])
