@@ -28,13 +28,19 @@ SCHEDULES = {  # h2o, scissorhands and streaming-llm are in test_artifact_famili
 ENDLESS = ("periodic",)
 
 
+@pytest.fixture(scope="module")
+def compiled(tiny):
+    """Captured once for all schedules."""
+    return lightvlm.compile(tiny.model, "none", backend="eager")
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_answers_as_the_compiled_model(name, shelf, tiny):
+def test_answers_as_the_compiled_model(name, shelf, tiny, compiled):
     def write(folder):
         lightvlm.export(tiny.model, SCHEDULES[name], folder, inputs=tiny.inputs(text=(9,), images=(1,)), prompt_tokens=56, new_tokens=NEW)
 
     vlm = lightvlm.load(once(shelf, name.replace(" ", "-"), write))
-    fast = lightvlm.compile(tiny.model, SCHEDULES[name], backend="eager")
+    fast = compiled.lightvlm.with_schedule(SCHEDULES[name])
     [bucket] = vlm.manifest["buckets"]
     assert bucket["new_tokens"] == (0 if name in ENDLESS else NEW)
     assert bucket["compact_every"] == (6 if name == "periodic" else 0)

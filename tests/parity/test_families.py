@@ -132,7 +132,7 @@ def check_decoding(family, schedule):
 
 
 def variant(score, combine, positions="keep", **options):
-    return Schedule.preset("lightvlm", keep=0.3, score=score, combine=combine, positions=positions, **options)
+    return Schedule.preset("lightvlm", keep=0.3, layers=(1, 3), score=score, combine=combine, positions=positions, **options)
 
 
 VARIANTS = {
