@@ -70,11 +70,22 @@ def export(
 
 
 @app.command()
-def verify(folder: Folder, providers: Providers = None, as_json: Json = False) -> None:
+def verify(
+    folder: Folder,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Source model to compare with, too (needs torch).")] = None,
+    providers: Providers = None, as_json: Json = False,
+) -> None:  # fmt: skip
     """Check an artifact: hashes, operators, parity. Exits with 0, or 1 (files), 3 (lint), 4 (parity); 2: not readable."""
     from lightvlm_fx.artifact.verify import verify as check
 
-    verdict = check(folder, providers=_providers(providers))
+    fast = None
+    if model is not None:
+        import lightvlm_fx as lightvlm
+        from lightvlm_fx.artifact.manifest import read
+
+        schedule = lightvlm.Schedule(**read(folder)["schedule"])
+        fast = lightvlm.compile(load_model(model)[0], schedule, backend="eager")
+    verdict = check(folder, model=fast, providers=_providers(providers))
     print(json.dumps(verdict.as_dict(), indent=1) if as_json else verdict)
     raise typer.Exit(verdict.exit_code)
 

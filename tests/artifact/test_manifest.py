@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from artifacts import contents, manifest, reseal, rewrite
+import torch
+from artifacts import BOUNDED, bounded_model, contents, manifest, reseal, rewrite
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -352,6 +353,35 @@ def test_verify_sees_other_weights(broken):
     (broken / "model.onnx.data").write_bytes(data)
     reseal(broken)
     assert lightvlm.verify(broken).exit_code == 4
+
+
+def test_verify_compares_with_the_source(bounded, tiny, broken):
+    fast = lightvlm.compile(tiny.model, BOUNDED, backend="eager")
+    verdict = lightvlm.verify(bounded, model=fast)
+    assert verdict.exit_code == 0
+    assert verdict.source["logits"] <= 1e-4
+    assert "source   ok       logits within" in str(verdict)
+
+    flip(broken / "decode.onnx")
+    assert "source: the model was not asked, as the checks ended before" in lightvlm.verify(broken, model=fast).skipped
+
+
+def test_verify_sees_that_the_source_was_trained_on(bounded):
+    trained = bounded_model().model
+    with torch.no_grad():
+        trained.get_decoder().layers[1].mlp.down_proj.weight.mul_(1.5)
+    verdict = lightvlm.verify(bounded, model=lightvlm.compile(trained, BOUNDED, backend="eager"))
+    assert (verdict.exit_code, verdict.parity_wrong) == (4, [])
+    assert "parity   ok" in str(verdict)
+    assert "source   FAILED" in str(verdict)
+    assert "logits differ from the model's by" in verdict.source_wrong[0]
+
+
+def test_verify_refuses_what_cannot_be_the_source(bounded, tiny):
+    with pytest.raises(InputError, match=r"the artifact's schedule is \w+, the compiled model's \w+"):
+        lightvlm.verify(bounded, model=lightvlm.compile(tiny.model, "h2o", backend="eager"))
+    with pytest.raises(InputError, match="made from a LlavaForConditionalGeneration, got a Linear"):
+        lightvlm.verify(bounded, model=torch.nn.Linear(2, 2))
 
 
 def test_verify_answers_what_it_is_asked(verify, bounded):

@@ -39,7 +39,9 @@ def test_the_ci_job_runs(folder):
     assert steps[0]["name"] == "install"  # the one step that this environment has behind it
     for step in steps[1:]:
         run(step["run"], folder)
-    assert json.loads((folder / "verdict.json").read_text())["ok"]
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["ok"]
+    assert verdict["source"]["tokens_equal"]
     assert json.loads((folder / "report.json").read_text())["buckets"][0]["cache_slots"] == [96] * 8
     assert json.loads((folder / "answer.json").read_text())["answer"]
     assert (folder / "artifact.tar").stat().st_size > 1 << 20
