@@ -82,9 +82,10 @@ def verify(
     if model is not None:
         import lightvlm_fx as lightvlm
         from lightvlm_fx.artifact.manifest import read
+        from lightvlm_fx.exporters.precision import cast
 
-        schedule = lightvlm.Schedule(**read(folder)["schedule"])
-        fast = lightvlm.compile(load_model(model)[0], schedule, backend="eager")
+        made = read(folder)
+        fast = lightvlm.compile(cast(load_model(model)[0], made["dtype"]), lightvlm.Schedule(**made["schedule"]), backend="eager")
     verdict = check(folder, model=fast, providers=_providers(providers))
     print(json.dumps(verdict.as_dict(), indent=1) if as_json else verdict)
     raise typer.Exit(verdict.exit_code)

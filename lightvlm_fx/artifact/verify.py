@@ -96,6 +96,9 @@ def _check_is_source(model: Any, manifest: dict[str, Any]) -> None:
     """Raises InputError for a model that the artifact cannot have been made from."""
     if type(model).__name__ != manifest["architecture"]:
         raise InputError(f"the artifact was made from a {manifest['architecture']}, got a {type(model).__name__}")
+    wanted = manifest["dtype"] if manifest["dtype"] in ("float16", "bfloat16") else "float32"
+    if str(model.dtype) != f"torch.{wanted}":
+        raise InputError(f"the artifact computes in {wanted}, the model in {model.dtype}: load it with dtype={wanted!r}")
     schedule = getattr(getattr(model, "lightvlm", None), "schedule", None)
     if schedule is not None and schedule.fingerprint != manifest["fingerprint"]:
         raise InputError(f"the artifact's schedule is {manifest['fingerprint']}, the compiled model's {schedule.fingerprint}")

@@ -382,6 +382,9 @@ def test_verify_refuses_what_cannot_be_the_source(bounded, tiny):
         lightvlm.verify(bounded, model=lightvlm.compile(tiny.model, "h2o", backend="eager"))
     with pytest.raises(InputError, match="made from a LlavaForConditionalGeneration, got a Linear"):
         lightvlm.verify(bounded, model=torch.nn.Linear(2, 2))
+    half = lightvlm.compile(bounded_model().model.half(), BOUNDED, backend="eager")
+    with pytest.raises(InputError, match=r"the artifact computes in float32, the model in torch\.float16: load it with dtype='float32'"):
+        lightvlm.verify(bounded, model=half)
 
 
 def test_verify_answers_what_it_is_asked(verify, bounded):
