@@ -23,7 +23,9 @@ def rank_in_segment(score: Tensor, segment: Tensor) -> Tensor:
     place = torch.arange(score.shape[1], device=score.device).expand_as(order)
     new = torch.ones_like(order, dtype=torch.bool)
     new[:, 1:] = by_segment.values[:, 1:] != by_segment.values[:, :-1]
-    first = torch.where(new, place, 0).cummax(-1)[0]
+    run = new.long().cumsum(1)  # one number a segment, from 1; exporters make a cummax of [B, S, S]
+    first = torch.zeros(len(order), order.shape[1] + 1, dtype=order.dtype, device=order.device)
+    first = first.scatter(1, torch.where(new, run, 0), place).gather(1, run)  # slot 0 takes what begins no segment
     return torch.empty_like(order).scatter_(1, order, place - first)
 
 
