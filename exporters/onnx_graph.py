@@ -93,8 +93,9 @@ def simplify(model: ir.Model) -> None:
             node.replace_input_with(2, None)  # torchlib makes a bias of zeros where there is none, of two dimensions for a Conv3d
     common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)
-    common.CommonSubexpressionEliminationPass()(model)
     common.LiftConstantsToInitializersPass(size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)  # first: expressions of equal constants are equal
+    common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
 
 
