@@ -19,7 +19,9 @@ PAST, PRESENT = "past_key_values.", "present."
 def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
     """Options of a session. Without `prepack`, it reads its weights from the mapped file, not a rearranged copy (docs/decisions/0008).
 
-    Threads of one that does not run `often` stop waiting busily once it has run: the next stage needs the cores.
+    Threads of one that does not run `often` stop waiting busily once it has run: the next stage needs the cores. Its activations are
+    freed with their last reader: kept for later ones of the same size, they hold three times the memory, which has to be mapped anew
+    for every prompt.
     """
     options = runtime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # integer weights, but no integer activations
@@ -27,6 +29,7 @@ def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not often:
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.enable_mem_reuse = False
     return options
 
 

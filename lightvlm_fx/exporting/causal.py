@@ -1,17 +1,23 @@
-"""What a causal mask lets a prefill stage leave out: the keys behind its rows, half of all."""
+"""What a causal mask lets a prefill stage leave out: the keys behind its rows, half of all.
+
+And what attention by blocks gives for nothing: the probabilities that a layer's cache score sums up.
+"""
 
 from __future__ import annotations
 
+import operator
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.prompt import MaskRule
 from lightvlm_fx.ops.attention import attend
 from lightvlm_fx.ops.score_received import TILE
+from lightvlm_fx.ops.segments import PADDING, per_group
 from lightvlm_fx.program import Program
 
 OPS = torch.ops.lightvlm
@@ -26,8 +32,9 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
     What a mask says is read off its values on an example, `given` by the names of the inputs; segment [B, S] is the example's.
     Returns how many nodes were changed.
     """
-    changed, causal = 0, dict[fx.Node, bool]()
-    for node in program.graph_module.graph.nodes:
+    changed, causal, sums = 0, dict[fx.Node, bool](), dict[tuple[Any, ...], fx.Node]()
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
         if node.target not in (*SCORES, attend) or not isinstance(node.args[MASK], fx.Node):
             continue
         source = node.args[MASK]
@@ -38,22 +45,85 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
         if not causal[source] or (node.target is attend and not blocks):
             continue
         if node.target is attend:
-            node.target = attend_in_blocks
+            _in_blocks(graph, node, sums.get(_what(node)))
         else:
+            if node.target is OPS.kv_score_rows.default and node.args[5] == "attention":
+                sums[_what(node)] = node
             node.update_arg(MASK, None)
         changed += 1
+    graph.lint()
     program.graph_module.recompile()
     return changed
 
 
+def _what(node: fx.Node) -> tuple[Any, ...]:
+    """Queries, keys, mask and scale of an attention, or of a score that sums it up."""
+    q, k, _, mask, scale = node.args[:5]
+    return q, k, mask, scale
+
+
+def _in_blocks(graph: fx.Graph, node: fx.Node, score: fx.Node | None) -> None:
+    """Replace an `attend`, and the `score` that sums up its probabilities if there is one, by attention in blocks."""
+    q, k, v, mask, scale, *softcap = node.args
+    if score is None or any(softcap):
+        node.target = attend_in_blocks
+        return
+    size = None
+    if mask.target is OPS.key_bias.default:  # which scores do not count
+        mask, size = mask.args
+    with graph.inserting_before(score):
+        both = graph.call_function(attend_and_score, (q, k, v, mask, scale, size, score.args[2]))
+        for number, old in enumerate((node, score)):
+            old.replace_all_uses_with(graph.call_function(operator.getitem, (both, number)))
+            graph.erase_node(old)
+
+
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float = 0.0) -> Tensor:
     """`attend` for a causal `mask` [B, 1, S, S]: the rows of a tile look at the keys up to its end only."""
-    tiles = []
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) if x.shape[1] != q.shape[1] else x for x in (k, v))  # once for all tiles
+    values, tiles = v.float().unsqueeze(2), []
+    for _, stop, p in _probabilities(q, k, mask, scale, softcap):
+        tiles.append(p @ values[..., :stop, :])
+    return _joined(tiles, v)
+
+
+def attend_and_score(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, size: Tensor | None, segment: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`attend_in_blocks` under `key_bias(mask, size)`, and `kv_score_rows` of all rows under `mask`: [B, S, H, d] and [B, G, S].
+
+    Both from the same probabilities. That a key counts as `size` [B, S] tokens is a factor of its probability, and of its value.
+    """
+    rows = (segment != PADDING)[:, None, None, None].float()
+    weight = None if size is None else size.clamp_min(1)[:, None, None, :, None]
+    values = v.float().unsqueeze(2) if weight is None else v.float().unsqueeze(2) * weight
+    received, tiles = torch.zeros(k.shape[:3], device=k.device), []
+    for start, stop, p in _probabilities(q, k, mask, scale):
+        out = p @ values[..., :stop, :]
+        tiles.append(out if weight is None else out / (p @ weight[..., :stop, :]))
+        received = received + F.pad((rows[..., start:stop] @ p).squeeze(3).mean(2), [0, q.shape[2] - stop])
+    return _joined(tiles, v), received
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float = 0.0) -> Any:
+    """Of every tile of rows its begin, its end, and its attention [B, G, H/G, rows, end] to the keys before that end."""
+    keys = k.float().transpose(2, 3).unsqueeze(2)
     for start in range(0, q.shape[2], TILE):
         stop = min(start + TILE, q.shape[2])
-        tiles.append(attend(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], mask[:, :, start:stop, :stop], scale, softcap))
-    return torch.cat(tiles, 1)
+        logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :stop]
+        if softcap:
+            logits = torch.tanh(logits / softcap) * softcap
+        yield start, stop, (logits + _additive(mask[:, :, None, start:stop, :stop])).softmax(-1)
+
+
+def _additive(mask: Tensor) -> Tensor:
+    """`mask`, finite: a padding query sees no key, and NaN would spread through its value."""
+    lowest = torch.finfo(torch.float32).min
+    return torch.where(mask, 0.0, lowest) if mask.dtype == torch.bool else mask.float().clamp_min(lowest)
+
+
+def _joined(tiles: list[Tensor], v: Tensor) -> Tensor:
+    """Tiles [B, G, H/G, rows, d] as [B, S, H, d]."""
+    return torch.cat(tiles, 3).flatten(1, 2).transpose(1, 2).to(v.dtype)
 
 
 def _is_causal(mask: Tensor, segment: Tensor) -> bool:

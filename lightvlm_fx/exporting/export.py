@@ -26,6 +26,7 @@ from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
+from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporters.precision import DTYPES, cast, quantise
 from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, ask_parser, build_script, to_dialect
 from lightvlm_fx.exporters.weights import WeightFile
@@ -172,6 +173,8 @@ def _write_bucket(
             graph = quantise(graph)
         if target == "tensorrt":
             to_dialect(graph, name)
+        if name == "prefill":
+            least_first(graph)
         found = {"file": f"{name}{suffix}.onnx", **signature(graph), "operators": operators(graph)}
         weights.take(graph)
         ir.save(graph, folder / found["file"])

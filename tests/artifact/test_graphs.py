@@ -1,5 +1,7 @@
 """Tier 4: what export does to a graph leaves its values as they were."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -18,9 +20,10 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx.artifact.lint import lint
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.onnx_graph import PARSED, operators, to_onnx
+from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporters.precision import cast
 from lightvlm_fx.exporting.build import build
-from lightvlm_fx.exporting.causal import SCORES, leave_out_later_keys
+from lightvlm_fx.exporting.causal import SCORES, attend_and_score, leave_out_later_keys
 from lightvlm_fx.exporting.export import record_parity
 from lightvlm_fx.exporting.stages import Head
 from lightvlm_fx.ops.attention import attend
@@ -93,6 +96,74 @@ def test_only_causal_masks_leave_keys_out(window, blocks, monkeypatch):
     score, out = module(*given.values())
     torch.testing.assert_close(score, before[0])
     torch.testing.assert_close(out[:, 2:], before[1][:, 2:])  # rows of padding see nothing
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_blocks_of_attention_score_their_keys(softcap, counted, monkeypatch):
+    """One pass gives what attention and the cache score give apart; a softcap, which scores do not know, keeps them apart."""
+    monkeypatch.setattr("lightvlm_fx.exporting.causal.TILE", 3)
+    torch.manual_seed(0)
+    segment = torch.tensor([[PADDING, PADDING, TEXT, 0, 0, 0, TEXT, TEXT], [TEXT, 0, 0, 0, TEXT, TEXT, TEXT, TEXT]])
+    here = torch.arange(8)
+    allowed = ((here[:, None] >= here) & (segment != PADDING)[:, None, :])[:, None]
+    mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+    graph = fx.Graph()
+    q, k, v, seg, low, size = (graph.placeholder(name) for name in ("q", "k", "v", "segment", "mask", "size"))
+    seen = graph.call_function(torch.ops.lightvlm.key_bias.default, (low, size)) if counted else low
+    score = graph.call_function(torch.ops.lightvlm.kv_score_rows.default, (q, k, seg, seen, 0.5, "attention", 0, 0))
+    shared = graph.call_function(torch.ops.aten.mean.dim, (score, [1], True))
+    graph.output((shared, graph.call_function(attend, (q, k, v, seen, 0.5, softcap))))
+    module = fx.GraphModule(nn.Module(), graph)
+    given = {"q": torch.randn(2, 4, 8, 4), "k": torch.randn(2, 2, 8, 4), "v": torch.randn(2, 2, 8, 4), "segment": segment, "mask": mask}
+    given["size"] = torch.randint(1, 4, (2, 8)).float()
+    before = module(*given.values())
+    assert leave_out_later_keys(SimpleNamespace(graph_module=module), given, segment, True) == 2
+    targets = {node.target for node in module.graph.nodes}
+    assert (attend_and_score in targets) == (not softcap)
+    score, out = module(*given.values())
+    torch.testing.assert_close(score, before[0])
+    real = segment != PADDING
+    torch.testing.assert_close(out[real], before[1][real])
+
+
+def test_equal_constants_make_equal_expressions():
+    """Each layer brings constants of its own: what it makes of them is still computed once."""
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return {"y": sum((x.unsqueeze(1) == x.unsqueeze(2)).float() * torch.arange(i, 4 + i)[None, :, None] for i in (0, 0, 1))}
+
+    graph = to_onnx("twice", Twice(), {"x": torch.tensor([[1, 2, 1, 3]])})
+    found = operators(graph)
+    assert (found["Equal"], found["Mul"]) == (1, 2)
+
+
+class Chain(nn.Module):
+    """Layers that each hand something on beside the next layer's input."""
+
+    def forward(self, x):
+        out = {}
+        for layer in range(4):
+            x = torch.tanh(x * (layer + 2))
+            out[f"present.{layer}"] = x.softmax(-1).amax(-1)
+        return {"logits": x} | out
+
+
+def test_onnx_runtime_computes_each_layers_outputs_before_the_next_layer(tmp_path):
+    graph = to_onnx("chain", Chain(), {"x": torch.randn(2, 8)})
+    orders = []
+    for reorder in (False, True):
+        if reorder:
+            least_first(graph)
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+        session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session.run(None, {"x": np.zeros((2, 8), np.float32)})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        orders.append([e["args"]["op_name"] for e in events if e["name"].endswith("_kernel_time")])
+    assert orders[0][-8:] == ["Softmax", "ReduceMax"] * 4  # left alone: all of it behind the last layer
+    assert [name for name in orders[1] if name in ("Tanh", "Softmax", "ReduceMax")] == ["Tanh", "Softmax", "ReduceMax"] * 4
 
 
 @pytest.mark.parametrize(("name", "factor"), [("logits_scaling", 0.25), ("logit_scale", 4.0), ("final_logit_softcapping", None)])
