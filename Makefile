@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help install demo show test lint golden bench eval support clean
+.PHONY: help install demo show test heavy lint golden bench eval support clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -24,6 +24,9 @@ demo: $(READY)  ## ask the bundled model questions, full and compiled
 
 test: $(READY) lint  ## lint, types and all tests, on two cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+heavy: $(READY)  ## what takes gigabytes or minutes: weights above 2 GB, AOTInductor
+	$(BIN)/python -m pytest -m heavy
 
 lint: $(READY)  ## format and lint check, types
 	$(BIN)/ruff check .

@@ -327,7 +327,7 @@ def bench_answer(
 
 
 def main() -> None:
-    """Entry point: our own errors print as one message and exit with 2."""
+    """Entry point: our own errors, and packages that are not there, print as one message and exit with 2."""
     from lightvlm_fx import cli_artifact  # noqa: F401  (adds its commands to app)
 
     warnings.filterwarnings("ignore", module="torch")
@@ -336,6 +336,13 @@ def main() -> None:
     except LightVLMError as error:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         err.print("\n".join([str(error), *getattr(error, "__notes__", [])]), markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except ImportError as error:
+        no_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+        if error.name is not None and not no_torch:  # with a name it is Python's own; without, its text says what to install
+            raise
+        said = "this command needs PyTorch (pip install torch); run, inspect and verify without --model do not" if no_torch else str(error)
+        err.print(said, markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 

@@ -58,3 +58,13 @@ def test_answers_without_torch(bare_python, bounded):
     assert found["answers"] == [np.load(bounded / "samples" / "0.sequences.npy").tolist()]
     assert found["verdict"]["exit_code"] == 0
     assert found["verdict"]["skipped"] == ["lint: the package onnx is not installed"]
+
+
+@pytest.mark.parametrize(("absent", "command", "said"), [
+    ("torch", ("verify", "--model", "any"), "this command needs PyTorch (pip install torch); run, inspect and verify without --model do not"),
+    ("onnxruntime", ("verify",), "an artifact needs ONNX Runtime: pip install onnxruntime-gpu, or onnxruntime without a GPU"),
+])  # fmt: skip
+def test_a_command_says_which_package_it_lacks(bounded, absent, command, said):
+    code = f"import sys; sys.modules[{absent!r}] = None; from lightvlm_fx.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, command[0], str(bounded), *command[1:]], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (2, said)
