@@ -61,7 +61,7 @@ def test_answers_without_torch(bare_python, bounded):
 
 
 @pytest.mark.parametrize(("absent", "command", "said"), [
-    ("torch", ("verify", "--model", "any"), "this command needs PyTorch (pip install torch); run, inspect and verify without --model do not"),
+    ("torch", ("verify", "-m", "any"), "this command needs PyTorch (pip install torch); run, inspect and verify without --model do not"),
     ("onnxruntime", ("verify",), "an artifact needs ONNX Runtime: pip install onnxruntime-gpu, or onnxruntime without a GPU"),
 ])  # fmt: skip
 def test_a_command_says_which_package_it_lacks(bounded, absent, command, said):
