@@ -23,7 +23,7 @@ demo: $(READY)  ## ask the bundled model questions, full and compiled
 	$(BIN)/lightvlm show lightvlm_fx/bundled/pictures/1-crowd.png --output out/show.png
 
 test: $(READY) lint  ## lint, types and all tests, on two cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 heavy: $(READY)  ## what takes gigabytes or minutes: weights above 2 GB, AOTInductor
 	$(BIN)/python -m pytest -m heavy

@@ -31,6 +31,20 @@ settings.load_profile("same")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+# begun first, longest first: whatever comes last, one worker does alone
+LONG = (
+    "test_families.py", "test_pipelines.py", "test_schedules.py", "test_compiled.py", "test_cli.py", "test_artifact_families.py",
+    "test_load.py", "test_bounded_cache.py", "test_folder.py", "test_manifest.py", "test_dialogues.py", "test_tensorrt.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files in the order of LONG, then the others as they were (pytest-randomly shuffles them)."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden texts anew; read the diff"
