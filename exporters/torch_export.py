@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch._inductor
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.ops.bodies import InAten
@@ -17,11 +18,16 @@ from lightvlm_fx.ops.bodies import InAten
 def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], path: Path, aot_inductor: bool = False) -> dict[str, Any]:
     """Write one stage, as ATen alone; returns its entry of the manifest.
 
+    All inputs and outputs are contiguous: what AOTInductor compiles reads its inputs with the example's strides, unchecked.
     With `aot_inductor`, also the stage compiled for this machine, `<stage>.aoti.pt2`, which `torch._inductor.aoti_load_package`
     opens. Raises NotSupported with the compiler's own words where it does not build.
     """
-    with torch.no_grad(), InAten():
-        exported = torch.export.export(module, (), dict(inputs), strict=False)
+    hook = module.register_forward_hook(lambda module, args, out: _dense(out))
+    try:
+        with torch.no_grad(), InAten():
+            exported = torch.export.export(module, (), _dense(inputs), strict=False)
+    finally:
+        hook.remove()
     torch.export.save(exported, path)
     if aot_inductor:
         try:
@@ -36,6 +42,10 @@ def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], pat
         if node.op == "call_function":
             found[str(node.target)] = found.get(str(node.target), 0) + 1
     return {"file": path.name, "inputs": _of(inputs), "outputs": _of(outputs), "operators": dict(sorted(found.items()))}
+
+
+def _dense(values: dict[str, Any]) -> Any:
+    return tree_map_only(Tensor, Tensor.contiguous, values)
 
 
 def _of(values: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
