@@ -19,6 +19,7 @@ from transformers.exporters.metadata import ExportMetadata
 from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.exporters.onnx_graph import OPSET, to_onnx_with_metadata
+from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporting.build import build
 from lightvlm_fx.locate import check_supported
 
@@ -60,6 +61,8 @@ class LightVLMExporter(OnnxExporter):
         components = {}
         for name, stage in built.stages.items():
             graph, metadata = to_onnx_with_metadata(name, stage.module, stage.inputs, config.opset_version or OPSET)
+            if name == "prefill":
+                least_first(graph)
             components[name] = ExportedComponent(graph, metadata)
         return ExportedModel(components, FORMAT, config=model.config, generation_config=model.generation_config)
 

@@ -6,6 +6,7 @@ And what attention by blocks gives for nothing: the probabilities that a layer's
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.exporters.prompt import MaskRule
+from lightvlm_fx.exporters.prompt import MaskRule, additive
 from lightvlm_fx.ops.attention import attend
 from lightvlm_fx.ops.score_received import TILE
 from lightvlm_fx.ops.segments import PADDING, per_group
@@ -104,7 +105,7 @@ def attend_and_score(
     return _joined(tiles, v), received
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float = 0.0) -> Any:
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float = 0.0) -> Iterator[tuple[int, int, Tensor]]:
     """Of every tile of rows its begin, its end, and its attention [B, G, H/G, rows, end] to the keys before that end."""
     keys = k.float().transpose(2, 3).unsqueeze(2)
     for start in range(0, q.shape[2], TILE):
@@ -112,13 +113,12 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: fl
         logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :stop]
         if softcap:
             logits = torch.tanh(logits / softcap) * softcap
-        yield start, stop, (logits + _additive(mask[:, :, None, start:stop, :stop])).softmax(-1)
+        yield start, stop, (logits + _finite(mask[:, :, None, start:stop, :stop])).softmax(-1)
 
 
-def _additive(mask: Tensor) -> Tensor:
-    """`mask`, finite: a padding query sees no key, and NaN would spread through its value."""
-    lowest = torch.finfo(torch.float32).min
-    return torch.where(mask, 0.0, lowest) if mask.dtype == torch.bool else mask.float().clamp_min(lowest)
+def _finite(mask: Tensor) -> Tensor:
+    """`mask`, additive and finite: a padding query sees no key, and NaN would spread through its value."""
+    return additive(mask, torch.float32) if mask.dtype == torch.bool else mask.float().clamp_min(torch.finfo(torch.float32).min)
 
 
 def _joined(tiles: list[Tensor], v: Tensor) -> Tensor:
