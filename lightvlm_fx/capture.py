@@ -13,7 +13,6 @@ import io
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import sdpa_mask
 
 from lightvlm_fx import ops  # noqa: F401  (registers the marker op)
+from lightvlm_fx.compat import attention_implementation, cache_argument
 from lightvlm_fx.edit import module_path, token_dims
 from lightvlm_fx.errors import CaptureError, RefusedModel
 from lightvlm_fx.families.side_inputs import accept_dense
@@ -105,6 +105,7 @@ class _Flat(nn.Module):
     def __init__(self, decoder: nn.Module, spec: pytree.TreeSpec, leaves: list[Any]) -> None:
         super().__init__()
         self.decoder = decoder
+        self.cache_argument = cache_argument(decoder.forward)
         self.spec = spec
         self.constants = [None if isinstance(x, Tensor) else x for x in leaves]
         self.at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
@@ -116,7 +117,7 @@ class _Flat(nn.Module):
             leaves[i] = tensor
         cache = RecordingCache()
         kwargs = pytree.tree_unflatten(leaves, self.spec)
-        out = self.decoder(**kwargs, past_key_values=cache, use_cache=True)
+        out = self.decoder(**kwargs, **{self.cache_argument: cache}, use_cache=True)
         self.noted.output_class = type(out)
         written = [cache.written[i] for i in sorted(cache.written)]
         return (out.last_hidden_state, *(k for k, _ in written), *(v for _, v in written))
@@ -148,17 +149,6 @@ class Call:
         shapes = tuple((n, t.dtype, tuple(-1 if d == s else d for d in t.shape)) for n, t in zip(self.names, self.tensors, strict=True))
         constants = tuple(repr(x) for x in self.leaves if not isinstance(x, Tensor))
         return (rows, shapes, constants, str(self.spec))
-
-
-@contextlib.contextmanager
-def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
-    """Run a decoder or tower with another attention implementation; the old one comes back whatever happens."""
-    old = module.config._attn_implementation
-    module.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        module.set_attn_implementation(old)
 
 
 def _dynamic(call: Call, length: int) -> tuple[dict[int, Any], ...]:

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from lightvlm_fx.compat import TESTED, given_cache
 from lightvlm_fx.errors import InputError, NotSupported, ScheduleError
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend
@@ -27,7 +28,7 @@ from lightvlm_fx.salience import watched
 from lightvlm_fx.schedule import Schedule
 
 # Tensors of a call that carry no picture; any other argument of a model might, whatever it is called.
-TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "cache_position",
+TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "cache", "cache_position",
                   "token_type_ids", "mm_token_type_ids")  # fmt: skip
 TESTED_TRANSFORMERS = ((5, 17), (5, 23))  # first and last minor release that the tests ran on
 
@@ -184,7 +185,7 @@ def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _expect_pictures(placeholders: tuple[int, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A first prompt with placeholders and no picture would be answered by transformers, from their embeddings."""
-    ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+    ids, cache = kwargs.get("input_ids", args[0] if args else None), given_cache(kwargs)
     if not isinstance(ids, Tensor) or (isinstance(cache, Cache) and cache.get_seq_length()):
         return
     others = [v for k, v in kwargs.items() if k not in TEXT_ARGUMENTS]

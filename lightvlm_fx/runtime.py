@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from lightvlm_fx.cache import Stage, StageLayer, State, Store
 from lightvlm_fx.capture import Call, capture
+from lightvlm_fx.compat import given_cache, with_cache
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.families.side_inputs import FEATURES, MASK, make_dense
@@ -33,7 +34,7 @@ from lightvlm_fx.salience import Noted, salience
 from lightvlm_fx.schedule import Schedule
 
 # Arguments of a decoder call that say how to answer, not what to compute.
-PLUMBING = ("past_key_values", "use_cache", "return_dict", "cache_position", "input_ids", "logits_to_keep", "num_items_in_batch")
+PLUMBING = ("past_key_values", "cache", "use_cache", "return_dict", "cache_position", "input_ids", "logits_to_keep", "num_items_in_batch")
 REFUSED = ("output_attentions", "output_hidden_states")
 
 
@@ -81,7 +82,7 @@ class Decoder:
         """Same arguments and result as the source decoder's forward; last_hidden_state is [B, K, D]."""
         if args:
             raise NotSupported("call the compiled decoder with keyword arguments, as the model does")
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs)
         use_cache = kwargs.get("use_cache", cache is not None)
         kwargs = self._clean(kwargs)
         state = self._state(cache)
@@ -93,7 +94,7 @@ class Decoder:
                     cache.layers = list(new.layers)
             else:
                 entry, hidden = self._extend(kwargs, state)
-        return entry.program.facts.output_class(last_hidden_state=hidden, past_key_values=cache)
+        return with_cache(entry.program.facts.output_class, cache, last_hidden_state=hidden)
 
     def _clean(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.source.training:

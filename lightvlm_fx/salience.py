@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lightvlm_fx.capture import attention_implementation
+from lightvlm_fx.compat import attention_implementation
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.ops.score_received import column_sums
 
