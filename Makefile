@@ -3,8 +3,15 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+# `make compat`: the first and the last releases that pyproject.toml allows, everything else as pinned.
+COMPAT = .venv-compat
+COMPAT_TESTS ?= tests/parity tests/core tests/front tests/artifact/test_artifact_families.py
+OLDEST = $$(sed -nE 's/^ *"(torch|transformers)>=([0-9.]+),.*/\1==\2/p' pyproject.toml)
+NEWEST = $$(sed -nE 's/^ *"((torch|transformers)>=[0-9.,<]+)".*/\1/p' pyproject.toml)
+OTHERS = $$(grep -vE '^(\#|torch=|transformers=|tokenizers=|setuptools=|tensorrt|ruff=|mypy=)' requirements-tested.txt)
+PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo show test heavy lint golden bench eval support clean
+.PHONY: help install demo show test heavy compat compat-oldest compat-pinned compat-newest lint golden bench eval support clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,10 +30,27 @@ demo: $(READY)  ## ask the bundled model questions, full and compiled
 	$(BIN)/lightvlm show lightvlm_fx/bundled/pictures/1-crowd.png --output out/show.png
 
 test: $(READY) lint  ## lint, types and all tests, on two cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
 
 heavy: $(READY)  ## what takes gigabytes or minutes: weights above 2 GB, AOTInductor
 	$(BIN)/python -m pytest -m heavy
+
+compat: compat-oldest compat-pinned compat-newest  ## parity, core, front and export on the oldest, pinned and newest torch and transformers
+
+compat-pinned: $(READY)
+	$(BIN)/python $(PYTEST) $(COMPAT_TESTS)
+
+compat-oldest compat-newest: compat-%: $(COMPAT)/%/.ready
+	$(COMPAT)/$*/bin/pip list --disable-pip-version-check | grep -E '^(torch|transformers) '
+	$(COMPAT)/$*/bin/python $(PYTEST) $(COMPAT_TESTS)
+
+$(COMPAT)/oldest/.ready: WANTED = $(OLDEST)
+$(COMPAT)/newest/.ready: WANTED = $(NEWEST)
+$(COMPAT)/%/.ready: requirements-tested.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile $(WANTED) $(OTHERS)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
 
 lint: $(READY)  ## format and lint check, types
 	$(BIN)/ruff check .
@@ -45,4 +69,4 @@ support: $(READY)  ## write docs/support.md anew
 	$(BIN)/python -m lightvlm_fx.support
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis out
+	rm -rf $(VENV) $(COMPAT) .pytest_cache .ruff_cache .mypy_cache .hypothesis out

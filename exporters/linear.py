@@ -23,15 +23,18 @@ def linear_as_gemm(model: ir.Model) -> int:
             continue
         (x, turned), out = node.inputs, node.outputs[0]
         weight = _turned(turned)
-        if weight is None or weight.shape is None or x is None or x.shape is None or not x.shape.is_static() or len(x.shape) < 3:
+        if weight is None or weight.shape is None or x is None or x.shape is None or len(x.shape) < 3:
             continue
+        if sum(not isinstance(d, int) for d in x.shape[:-1]) > 1:
+            continue  # a reshape can leave one size open
         replaced, bias = [node], _bias(out)
         if bias is not None:
             replaced.append(out.consumers()[0])
-        rows, (n, k) = [int(d) for d in x.shape[:-1]], [int(d) for d in weight.shape]
-        flat = new("Reshape", [x, dims(model, [-1, k])], [math.prod(rows), k], x)
-        product = new("Gemm", [flat, weight, *([] if bias is None else [bias])], [math.prod(rows), n], x, transB=1)
-        back = new("Reshape", [product, dims(model, [*rows, n])], [*rows, n], x)
+        (n, k), rows = [int(d) for d in weight.shape], [d if isinstance(d, int) else -1 for d in x.shape[:-1]]
+        every = math.prod(rows) if -1 not in rows else None
+        flat = new("Reshape", [x, dims(model, [-1, k])], [every, k], x)
+        product = new("Gemm", [flat, weight, *([] if bias is None else [bias])], [every, n], x, transB=1)
+        back = new("Reshape", [product, dims(model, [*rows, n])], [*x.shape[:-1], n], x)
         swap(model, replaced, [flat, product, back])
         done += 1
     return done

@@ -16,36 +16,41 @@ import torch
 from onnxscript import optimizer, values
 from torch import nn
 
+from lightvlm_fx.compat import onnx_program
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.linear import gemm_as_matmul, linear_as_gemm
 from lightvlm_fx.exporters.values import new, swap
 from lightvlm_fx.exporters.weights import shrink_constants, transpose_weights
 from lightvlm_fx.ops.bodies import InAten
+from lightvlm_fx.releases import releases_first
 
 OPSET = 24
 
 
-def to_onnx(name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True) -> ir.Model:
-    """`module(**inputs)` as a model with every shape known; inputs and outputs are named as the module names them.
+def to_onnx(
+    name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True,
+    dynamic: dict[str, dict[int, str]] | None = None,
+) -> ir.Model:  # fmt: skip
+    """`module(**inputs)` as a model with every shape known, but for the dimensions that `dynamic` names; inputs and outputs are named
+    as the module names them.
 
     Linear layers are Gemm, or with `gemm=False` MatMul over transposed weights, which quantisers look for.
     Raises CaptureError naming the stage, with the exporter's own error as its cause.
     """
-    return to_onnx_with_metadata(name, module, inputs, opset, gemm)[0]
+    return to_onnx_with_metadata(name, module, inputs, opset, gemm, dynamic)[0]
 
 
+@releases_first()
 def to_onnx_with_metadata(
-    name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True
-) -> tuple[ir.Model, Any]:
+    name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True,
+    dynamic: dict[str, dict[int, str]] | None = None,
+) -> tuple[ir.Model, Any]:  # fmt: skip
     """`to_onnx`, and what transformers' exporter noted of it."""
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
-
     with warnings.catch_warnings(), torch.no_grad(), InAten(), _parsed_once(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            config = OnnxConfig(dynamic=False, opset_version=opset, optimize=False)
-            model, metadata = OnnxExporter().export_program(module, dict(inputs), config)
+            model, metadata = onnx_program(module, dict(inputs), opset, dimensions(dynamic or {}, inputs))
         except Exception as error:
             raise CaptureError(f"stage {name!r} could not be exported to ONNX: {type(error).__name__}: {str(error)[:500]}") from error
         finally:
@@ -59,6 +64,19 @@ def to_onnx_with_metadata(
         gemm_as_matmul(model)
     clean(model)
     return model, metadata
+
+
+def dimensions(axes: dict[str, dict[int, str]], inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """What torch.export is told of symbolic sizes: of each input its dimensions with a name, or a multiple of one ("4*tokens")."""
+    if not axes:
+        return None
+
+    def dim(name: str) -> Any:
+        times, _, base = name.rpartition("*")
+        size = torch.export.Dim(base, min=2, max=1 << 20)
+        return int(times) * size if times else size
+
+    return {name: {d: dim(axis) for d, axis in axes.get(name, {}).items()} or None for name in inputs}
 
 
 FUNCTION_IR = values.TracedOnnxFunction.__dict__["function_ir"]
@@ -129,12 +147,16 @@ def clean(model: ir.Model) -> None:
 
 
 def signature(model: ir.Model) -> dict[str, list[dict[str, Any]]]:
-    """Names, dtypes and shapes of a model's inputs and outputs."""
+    """Names, dtypes and shapes of a model's inputs and outputs; a symbolic size is its name."""
 
     def of(values: Any) -> list[dict[str, Any]]:
-        return [{"name": v.name, "dtype": v.dtype.numpy().name, "shape": [int(d) for d in v.shape]} for v in values]
+        return [{"name": v.name, "dtype": v.dtype.numpy().name, "shape": _shape(v)} for v in values]
 
     return {"inputs": of(model.graph.inputs), "outputs": of(model.graph.outputs)}
+
+
+def _shape(value: ir.Value) -> list[int | str]:
+    return [d if isinstance(d, int) else str(d.value) for d in value.shape or ()]
 
 
 def operators(model: ir.Model) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """What a prompt's tokens are, where they stand and what they may see, computed inside the exported graph.
 
-Models compute these in Python, from data; here they are tensor code with the bucket's sizes as constants, and
+Models compute these in Python, from data; here they are tensor code over how many tokens each picture has, and
 `export` refuses a model whose own values differ.
 """
 
@@ -19,11 +19,10 @@ from lightvlm_fx.ops.segments import PADDING, TEXT, same_image
 
 @dataclass(frozen=True)
 class Prompt:
-    """One bucket's prompts: `length` S tokens a row, the ids that visual tokens have, tokens of each picture of a row."""
+    """A bucket's prompts: `length` S tokens a row, and the ids that visual tokens have."""
 
     length: int
     ids: tuple[int, ...]
-    images: tuple[int, ...]
 
     def visual(self, input_ids: Tensor) -> Tensor:
         """Boolean [B, S]."""
@@ -32,48 +31,45 @@ class Prompt:
             found = found | (input_ids == i)
         return found
 
-    def segment(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """PADDING, TEXT, or the picture's number within its row: [B, S] int64."""
+    def segment(self, input_ids: Tensor, attention_mask: Tensor, picture_tokens: Tensor) -> Tensor:
+        """PADDING, TEXT, or the picture's number within its row: [B, S] int64; picture_tokens [B, I] from the left, then zeros."""
         visual = self.visual(input_ids) & (attention_mask != 0)
-        image = self.behind(visual)
-        return torch.where(attention_mask == 0, PADDING, torch.where(visual, image, TEXT))
-
-    def behind(self, visual: Tensor) -> Tensor:
-        """How many pictures end before each token [B, S]."""
-        seen = visual.long().cumsum(1) - visual.long()
-        ends = torch.tensor(self.images or (1,), device=visual.device).cumsum(0)
-        return (seen.unsqueeze(-1) >= ends).long().sum(-1)
+        ends = picture_tokens.cumsum(1).unsqueeze(1)
+        picture = (_before(visual).unsqueeze(-1) >= ends).long().sum(-1)  # how many end before each token
+        return torch.where(attention_mask == 0, PADDING, torch.where(visual, picture, TEXT))
 
 
 class Positions(nn.Module):
     """RoPE positions: of each prompt token, and of new ones.
 
-    `grids` (None for models with one position a token, from `first` on): height and width of each picture in visual
-    tokens, for M-RoPE (Qwen2-VL, arXiv 2409.12191): a picture takes as many positions as its longer side. With four
-    `planes`, the plain position stands in front.
+    Plain ones, one a token from `first` on, or with `planes` M-RoPE (Qwen2-VL, arXiv 2409.12191): a picture takes as many
+    positions as its longer side. With four planes, the plain position stands in front.
     """
 
-    def __init__(self, grids: tuple[tuple[int, int], ...] | None, planes: int, first: int) -> None:
+    def __init__(self, planes: int = 0, first: int = 0) -> None:
         super().__init__()
-        self.grids, self.planes, self.first = grids, planes, first
-        if grids is not None:
-            offsets = [torch.stack([torch.zeros(h * w, dtype=torch.int64), torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)])
-                       for h, w in grids]  # fmt: skip
-            self.register_buffer("offsets", torch.cat(offsets or [torch.zeros(3, 1, dtype=torch.int64)], 1), persistent=False)
-            self.register_buffer("ends", torch.tensor([h * w for h, w in grids] or [1]).cumsum(0), persistent=False)
-            self.register_buffer("extents", torch.tensor([max(g) for g in grids] or [0]), persistent=False)
+        self.planes, self.first = planes, first
 
-    def forward(self, segment: Tensor) -> tuple[Tensor, Tensor]:
-        """position_ids [B, S] or [planes, B, S], and the position [B] of the first new token."""
+    def forward(self, segment: Tensor, picture_tokens: Tensor, picture_grids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """position_ids [B, S] or [planes, B, S], and the position [B] of the first new token.
+
+        picture_tokens [B, I]; picture_grids [B, I, 2], for M-RoPE: height and width of each picture in visual tokens.
+        """
         real, visual = segment != PADDING, segment >= 0
         plain = (real.long().cumsum(1) - 1).clamp_min(0)
-        if self.grids is None:
+        if picture_grids is None or not self.planes:
             return plain + self.first, real.sum(1) + self.first
-        seen = visual.long().cumsum(1) - visual.long()
-        done = ((seen.unsqueeze(-1) >= self.ends).long() * self.extents).sum(-1)
+        seen = _before(visual)
+        ends = picture_tokens.cumsum(1)
+        over = (seen.unsqueeze(-1) >= ends.unsqueeze(1)).long()  # [B, S, I]: the picture ends before the token
+        done = (over * picture_grids.amax(2).unsqueeze(1)).sum(-1)
         text = (real & ~visual).long()
         base = text.cumsum(1) - text + done
-        offset = self.offsets[:, seen.clamp_max(self.offsets.shape[1] - 1)]
+        own = segment.clamp(0, picture_tokens.shape[1] - 1)
+        place = seen - (ends - picture_tokens).gather(1, own)  # of a visual token within its picture
+        width = picture_grids[..., 1].gather(1, own).clamp_min(1)
+        row = torch.div(place, width, rounding_mode="trunc")
+        offset = torch.stack([torch.zeros_like(place), row, place - row * width])
         planes = torch.where(visual, base + offset, base)
         following = torch.where(real, planes, -1).amax((0, 2)) + 1
         if self.planes == 4:
@@ -83,10 +79,15 @@ class Positions(nn.Module):
     def step(self, following: Tensor, plain: Tensor, step: Tensor) -> Tensor:
         """position_ids [B, 1] or [planes, B, 1] of new token number `step` [1]; `plain` [B]: of the first one, uncompressed."""
         position = (following + step).unsqueeze(1)
-        if self.grids is None:
+        if not self.planes:
             return position
         planes = position.expand(3, -1, -1)
         return planes if self.planes == 3 else torch.cat([(plain + step).view(1, -1, 1), planes])
+
+
+def _before(visual: Tensor) -> Tensor:
+    """How many visual tokens of its row stand before each token [B, S]."""
+    return visual.long().cumsum(1) - visual.long()
 
 
 @dataclass(frozen=True)

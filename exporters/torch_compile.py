@@ -8,25 +8,18 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 
+from lightvlm_fx.compat import maybe_dynamic
 from lightvlm_fx.errors import UnknownName
+from lightvlm_fx.exporters.regions import by_layer, mark_cuts
 from lightvlm_fx.program import Program
 
 Compiled = Callable[..., tuple[Tensor, ...]]
-CAPACITY_INPUTS = ("keys", "values", "position", "size", "score", "segment")  # of the decode passes, by the name before "_<number>"
 
 
 def dynamic_dims(program: Program) -> list[tuple[int, int]]:
-    """(input, dimension) of everything that may differ from call to call within one bucket."""
-    out = []
-    for i, node in enumerate(program.placeholders()):
-        val = node.meta["val"]
-        out += [(i, d) for d, size in enumerate(val.shape) if isinstance(size, SymInt)]
-        if program.facts.fixed_cache:
-            continue
-        kind, _, number = node.name.rpartition("_")
-        if kind in CAPACITY_INPUTS and number.isdigit():
-            out.append((i, 2 if kind in ("keys", "values") else val.ndim - 1))
-    return out
+    """(input, dimension) of everything that may differ from call to call of one graph."""
+    placeholders = enumerate(program.placeholders())
+    return [(i, d) for i, node in placeholders for d, size in enumerate(node.meta["val"].shape) if isinstance(size, SymInt)]
 
 
 def check_backend(backend: str) -> None:
@@ -36,19 +29,28 @@ def check_backend(backend: str) -> None:
         raise UnknownName.of("backend", backend, known)
 
 
-def lower(program: Program, backend: str, options: dict[str, Any]) -> Compiled:
-    """The program as a function of its inputs in order. `backend="eager"` runs the graph as it stands."""
-    module = program.graph_module
+def lower(program: Program, backend: str, options: dict[str, Any], static: bool = False) -> Compiled:
+    """The program as a function of its inputs in order. `backend="eager"` runs the graph as it stands.
+
+    Inductor compiles equal decoder layers once. With `static`, no size is symbolic (whoever calls it sees to it that they are
+    always the same), and the graph is compiled in one piece, as CUDA graphs want it.
+    """
     if backend == "eager" and not options:
-        return module
-    dims = dynamic_dims(program)
-    compiled = torch.compile(module, backend=backend, fullgraph=True, **options)
+        return program.graph_module
+    dims = [] if static else dynamic_dims(program)
+    options = {"dynamic": False} | options if static else options
+    if backend == "inductor" and not static and not options:
+        mark_cuts(program)
+        compiled = torch.compile(program.graph_module, backend=by_layer, fullgraph=True)
+    else:
+        compiled = torch.compile(program.graph_module, backend=backend, fullgraph=True, **options)
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        if any(inputs[i].shape[d] < 2 for i, d in dims):  # torch.compile makes graphs of their own for sizes of 1
+            return program.graph_module(*inputs)
         if options.get("dynamic") is not False:
             for i, d in dims:
-                if inputs[i].shape[d] > 1:
-                    torch._dynamo.maybe_mark_dynamic(inputs[i], d)
+                maybe_dynamic(inputs[i], d)
         return compiled(*inputs)
 
     return run

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from lightvlm_fx.compat import aoti_compile, pytree
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.ops.bodies import InAten
 
@@ -33,7 +32,7 @@ def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], pat
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # inductor talks about itself
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(path.with_suffix(".aoti.pt2")))
+                aoti_compile(exported, path.with_suffix(".aoti.pt2"))
         except Exception as error:
             why = str(error)[-1000:]
             raise NotSupported(f"AOTInductor does not build stage {path.stem!r}: {why}; export without aot_inductor") from error
@@ -45,7 +44,7 @@ def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], pat
 
 
 def _dense(values: dict[str, Any]) -> Any:
-    return tree_map_only(Tensor, Tensor.contiguous, values)
+    return pytree.tree_map_only(Tensor, Tensor.contiguous, values)
 
 
 def _of(values: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 
-def new(kind: str, inputs: Sequence[ir.Value], shape: Sequence[int], like: ir.Value | ir.DataType, **attributes: Any) -> ir.Value:
+def new(kind: str, inputs: Sequence[ir.Value], shape: Sequence[Any], like: ir.Value | ir.DataType, **attributes: Any) -> ir.Value:
     """The output of a new node, of a dtype or with that of `like`."""
     value = ir.node(kind, inputs, attributes).outputs[0]
     value.shape, value.type = ir.Shape(shape), ir.TensorType(like) if isinstance(like, ir.DataType) else like.type

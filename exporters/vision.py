@@ -1,4 +1,7 @@
-"""The stage that turns pictures into visual tokens: a model's own tower and projector, at the bucket's picture sizes."""
+"""A vision stage for pictures of one size: a model's own tower and projector, with everything but the pixels as constants.
+
+For towers that exporters/towers.py does not know how to feed with pictures of any size.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes  # private: no public way to compute for real inside a trace
 
+from lightvlm_fx.compat import for_real, pytree
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import vision_tower
@@ -34,7 +36,7 @@ class Fold(TorchFunctionMode):
         kwargs = kwargs or {}
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if all(type(x) is Tensor for x in tensors) and (tensors or func in self.factories):
-            with _disable_current_modes():
+            with for_real():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -62,7 +64,7 @@ class Tower(nn.Module):
             return (self._tiles(pixel_values),)
         out = self.inner.get_image_features(pixel_values, **self.constants[0], return_dict=True)
         more = getattr(out, "deepstack_features", None) or ()
-        return _flat(getattr(out, "pooler_output", out)), *map(_flat, more)
+        return flat(getattr(out, "pooler_output", out)), *map(flat, more)
 
     def _tiles(self, pixel_values: Tensor) -> Tensor:
         """Idefics3 and SmolVLM drop all-zero tiles, by data. Here every tile counts, and so must each of the bucket."""
@@ -71,23 +73,23 @@ class Tower(nn.Module):
         seen = torch.ones(len(tiles), *tiles.shape[2:], dtype=torch.bool) if given is None else given.flatten(0, 1).bool()
         patches = seen.unfold(1, size, size).unfold(2, size, size).sum((-1, -2)) > 0
         hidden = self.inner.vision_model(pixel_values=tiles, patch_attention_mask=patches, return_dict=True).last_hidden_state
-        return _flat(self.inner.connector(hidden))
+        return flat(self.inner.connector(hidden))
 
 
 class Vision(nn.Module):
-    """The traced tower, its outputs by name."""
+    """A tower with its outputs by name."""
 
     def __init__(self, body: nn.Module, with_salience: bool) -> None:
         super().__init__()
         self.body, self.with_salience = body, with_salience
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        features, *more = self.body(pixel_values)
+    def forward(self, pixel_values: Tensor, **more_inputs: Tensor) -> dict[str, Tensor]:
+        features, *more = self.body(pixel_values, **more_inputs)
         found = {"image_salience": more.pop(0)} if self.with_salience else {}
         return {"image_features": features} | found | {f"deepstack_features_{i}": x for i, x in enumerate(more)}
 
 
-def vision_stage(model: Any, pictures: dict[str, Tensor], with_salience: bool = False) -> Vision:
+def fixed_stage(model: Any, pictures: dict[str, Tensor], with_salience: bool = False) -> Vision:
     """Trace the tower for pictures of these sizes; all arguments but the pixels are constants of the bucket.
 
     `with_salience` is for cuts with that score: what the tower attends to is another output.
@@ -108,8 +110,8 @@ def vision_stage(model: Any, pictures: dict[str, Tensor], with_salience: bool = 
     raise CaptureError(message) from failed
 
 
-def _flat(features: Any) -> Tensor:
+def flat(features: Any) -> Tensor:
     """Features of all pictures as one [N, D]."""
     if isinstance(features, list | tuple):
-        return torch.cat([_flat(f) for f in features])
+        return torch.cat([flat(f) for f in features])
     return features.reshape(-1, features.shape[-1])

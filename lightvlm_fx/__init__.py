@@ -37,7 +37,14 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+        try:
+            value = getattr(import_module(_HOMES[name]), name)
+        except ImportError as error:
+            from lightvlm_fx.releases import TESTED, untested
+
+            if (error.name or "").partition(".")[0] in TESTED and (said := untested()):
+                raise ImportError(f"{'; '.join(said)}: {error}", name=error.name) from error
+            raise
         globals()[name] = value
         return value
     raise AttributeError(f"module 'lightvlm_fx' has no attribute {name!r}")

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 from transformers.generation.streamers import BaseStreamer
 
 from lightvlm_fx.bench import Shape, build, example
+from lightvlm_fx.compat import compiled_graphs
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.ops.bounded_attention import victims
 from lightvlm_fx.schedule import Schedule
@@ -42,7 +42,7 @@ class Answer(BaseStreamer):
         """Called by generate() with the prompt, then with every token."""
         self.times.append(time.perf_counter())
         self.peaks.append(peak_memory(self.device))
-        self.graphs.append(counters["stats"]["unique_graphs"])
+        self.graphs.append(compiled_graphs())
         self.tell(len(self.times))
 
     def end(self) -> None:

@@ -149,11 +149,11 @@ class Ours:
     def __init__(self, made: Artifact, prepack: bool) -> None:
         self.stages = made.load(verify=False, prepack=prepack).stages()
         names = made.manifest["buckets"][0]["samples"]
-        kinds = ("input_ids", "attention_mask", "pixel_values")
-        self.ids, self.mask, self.pixels = (np.load(made.path / names[f"inputs.{kind}"]) for kind in kinds)
-        seen = self.stages._see(self.pixels, len(self.ids))
+        sample = {name.removeprefix("inputs."): np.load(made.path / file) for name, file in names.items() if name.startswith("inputs.")}
+        self.ids = sample["input_ids"]
+        pictures = {name: sample[name] for name in made.manifest["buckets"][0]["arguments"]}
         self.answer: Any = None
-        self.given = {"input_ids": self.ids, "attention_mask": self.mask} | self.stages._run("embed", {"input_ids": self.ids} | seen)
+        self.given = self.stages.embed(self.ids, sample["attention_mask"], pictures, made.manifest["pad_token_id"])
         self.prefill()
 
     def prefill(self) -> None:

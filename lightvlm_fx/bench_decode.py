@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 from transformers import DynamicCache, StaticCache
 
 from lightvlm_fx.bench import Shape, build, example, synchronise
+from lightvlm_fx.compat import compiled_graphs
 from lightvlm_fx.schedule import Schedule
 
 WARM = 3  # untimed steps before each measurement
@@ -78,10 +78,10 @@ def decode(
         for turn in range(repeats):
             tell(f"measuring, turn {turn + 1} of {repeats}")
             for variant in variants:
-                before = counters["stats"]["unique_graphs"]
+                before = compiled_graphs()
                 for point in variant.points:
                     variant.seconds.setdefault(point, []).append(_timed(variant, point, 3, device))
-                variant.graphs += counters["stats"]["unique_graphs"] - before
+                variant.graphs += compiled_graphs() - before
     return variants
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import CacheLayerMixin
 
+from lightvlm_fx.compat import NoLargestLength
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.ops.bounded_attention import CLOSED, EMPTY, shrink
@@ -36,17 +37,15 @@ class Stage:
     ) -> None:
         self.number, self.fixed = number, fixed
         self.used = position.shape[-1]
-        slots = self.capacity(self.used)
+        slots = fixed or self.used
         self.position = _grown(position, -1, slots, -1)
         # original tokens that each slot stands for, where attention counts them
         self.size = None if size is None else _grown(size.clamp_min(1), -1, slots, 1)
         self.score = None if score is None else _grown(score, -1, slots, 0)
 
     def capacity(self, tokens: int) -> int:
-        """Slots for `tokens` and a step more. The stage's number keeps capacities of two stages apart, so
-        that a compiled step never learns that they are equal.
-        """
-        return self.fixed or -(-(tokens + 1) // CHUNK) * CHUNK + 8 * self.number
+        """Slots for `tokens` and a step more. A prompt's buffers grow at its first step: until then they hold no spare slot."""
+        return self.fixed or -(-(tokens + 1) // CHUNK) * CHUNK
 
     def slots(self, n: int) -> Tensor:
         return torch.arange(self.used, self.used + n, device=self.position.device)
@@ -79,7 +78,9 @@ class State:
         schedule: Schedule, plan: KvPlan | None,
     ) -> None:  # fmt: skip
         self.stages, self.layer_stage, self.seen, self.shifts, self.owner = stages, layer_stage, seen, shifts, owner
-        self.start, self.schedule, self.plan, self.kv = start, schedule, plan, schedule.kv
+        self.start, self.schedule, self.kv = start, schedule, schedule.kv
+        self.count = None if plan is None else plan.count  # [B, L]: visual entries that a question may read
+        self.limit = None if plan is None else plan.own  # [B, L]: entries that a layer may hold while decoding
         self.layers: list[StageLayer] = []
         self.stores: list[Store] = []
 
@@ -113,6 +114,19 @@ class State:
             for layer in layers:
                 layer.keys, layer.values = (_grown(x, 2, size, 0) for x in (layer.keys, layer.values))
 
+    def inputs(self, n: int) -> dict[str, Tensor]:
+        """What a step of `n` new tokens reads, by name."""
+        here = torch.arange(self.seen, self.seen + n, device=self.start.device)
+        given = {"query_index": here, "start": self.start} | {f"shift_{i}": shift for i, shift in enumerate(self.shifts)}
+        if self.limit is not None:
+            given["limit"] = self.limit
+        for stage in self.stages:
+            given[f"position_{stage.number}"], given[f"slot_{stage.number}"] = stage.position, stage.slots(n)
+            given |= {f"{what}_{stage.number}": x for what in ("size", "score") if (x := getattr(stage, what)) is not None}
+        for i, layer in enumerate(self.layers):
+            given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
+        return given
+
     def advance(self, n: int) -> None:
         self.seen += n
         for stage in self.stages:
@@ -124,6 +138,8 @@ class State:
             stage.each(lambda x, fill: x.index_select(0, rows))
         self.shifts = [shift.index_select(0, rows) for shift in self.shifts]
         self.start = self.start.index_select(0, rows)
+        self.count = None if self.count is None else self.count.index_select(0, rows)
+        self.limit = None if self.limit is None else self.limit.index_select(0, rows)
         for layer in self.layers:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
         for store in self.stores:
@@ -199,7 +215,7 @@ class Store:
         self.size = None if self.size is None else self.size.index_select(0, rows)
 
 
-class StageLayer(CacheLayerMixin):
+class StageLayer(NoLargestLength, CacheLayerMixin):
     """One decoder layer's buffers. Written by the compiled step only."""
 
     is_sliding = False
@@ -224,12 +240,6 @@ class StageLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.state.seen + query_length, 0
 
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_max_cache_shape(self) -> int:  # its name before transformers 5.20
-        return -1
-
     def reset(self) -> None:
         raise NotSupported("a compiled model's cache cannot be reset; start the next generate() without past_key_values")
 
@@ -251,6 +261,9 @@ class StageLayer(CacheLayerMixin):
 
 
 def _grown(x: Tensor, dim: int, size: int, fill: int) -> Tensor:
-    """A contiguous copy of `x` with `dim` extended to `size` by `fill`."""
+    """`x` with `dim` extended to `size` by `fill`: contiguous, and no view of something larger."""
+    assert size >= x.shape[dim], f"a buffer of {x.shape[dim]} slots cannot shrink to {size}: a defect of lightvlm_fx"
+    if size == x.shape[dim] and x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes:
+        return x
     behind = x.ndim - 1 - dim % x.ndim
     return F.pad(x, [0, 0] * behind + [0, size - x.shape[dim]], value=fill).contiguous()

@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +23,20 @@ import torch
 from torch import SymBool, Tensor, fx, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
-from torch.utils import _pytree as pytree
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
 from lightvlm_fx import ops  # noqa: F401  (registers the marker op)
-from lightvlm_fx.compat import attention_implementation, cache_argument
+from lightvlm_fx.compat import (
+    ASSERT_SCALAR,
+    GuardOnDataDependentSymNode,
+    attention_implementation,
+    attention_name,
+    cache_argument,
+    expression,
+    free_unbacked_symbols,
+    pytree,
+)
 from lightvlm_fx.edit import module_path, token_dims
 from lightvlm_fx.errors import CaptureError, RefusedModel
 from lightvlm_fx.families.side_inputs import accept_dense
@@ -36,17 +44,13 @@ from lightvlm_fx.pretty import typed
 from lightvlm_fx.program import Facts, Program, Stage, value
 
 CAUSAL, MASKED, STEP = "lightvlm_causal", "lightvlm_masked", "lightvlm_step"  # registered attention implementations
-# Arguments of a decoder whose token dimension is known by name; others: every dimension of length S.
-TOKEN_DIMS = {
-    "inputs_embeds": (1,),
-    "visual_pos_masks": (1,),
-    "deepstack_visual_embeds": (1,),
-    "per_layer_inputs": (1,),
-    "position_ids": (-1,),
-}
+# Arguments of a decoder whose dimensions are known by name; of others: the first of size B, every later one of length S.
+NAMED = ("inputs_embeds", "visual_pos_masks", "deepstack_visual_embeds", "per_layer_inputs")
+# Sizes that captures are traced at, whatever the batch was: nothing may hold because two of them happen to be equal.
+EXAMPLE = {"B": 3, "S": 29}
 # Options of an attention call that the marker carries, or that change nothing in inference.
 EXPRESSED = {"scaling", "sliding_window", "softcap", "is_causal", "dropout", "position_ids", "use_cache", "cache_position"}
-LENGTHS = (2, 3, 17, 256, 4099)  # sequence lengths at which a check that torch.export put off must hold
+LENGTHS = (2, 3, 17, 256, 4099)  # sizes at which a check that torch.export put off must hold
 
 
 def _marker(
@@ -57,7 +61,7 @@ def _marker(
     for option, given in options.items():
         if option not in EXPRESSED and (isinstance(given, Tensor) or given):
             raise RefusedModel(f"{name}: attention uses {option!r}, which the lowered attention cannot express")
-    stepping = module.config._attn_implementation == STEP
+    stepping = attention_name(module) == STEP
     not_causal = options.get("is_causal") is False or getattr(module, "is_causal", True) is False
     if not_causal and mask is None and not stepping:
         raise RefusedModel(f"{name}: a decoder layer attends bidirectionally without a mask")
@@ -143,25 +147,50 @@ class Call:
                 tensors.append(leaf)
         return Call(tuple(names), tuple(tensors), leaves, spec)
 
-    def signature(self) -> tuple[Any, ...]:
-        """What must agree for two calls to share a capture, sequence length apart."""
-        rows, s = dict(zip(self.names, self.tensors, strict=True))["inputs_embeds"].shape[:2]
-        shapes = tuple((n, t.dtype, tuple(-1 if d == s else d for d in t.shape)) for n, t in zip(self.names, self.tensors, strict=True))
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows B and tokens S."""
+        rows, tokens = self.tensors[self.names.index("inputs_embeds")].shape[:2]
+        return rows, tokens
+
+    def axes(self) -> list[dict[int, str]]:
+        """Which dimensions of each tensor are the rows B and the tokens S."""
+        rows, tokens = self.size
+        out = []
+        for name, tensor in zip(self.names, self.tensors, strict=True):
+            if name.startswith(NAMED):
+                found = {0: "B", 1: "S"}
+            elif name == "position_ids":
+                found = {tensor.ndim - 2: "B", tensor.ndim - 1: "S"}
+            elif name.startswith("attention_mask"):
+                found = {0: "B"} | dict.fromkeys(range(1 if tensor.ndim == 2 else 2, tensor.ndim), "S")
+            else:
+                found = {d: "S" for d in range(1, tensor.ndim) if tensor.shape[d] == tokens} | {0: "B"}
+            out.append({d: axis for d, axis in found.items() if tensor.shape[d] == (rows if axis == "B" else tokens)})
+        return out
+
+    def signature(self, free: str = "BS") -> tuple[Any, ...]:
+        """What must agree for two calls to share a capture whose axes `free` are symbolic; one row is a kind of its own."""
+        shapes = []
+        for name, tensor, axes in zip(self.names, self.tensors, self.axes(), strict=True):
+            sizes = [axes[d] if axes.get(d, "-") in free else size for d, size in enumerate(tensor.shape)]
+            shapes.append((name, tensor.dtype, tuple(sizes)))
         constants = tuple(repr(x) for x in self.leaves if not isinstance(x, Tensor))
-        return (rows, shapes, constants, str(self.spec))
+        return (self.size[0] == 1, tuple(shapes), constants, str(self.spec))
 
-
-def _dynamic(call: Call, length: int) -> tuple[dict[int, Any], ...]:
-    tokens, shapes = Dim("S", min=2, max=1 << 20), []
-    for name, tensor in zip(call.names, call.tensors, strict=True):
-        known = next((d for key, d in TOKEN_DIMS.items() if name.startswith(key)), None)
-        dims = [d % tensor.ndim for d in known] if known else [d for d in range(1, tensor.ndim) if tensor.shape[d] == length]
-        shapes.append({d: tokens for d in dims if tensor.shape[d] == length})
-    return tuple(shapes)
+    def example(self, free: str) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+        """Tensors to trace with, of sizes of our own along the axes `free`, and what torch.export is told of those."""
+        dims = {axis: Dim(axis, min=2, max=1 << 20) for axis in free}
+        tensors, dynamic = [], []
+        for tensor, axes in zip(self.tensors, self.axes(), strict=True):
+            shape = [EXAMPLE[axes[d]] if axes.get(d, "-") in free else size for d, size in enumerate(tensor.shape)]
+            tensors.append(tensor if shape == list(tensor.shape) else tensor.new_ones(shape))
+            dynamic.append({d: dims[axis] for d, axis in axes.items() if axis in free})
+        return tuple(tensors), tuple(dynamic)
 
 
 def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked: bool = False) -> Program:
-    """Trace `decoder(**kwargs)` with its sequence length symbolic (static for one new token).
+    """Trace `decoder(**kwargs)` with rows and sequence length symbolic (but for one row, and one new token).
 
     `kwargs` holds inputs_embeds [B, S, D], position_ids, and whatever else the family passes. With
     `masked`, attention masks become values of the graph; else every layer is plainly causal.
@@ -170,24 +199,24 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     private = copy.copy(decoder)
     accept_dense(private)
     call = Call.of(kwargs)
-    length = kwargs["inputs_embeds"].shape[1]
+    rows, tokens = call.size
+    stepping = stage == "decode" and tokens == 1
     flat = _Flat(private, call.spec, call.leaves).eval()
-    dynamic = _dynamic(call, length)
-    if length == 1:
-        dynamic = tuple({} for _ in dynamic)
+    wanted = ("" if rows == 1 else "B") + ("" if stepping else "S")
     implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
     with attention_implementation(decoder, implementation), torch.no_grad(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
         with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure
-            exported, static = _export(flat, call.tensors, dynamic, f"{type(decoder).__name__} ({stage}, step 1 of 3: capture)")
+            exported, free = _export(flat, call, wanted, f"{type(decoder).__name__} ({stage}, step 1 of 3: capture)")
     gm = _unlift(exported, call.names)
     facts = Facts(
         layers=0,
         hidden=kwargs["inputs_embeds"].shape[2],
         masked=masked,
         positions_rank=kwargs["position_ids"].ndim,
-        static_length=static and length > 1,
+        free=free,
+        static_length="S" in wanted and "S" not in free,
         output_class=flat.noted.output_class,
     )
     program = Program(gm, stage, facts, call.names)
@@ -201,37 +230,36 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     return program
 
 
-def _export(flat: _Flat, tensors: tuple[Tensor, ...], dynamic: Any, what: str) -> tuple[Any, bool]:
-    """The exported program, and whether it holds for the length of `tensors` only."""
-    symbolic: Exception | None = None
-    try:
-        exported = torch.export.export(
-            flat,
-            tensors,
-            dynamic_shapes=(dynamic,),
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,  # guards that hold for every S but are not proven
-        )
-        if _holds_for_every_length(exported, what):
-            return exported, False
-    except RefusedModel:
-        raise
-    except Exception as error:
-        symbolic = error
-    try:
-        exported = torch.export.export(flat, tensors, strict=False)
-    except RefusedModel:
-        raise
-    except GuardOnDataDependentSymNode as error:
-        raise RefusedModel(f"{what}: {_model_line(error)} branches on values, which a graph cannot follow") from error
-    except Exception as error:
-        raise CaptureError(f"torch.export could not trace {what}: {error}") from (symbolic or error)
-    _holds_for_every_length(exported, what)
-    return exported, True
+def _export(flat: _Flat, call: Call, wanted: str, what: str) -> tuple[Any, str]:
+    """The exported program, and which of its axes `wanted` are symbolic: as many as the decoder allows."""
+    failed: Exception | None = None
+    for free in dict.fromkeys((wanted, wanted.replace("B", ""), "")):
+        tensors, dynamic = call.example(free)
+        try:
+            exported = torch.export.export(
+                flat,
+                tensors,
+                dynamic_shapes=(dynamic,) if free else None,
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=bool(free),  # guards that hold for every size but are not proven
+            )
+            if _holds_for_every_size(exported, what) or not free:
+                return exported, free
+        except RefusedModel:
+            raise
+        except GuardOnDataDependentSymNode as error:
+            if not free:
+                raise RefusedModel(f"{what}: {_model_line(error)} branches on values, which a graph cannot follow") from error
+            failed = failed or error
+        except Exception as error:
+            if not free:
+                raise CaptureError(f"torch.export could not trace {what}: {error}") from (failed or error)
+            failed = failed or error
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _holds_for_every_length(exported: Any, what: str) -> bool:
-    """Whether the checks put off to run time, which drop-export-checks removes, hold whatever the length.
+def _holds_for_every_size(exported: Any, what: str) -> bool:
+    """Whether the checks put off to run time, which drop-export-checks removes, hold whatever the sizes.
 
     Raises RefusedModel where a shape or a check depends on values: a cut cannot give such a value a new length.
     """
@@ -243,11 +271,12 @@ def _holds_for_every_length(exported: Any, what: str) -> bool:
                 f"{what}: the shape of {node.name} in {module_path(node) or 'the decoder'} depends on values, "
                 "so a cut cannot give it a new length"
             )
-        if node.target is torch.ops.aten._assert_scalar.default:
+        if node.target is ASSERT_SCALAR:
             check = value(node.args[0])
-            expression = check.node.expr if isinstance(check, SymBool) else check
-            symbols = getattr(expression, "free_symbols", ())
-            proven &= all((expression.subs(dict.fromkeys(symbols, n)) if symbols else expression) == True for n in LENGTHS)  # noqa: E712
+            held = expression(check) if isinstance(check, SymBool) else check
+            symbols = getattr(held, "free_symbols", ())
+            tries = [dict(zip(sorted(symbols, key=str), sizes, strict=False)) for sizes in product(LENGTHS, repeat=min(2, len(symbols)))]
+            proven &= all((held.subs(sizes) if symbols else held) == True for sizes in tries)  # noqa: E712
     return proven
 
 

@@ -29,8 +29,8 @@ def export(
     target: Annotated[str, typer.Option(help="onnxruntime, tensorrt or torch-export.")] = "onnxruntime",
     provider: Annotated[str, typer.Option(help="Execution provider that the graphs are for: cpu, cuda or tensorrt.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or int8 (weights only).")] = "float32",
-    image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture; each makes a bucket of its size.")] = None,
-    images: Annotated[int, typer.Option(help="Pictures in a prompt.")] = 1,
+    image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture, the largest of a bucket; each makes one.")] = None,
+    images: Annotated[int, typer.Option(help="Pictures in the example's prompt; a prompt may have up to that many, at least 4.")] = 1,
     rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 1,
     prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, pictures included (default: the example and 64).")] = None,
     new_tokens: Annotated[int, typer.Option(help="Longest answer, where the schedule does not bound the cache.")] = 256,
@@ -111,8 +111,9 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
                           ", ".join(f"{n} {op}" for op, n in often))  # fmt: skip
         out.print(table)
         answer = f"{bucket['new_tokens']} new tokens" if bucket["new_tokens"] else "answers of any length"
-        out.print(f"{bucket['rows']} rows of at most {bucket['prompt_tokens']} tokens, {bucket['text_tokens']} of them text; pictures of "
-                  f"{bucket['images']} tokens; {answer}", highlight=False)  # fmt: skip
+        out.print(f"{bucket['rows']} rows of at most {bucket['prompt_tokens']} tokens, {bucket['text_tokens']} of them text, "
+                  f"{bucket['visual_tokens']} of at most {bucket['pictures']} pictures"
+                  f"{' of the sizes of the example alone' if bucket['vision']['kind'] == 'fixed' else ''}; {answer}", highlight=False)  # fmt: skip
         out.print(f"tokens a layer: {bucket['tokens_per_layer']}\ncache slots a layer: {bucket['cache_slots']}", highlight=False)
     out.print(f"schedule: {json.dumps(manifest['schedule'])}", highlight=False)
 

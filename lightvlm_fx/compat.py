@@ -1,20 +1,35 @@
-"""What differs between releases of torch and transformers, and every private API of theirs that is used, each with its test.
+"""What differs between releases of torch and transformers, and every private API of theirs that is used.
 
-Tested releases stand here once: `TESTED`. tests/core/test_compat.py holds pyproject.toml to them.
+Each has its test in tests/core/test_compat.py, which also holds every other file of the package to public APIs. Which
+releases these are: lightvlm_fx/releases.py.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import torch
+import torch.utils._pytree
 from torch import nn
+from torch._ops import OpOverload as OpOverload  # what torch.ops holds are public objects, but their types have no public name
+from torch._ops import OpOverloadPacket as OpOverloadPacket
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode as GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols as free_unbacked_symbols
+from torch.utils._python_dispatch import _disable_current_modes
 
-# first and last minor release that the tests ran on
-TESTED = {"torch": ((2, 11), (2, 14)), "transformers": ((5, 17), (5, 24))}
+from lightvlm_fx.releases import release
+
+pytree = torch.utils._pytree  # up to torch 2.14 there is no public one
+
+# --- transformers ---------------------------------------------------------------------------------------
+
+DEEPSTACK = "_deepstack_process"  # the method by which decoders of the Qwen3-VL kin add visual features; up to transformers 5.24
 
 
 def cache_argument(forward: Callable[..., Any]) -> str:
@@ -33,15 +48,163 @@ def with_cache(output_class: type, cache: Any, **values: Any) -> Any:
     return output_class(**values, **{name: cache})
 
 
-@contextmanager
-def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
-    """Run a decoder or tower with another attention implementation; the old one comes back whatever happens.
+class NoLargestLength:
+    """Of a cache layer that grows without bound: how transformers asks for the most that it holds.
+
+    `get_max_length`; transformers 5.17 to 5.19 also knew it by an older name, deprecated.
+    """
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+
+def attention_name(module: nn.Module) -> str:
+    """Which attention implementation a decoder or tower runs with.
 
     `config._attn_implementation` is private: transformers has no public way to read what `set_attn_implementation` sets.
     """
-    old = module.config._attn_implementation
+    return module.config._attn_implementation
+
+
+@contextmanager
+def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
+    """Run a decoder or tower with another attention implementation; the old one comes back whatever happens."""
+    old = attention_name(module)
     module.set_attn_implementation(name)
     try:
         yield
     finally:
         module.set_attn_implementation(old)
+
+
+@contextmanager
+def packed_attention(module: nn.Module, name: str) -> Iterator[None]:
+    """Run a tower of packed patches with the registered attention `name`, which holds the word flash.
+
+    Towers hand attention of such a name all patches at once; `set_attn_implementation` would look for a kernel of that name.
+    """
+    old = attention_name(module)
+    module.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        module.config._attn_implementation = old
+
+
+def onnx_program(module: nn.Module, inputs: dict[str, Any], opset: int, dynamic_shapes: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """A module as an `onnx_ir.Model` with every shape known but those in `dynamic_shapes`, and what transformers' exporter noted of it.
+
+    Public, but another method from transformers 5.23 on; before, nothing is noted (None).
+    """
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    config = OnnxConfig(dynamic=False, dynamic_shapes=dynamic_shapes, opset_version=opset, optimize=False)
+    exporter = OnnxExporter()
+    if hasattr(exporter, "export_program"):
+        return exporter.export_program(module, inputs, config)
+    return exporter.export(module, inputs, config).model, None
+
+
+def sort(x: torch.Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
+    """A stable `torch.sort` for an exporter. The one of transformers 5.17 always sorts upwards: what is negated, there."""
+    if not descending or release("transformers") >= (5, 18):
+        return torch.sort(x, dim=dim, descending=descending, stable=True)
+    values, index = torch.sort(-x, dim=dim, stable=True)
+    return torch.return_types.sort((-values, index))
+
+
+# --- torch: modules and ops -----------------------------------------------------------------------------
+
+# checks that torch.export writes into its graphs, operators of ATen without a public name
+ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
+ASSERT_SCALAR = torch.ops.aten._assert_scalar.default
+
+
+def shallow(module: nn.Module) -> nn.Module:
+    """A module of the same class over the same children and parameters, with tables of its own, which are private."""
+    twin = copy.copy(module)
+    for table in ("_modules", "_parameters", "_buffers", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        twin.__dict__[table] = copy.copy(twin.__dict__[table])
+    return twin
+
+
+def body(op: torch.library.CustomOpDef) -> tuple[OpOverload, Callable[..., Any]]:
+    """A custom operator as it stands in graphs, and the Python function behind it, which torch.library keeps to itself."""
+    return op._opoverload, op._init_fn
+
+
+def schema(target: Any) -> Any:
+    """Name and arguments of an operator, None of anything else that a graph calls."""
+    return getattr(target, "_schema", None)
+
+
+def for_real() -> AbstractContextManager[Any]:
+    """Inside a trace, compute with real numbers: for what no input reaches. torch has no public way."""
+    return _disable_current_modes()
+
+
+# --- torch: symbolic sizes ------------------------------------------------------------------------------
+
+
+def expression(size: torch.SymInt | torch.SymBool) -> Any:
+    """The sympy expression of a symbolic size or check."""
+    return size.node.expr
+
+
+def fake_mode(like: Any) -> Any:
+    """The mode that a fake tensor was made under, None of anything else."""
+    return getattr(like, "fake_mode", None)
+
+
+def symbolic_size(like: Any, name: str, hint: int) -> Any:
+    """A new symbolic size in the shape environment of the fake tensor `like`, traced at `hint`.
+
+    torch.export makes them for its inputs only; passes need more for the inputs that they add.
+    """
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+
+    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[None])
+    return fake_mode(like).from_tensor(torch.empty(hint), source=ConstantSource(name), symbolic_context=context).shape[0]
+
+
+# --- torch.compile --------------------------------------------------------------------------------------
+
+
+def maybe_dynamic(x: torch.Tensor, dim: int) -> None:
+    """Tell torch.compile to keep a dimension symbolic where it can. `torch.compiler` has no public way."""
+    import torch._dynamo
+
+    torch._dynamo.maybe_mark_dynamic(x, dim)
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def aoti_compile(exported: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a package of AOTInductor, whose documented entry stands in a private module."""
+    import torch._inductor
+
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+
+
+def inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """What inductor makes of a graph that dynamo traced, whose outputs are a tuple; called while its backend is."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph, inputs)
+
+
+def traced_guards() -> int:
+    """How many conditions on sizes stand in the shape environment of the graph that dynamo is compiling."""
+    from torch._guards import TracingContext
+
+    environment = TracingContext.get().fake_mode.shape_env
+    return 0 if environment is None else len(environment.guards)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from lightvlm_fx.compat import TESTED, given_cache
+from lightvlm_fx.compat import given_cache, shallow
 from lightvlm_fx.errors import InputError, NotSupported, ScheduleError
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported, decoder_path, vision_tower
 from lightvlm_fx.pretty import text
+from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.report import Report
 from lightvlm_fx.runtime import Decoder
 from lightvlm_fx.salience import watched
@@ -30,7 +29,6 @@ from lightvlm_fx.schedule import Schedule
 # Tensors of a call that carry no picture; any other argument of a model might, whatever it is called.
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "cache", "cache_position",
                   "token_type_ids", "mm_token_type_ids")  # fmt: skip
-TESTED_TRANSFORMERS = ((5, 17), (5, 23))  # first and last minor release that the tests ran on
 
 
 class Handle:
@@ -82,8 +80,7 @@ class Handle:
     @property
     def survivors(self) -> dict[str, Tensor]:
         """Of the latest prefill: `index.i` [B, K], `segment.i` [B, K], `went.i` [B, S] and `size.i` [B, K] of cut i."""
-        kinds = ("index", "segment", "went", "size")
-        return {k: v for k, v in self._decoder.last.items() if k.split(".")[0] in kinds}
+        return {k: v for k, v in self._decoder.last.items() if k != "kv_count"}
 
     def frozen_schedule(self) -> Schedule:
         """The schedule with the budgets that the latest prompt led to as constants, the mean over its rows.
@@ -108,30 +105,33 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     *,
     backend: str = "inductor",
     strict: bool = True,
+    static: bool = False,
     dump: str | Path | None = None,
     **torch_compile_options: Any,
 ) -> Any:
     """A drop-in for `model` that runs `schedule`: same class, same generate(), shared weights.
 
     `schedule` is a Schedule, a preset's name, or the path of a schedule file. `backend="eager"` runs the
-    rewritten graphs uncompiled. `dump` keeps the text of every graph, before and after each pass.
+    rewritten graphs uncompiled. One graph serves every size of picture and prompt; with `static`, every size of a
+    batch gets a graph of its own, as CUDA graphs need it. `dump` keeps the text of every graph, before and after each pass.
     Capture is lazy, at the first batch of each kind, or ahead of time by `fast.lightvlm.warm_up(inputs)`.
 
     Raises RefusedModel for an architecture out of reach, ScheduleError for a schedule that does not fit,
     UnknownName for a preset or backend that does not exist.
     """
+    said = warn_of_untested()
     schedule = as_schedule(schedule)
     check_backend(backend)
     if hasattr(model, "lightvlm"):
         raise NotSupported("this model is compiled already; for another schedule call its .lightvlm.with_schedule(schedule)")
     check_supported(model)
     report = Report(type(model).__name__, schedule.name, schedule.fingerprint, backend)
-    _warn_of_version(report)
+    report.warnings += said
     path = decoder_path(model)
     fast = _along(model, path)
     source = model.get_submodule(path)
-    decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, dump=dump,
-                      options=torch_compile_options)  # fmt: skip
+    decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, static=static,
+                      dump=dump, options=torch_compile_options)  # fmt: skip
     parent = fast.get_submodule(path.rpartition(".")[0])
     if any(cut.score == "salience" for cut in schedule.cuts):
         object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
@@ -143,7 +143,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     object.__setattr__(fast, "forward", _telling_counts(fast))
     object.__setattr__(fast, "train", partial(_refuse_training, fast))
     fast.generation_config = copy.deepcopy(model.generation_config)
-    again = partial(compile, model, backend=backend, strict=strict, dump=dump, **torch_compile_options)
+    again = partial(compile, model, backend=backend, strict=strict, static=static, dump=dump, **torch_compile_options)
     object.__setattr__(fast, "lightvlm", Handle(decoder, fast, again))
     return fast
 
@@ -159,21 +159,13 @@ def as_schedule(schedule: Schedule | str | Path) -> Schedule:
     return Schedule.preset(schedule)
 
 
-def _shallow(module: nn.Module) -> nn.Module:
-    """A module of the same class over the same children and parameters, with tables of its own."""
-    twin = copy.copy(module)
-    for table in ("_modules", "_parameters", "_buffers", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
-        twin.__dict__[table] = copy.copy(twin.__dict__[table])
-    return twin
-
-
 def _along(model: nn.Module, path: str) -> nn.Module:
     """A copy of `model` in which only the modules on the way to `path` are new objects."""
-    top = _shallow(model)
+    top = shallow(model)
     at = top
     for name in path.split("."):
-        twin = _shallow(at.get_submodule(name))
-        at._modules[name] = twin
+        twin = shallow(at.get_submodule(name))
+        at.register_module(name, twin)
         at = twin
     return top
 
@@ -223,15 +215,3 @@ def _refuse_training(fast: nn.Module, mode: bool = True) -> nn.Module:
     if mode:
         raise NotSupported("a compiled model runs inference only: train the source model, and call .eval() on it before the next answer")
     return fast
-
-
-def _warn_of_version(report: Report) -> None:
-    release = tuple(int(x) for x in transformers.__version__.split(".")[:2])
-    first, last = TESTED_TRANSFORMERS
-    if not first <= release <= last:
-        span = " to ".join(".".join(map(str, v)) for v in TESTED_TRANSFORMERS)
-        message = f"transformers {transformers.__version__} is outside the tested range {span}; check keep=1.0 parity first"
-        report.warnings.append(message)
-        warnings.warn(message, stacklevel=3)
-
-

@@ -9,9 +9,9 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import SymInt, Tensor, fx
 
+from lightvlm_fx.compat import expression, fake_mode, pytree
 from lightvlm_fx.errors import PreconditionError
 from lightvlm_fx.pretty import excerpt
 from lightvlm_fx.program import Program, value
@@ -62,7 +62,7 @@ def token_dims(node: fx.Node, length: Any) -> list[int]:
 def _same(a: Any, b: Any) -> bool:
     """Whether two sizes are the same expression (never a new guard)."""
     if isinstance(a, SymInt) or isinstance(b, SymInt):
-        return isinstance(a, SymInt) and isinstance(b, SymInt) and a.node.expr == b.node.expr
+        return isinstance(a, SymInt) and isinstance(b, SymInt) and expression(a) == expression(b)
     return bool(a == b)
 
 
@@ -70,14 +70,14 @@ def depends_on(val: Any, length: Any) -> bool:
     """Whether a symbolic number is an expression in the sequence length."""
     if not (isinstance(val, SymInt) and isinstance(length, SymInt)):
         return False
-    return bool(val.node.expr.free_symbols & length.node.expr.free_symbols)
+    return bool(expression(val).free_symbols & expression(length).free_symbols)
 
 
-def batch_dim(val: Tensor, dim: int, rows: int) -> int:
+def batch_dim(val: Tensor, dim: int, rows: Any) -> int:
     """The dimension before `dim` that tells rows apart: the last of size B, else the last of size 1, else -1."""
     sizes = list(val.shape[:dim])
     for wanted in (rows, 1):
-        at = [d for d, size in enumerate(sizes) if isinstance(size, int) and size == wanted]
+        at = [d for d, size in enumerate(sizes) if _same(size, wanted)]
         if at:
             return at[-1]
     return -1
@@ -92,7 +92,7 @@ class Editor:
     def call(self, name: str, target: Callable[..., Any], *args: Any) -> fx.Node:
         with self.program.graph.inserting_before(self.before):
             node = self.program.graph.create_node("call_function", target, args, {}, name=name)
-        fakes = torch.utils._pytree.tree_map_only(fx.Node, value, args)
+        fakes = pytree.tree_map_only(fx.Node, value, args)
         node.meta["val"] = self._infer(node, target, fakes)
         return node
 
@@ -101,7 +101,7 @@ class Editor:
         return [self.call(name, operator.getitem, of, i) for i, name in enumerate(names)]
 
     def _infer(self, node: fx.Node, target: Callable[..., Any], fakes: Any) -> Any:
-        mode = next((v.fake_mode for v in torch.utils._pytree.tree_leaves(fakes) if hasattr(v, "fake_mode")), None)
+        mode = next(filter(None, map(fake_mode, pytree.tree_leaves(fakes))), None)
         try:
             if mode is None:
                 return target(*fakes)

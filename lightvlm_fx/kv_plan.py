@@ -19,9 +19,9 @@ SPARE = 2.5  # how far above the mean the budget of one layer may go, where each
 class KvPlan:
     """One batch under one bound."""
 
-    count: Tensor  # [B, L] int64: entries (of="visual": visual entries) that stay behind the prompt
-    lengths: tuple[int, ...]  # slots of each layer behind the prompt; 0: all that the layer wrote
-    most: tuple[int, ...]  # entries (visual entries) of a layer at most, where each prompt shares the budget anew
+    count: Tensor  # [B, L] int64: entries (of="visual": visual entries) that stay after the prompt
+    lengths: tuple[int, ...]  # slots of each layer after the prompt, the longest row's
+    most: Tensor  # [L] int64: entries (visual entries) of a layer at most, where each prompt shares the budget anew
     capacity: tuple[int, ...]  # entries that each layer may hold while decoding
     own: Tensor  # [B, L] int64: the same of each row; a share of the prompt differs with it
 
@@ -37,9 +37,8 @@ class KvPlan:
                   for images, n in zip(layout.images, real, strict=True)]  # fmt: skip
         for layer in range(depth):
             cut = sum(first <= layer for first in firsts) - 1
-            arrived = layout.segment.shape[1] - sum(plan.removed[: cut + 1])
             most_here = math.ceil(SPARE * max(row[layer] for row in wanted)) if kv.adaptive else 0
-            fits, longest = True, 0
+            longest = 0
             for row, images in enumerate(layout.images):
                 visual = int(plan.budgets[cut][row].sum()) if cut >= 0 else sum(images)
                 text = real[row] - sum(images)
@@ -48,14 +47,32 @@ class KvPlan:
                     pictures = min(visual, kv.pictures(wanted[row][layer]))
                     here = pictures + min(text, wanted[row][layer] - pictures)
                     count[row, layer] = wanted[row][layer]
-                    fits &= here == text + visual
                     longest = max(longest, here)
                     continue
                 count[row, layer] = min(wanted[row][layer], here)
-                fits &= wanted[row][layer] >= here
                 longest = max(longest, max(int(count[row, layer]), min(most_here, here)) + (text if kv.of == "visual" else 0))
-            lengths.append(0 if fits else min(longest, arrived))
+            arrived = plan.stay[cut] if cut >= 0 else layout.segment.shape[1]
+            lengths.append(min(longest, arrived))
             most.append(most_here)
             capacity.append(max(row[layer] for row in wanted))
-        own = torch.tensor(wanted, dtype=torch.int64)
-        return KvPlan(count.to(layout.segment.device), tuple(lengths), tuple(most), tuple(capacity), own.to(layout.segment.device))
+        tensors = (count, torch.tensor(most, dtype=torch.int64), torch.tensor(wanted, dtype=torch.int64))
+        count, mosts, own = (x.to(layout.segment.device) for x in tensors)
+        return KvPlan(count, tuple(lengths), mosts, tuple(capacity), own)
+
+
+def shared_sizes(schedule: Schedule, depth: int) -> tuple[int, ...]:
+    """A number for each layer; those of layers that keep equally many entries after every prompt are the same."""
+    kv = schedule.kv
+    assert kv is not None
+    if kv.budgets == "pyramid" or isinstance(kv.budgets, tuple):
+        return tuple(range(depth))
+    firsts = [first for first in schedule.layers(depth) if first > 0] if schedule.cuts else []
+    return tuple(sum(first <= layer for first in firsts) for layer in range(depth))
+
+
+def fixed_capacity(schedule: Schedule) -> int:
+    """The slots that every buffer has while decoding, whatever the prompt; 0 where that is no one number."""
+    kv = schedule.kv
+    if kv is None or kv.when not in ("step", "periodic") or not isinstance(kv.capacity, int) or kv.budgets != "uniform":
+        return 0
+    return kv.capacity + (kv.every if kv.when == "periodic" else 0)

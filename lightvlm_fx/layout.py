@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.families.row_breaks import BREAKS_ROWS
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.spans import images_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Placeholders:
     per_image: int | None = None
     ends_last_row: bool | None = None  # where pictures come as rows: is there a token that ends the last one?
     merged: int = 1  # patches of the tower, one behind the other, that become one visual token
+    planes: int = 0  # of M-RoPE positions, where the decoder has them
+    deepstack: int = 0  # layers whose inputs visual features are added to
 
     @staticmethod
     def of(model: Any) -> Placeholders:
@@ -36,9 +38,11 @@ class Placeholders:
         fixed = getattr(config, "image_seq_length", None)
         vision = getattr(config, "vision_config", None) or config
         side = getattr(vision, "spatial_merge_size", 1)
+        rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
         windows = getattr(vision, "fullatt_block_indexes", None)  # such a tower orders its patches by window
         return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None,
-                            BREAKS_ROWS.get(getattr(vision, "model_type", None)), 1 if windows else side * side)  # fmt: skip
+                            BREAKS_ROWS.get(getattr(vision, "model_type", None)), 1 if windows else side * side,
+                            3 if "mrope_section" in rope else 0, len(getattr(vision, "deepstack_visual_indexes", None) or ()))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Layout:
         segment = np.where(real, TEXT, PADDING).astype(np.int64)
         images = []
         for row in range(len(ids)):
-            spans = _images(ids[row], placeholders)
+            spans = images_of(ids[row], placeholders)
             for number, places in enumerate(spans):
                 segment[row, places] = number
             images.append(tuple(len(places) for places in spans))
@@ -81,7 +85,7 @@ class Layout:
         real = (self.segment != PADDING).sum(1).tolist()
         width = max(4, 1 << (max(map(len, self.images), default=1) - 1).bit_length())
         left = [[schedule.budgets(n) for n in row] for row in self.images]
-        budgets, removed, even, arrived = [], [], all(n == length for n in real), length
+        budgets, stay, even = [], [], all(n == length for n in real)
         for cut in range(len(schedule.cuts)):
             budget = torch.zeros(rows, width, dtype=torch.int64)
             lengths = []
@@ -90,48 +94,21 @@ class Layout:
                     budget[row, number] = left[row][number][cut]
                 lengths.append(real[row] - sum(images) + int(budget[row].sum()))
             even &= len(set(lengths)) == 1
-            removed.append(arrived - max(lengths))
-            arrived = max(lengths)
+            stay.append(max(lengths))
             budgets.append(budget.to(self.segment.device))
-        return Plan(tuple(budgets), tuple(removed), masked=not even)
+        return Plan(length, tuple(budgets), tuple(stay), masked=not even)
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a schedule means for one batch."""
 
+    length: int  # tokens that arrive in a row, padding too
     budgets: tuple[Tensor, ...]  # one [B, I] int64 a cut: tokens that stay of each image
-    removed: tuple[int, ...]  # tokens that every row loses at each cut
+    stay: tuple[int, ...]  # tokens that stay in a row after each cut, the longest row's
     masked: bool  # some row holds padding, or fills up with dropped tokens
 
-
-def _images(ids: NDArray[np.int64], placeholders: Placeholders) -> list[NDArray[np.int64]]:
-    """Token places of each image of one row."""
-    visual = np.isin(ids, placeholders.ids)
-    places = np.flatnonzero(visual)
-    if not len(places):
-        return []
-    splits = np.flatnonzero((np.diff(places) > 1) | (np.diff(ids[places]) != 0)) + 1
-    runs = np.split(places, splits)
-    if placeholders.ends_last_row is not None:
-        runs = _join_rows(ids, runs, placeholders.ends_last_row)
-    fixed = placeholders.per_image
-    out = []
-    for run in runs:
-        whole = fixed and len(run) > fixed and len(run) % fixed == 0
-        out += np.split(run, len(run) // fixed) if whole else [run]
-    return out
-
-
-def _join_rows(ids: NDArray[np.int64], runs: list[NDArray[np.int64]], ends_last_row: bool) -> list[NDArray[np.int64]]:
-    """Join runs one token apart, unless that token ends a picture: the one behind the very last run does."""
-    last = int(runs[-1][-1]) + 1
-    end = int(ids[last]) if ends_last_row and last < len(ids) else None
-    joined = [runs[0]]
-    for run in runs[1:]:
-        behind = joined[-1][-1] + 1
-        if run[0] == behind + 1 and ids[behind] != end:
-            joined[-1] = np.concatenate([joined[-1], run])
-        else:
-            joined.append(run)
-    return joined
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Tokens that every row loses at each cut."""
+        return tuple(a - b for a, b in zip((self.length, *self.stay), self.stay, strict=False))

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightvlm_fx.errors import RefusedModel
 from lightvlm_fx.families.embeds_only import EMBEDS_ONLY
+from lightvlm_fx.releases import releases_first
 
 PLACEHOLDER_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 PLAIN_LAYERS = {"attention", "full_attention", "sliding_attention"}  # layer types that read every key, or a window of them
@@ -24,6 +25,7 @@ def decoder_path(model: nn.Module) -> str:
     raise refused(model, "get_decoder() names no submodule, so there is no text decoder to capture")
 
 
+@releases_first()
 def vision_tower(model: nn.Module) -> nn.Module:
     """The module that encodes pictures. Raises RefusedModel where there is none."""
     tower = model.get_encoder(modality="image") if callable(getattr(model, "get_encoder", None)) else None
@@ -57,6 +59,7 @@ def visual_ids(model: nn.Module) -> tuple[int, ...]:
     return ids
 
 
+@releases_first()
 def check_supported(model: nn.Module) -> None:
     """Raise RefusedModel, with the reason, for architectures that capture does not support."""
     if not callable(getattr(model, "generate", None)):

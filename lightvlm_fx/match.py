@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import SymInt, Tensor, fx
 
+from lightvlm_fx.compat import schema
 from lightvlm_fx.edit import module_path, token_dims
 from lightvlm_fx.errors import PreconditionError
 from lightvlm_fx.pretty import excerpt
@@ -91,8 +92,8 @@ def before_rope(program: Program, rotated: fx.Node) -> fx.Node:
 def _is_written(node: fx.Node) -> bool:
     """Whether the value, or a view of it, is written in place: then a graph does not say what it is made of."""
     users = [user for user in node.users if user.args and user.args[0] is node]
-    schemas = [(user, getattr(user.target, "_schema", None)) for user in users]
-    if any(schema is not None and schema.is_mutable for _, schema in schemas):
+    schemas = [schema(user.target) for user in users]
+    if any(found is not None and found.is_mutable for found in schemas):
         return True
     return any(_is_written(user) for user in users if str(user.target).startswith(("aten.slice", "aten.select", "aten.view")))
 

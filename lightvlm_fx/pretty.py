@@ -10,22 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lightvlm_fx.compat import OpOverload, schema
 from lightvlm_fx.program import Program
 
 SHORT = {
     torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64",
     torch.int64: "i64", torch.int32: "i32", torch.bool: "b8", torch.uint8: "u8",
 }  # fmt: skip
+# what the size of an input is called, by its name before "_<number>"
+SIZED = {"stay": "K", "kv_stay": "E", "visual_budget": "I"} | dict.fromkeys(("keys", "values", "position"), "C")
 NOISE = ("_assert_tensor_metadata",)  # checks that torch.export leaves behind; hidden unless asked for
 
 
 def typed(val: Any) -> str:
-    """`f32[1, S, 64]` for a tensor, the number for a number (`S` for the sequence length)."""
+    """`f32[1, S, 64]` for a tensor, the number for a number (`S` for any symbolic size)."""
+    return _with_letters(_typed(val), {})
+
+
+def _typed(val: Any) -> str:
     if isinstance(val, Tensor):
-        return f"{SHORT.get(val.dtype, str(val.dtype))}[{', '.join(map(typed, val.shape))}]"
+        return f"{SHORT.get(val.dtype, str(val.dtype))}[{', '.join(map(_typed, val.shape))}]"
     if isinstance(val, tuple | list):
-        return "(" + ", ".join(typed(v) for v in val) + ")"
-    return _with_s(str(val))
+        return "(" + ", ".join(map(_typed, val)) + ")"
+    return str(val)
 
 
 def _argument(arg: Any) -> str:
@@ -38,8 +45,8 @@ def _argument(arg: Any) -> str:
 
 def target_name(target: Any) -> str:
     """`aten.linear`, `lightvlm.select_tokens`, or a function's name."""
-    if isinstance(target, torch._ops.OpOverload):
-        return f"{target.namespace}.{target._schema.name.split('::')[1]}"
+    if isinstance(target, OpOverload):
+        return f"{target.namespace}.{schema(target).name.split('::')[1]}"
     return getattr(target, "__name__", str(target))
 
 
@@ -54,7 +61,7 @@ def line(node: fx.Node) -> str:
     if "lightvlm_pass" in node.meta:
         notes.append(f"<- {node.meta['lightvlm_pass']}")
     arguments = [*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())]
-    text = f"%{node.name}: {typed(node.meta.get('val'))} = {target_name(node.target)}({', '.join(arguments)})"
+    text = f"%{node.name}: {_typed(node.meta.get('val'))} = {target_name(node.target)}({', '.join(arguments)})"
     return text + ("   # " + " ".join(notes) if notes else "")
 
 
@@ -66,17 +73,33 @@ def _shown(nodes: Iterable[fx.Node], noise: bool = False) -> list[fx.Node]:
 def text(program: Program, only_pass: str | None = None, *, noise: bool = False) -> str:
     """The whole program, or only the lines that one pass (or any, "*") made; with `noise`, checks of torch.export too."""
     weights = sum(n.op == "get_attr" for n in program.graph.nodes)
-    inputs = ", ".join(f"%{n.name}: {typed(n.meta.get('val'))}" for n in program.placeholders())
+    inputs = ", ".join(f"%{n.name}: {_typed(n.meta.get('val'))}" for n in program.placeholders())
     nodes = _shown(program.graph.nodes, noise)
     if only_pass is not None:
         nodes = [n for n in nodes if only_pass in ("*", n.meta.get("lightvlm_pass")) and "lightvlm_pass" in n.meta]
     body = "\n".join("  " + line(n) for n in nodes)
-    return _with_s(f"{program.stage}({inputs})   # {weights} weights hidden\n{body}\n")
+    return _with_letters(f"{program.stage}({inputs})   # {weights} weights hidden\n{body}\n", letters(program))
 
 
-def _with_s(text: str) -> str:
-    """With S for the symbols that torch.export made of the sequence length, the only symbolic size there is."""
-    return re.sub(r"\bs\d+\b", "S", text)
+def letters(program: Program) -> dict[str, str]:
+    """What each symbolic size is called: rows B, tokens S, images I, tokens that stay at a cut K0, entries that stay E0, slots C0."""
+    out: dict[str, str] = {}
+    for node in program.placeholders():
+        kind, _, number = node.name.rpartition("_")
+        for d, size in enumerate(node.meta["val"].shape):
+            symbol = str(size)
+            if not re.fullmatch(r"s\d+", symbol) or symbol in out:
+                continue
+            if node.name == "inputs_embeds":
+                out[symbol] = "BS"[d]
+            elif kind in SIZED and number.isdigit():
+                out[symbol] = SIZED[kind] + (number if kind != "visual_budget" else "")
+    return out
+
+
+def _with_letters(text: str, known: dict[str, str]) -> str:
+    """With letters for the symbols that torch.export made of sizes; a size that nothing is known of is called S."""
+    return re.sub(r"\bs\d+\b", lambda found: known.get(found[0], "S"), text)
 
 
 def excerpt(program: Program, node: fx.Node, around: int = 2) -> str:
@@ -86,7 +109,7 @@ def excerpt(program: Program, node: fx.Node, around: int = 2) -> str:
         nodes = _shown(program.graph.nodes, noise=True)
     at = nodes.index(node) if node in nodes else 0
     part = nodes[max(0, at - around) : at + around + 1]
-    return _with_s("\n".join(("  > " if n is node else "    ") + line(n) for n in part))
+    return _with_letters("\n".join(("  > " if n is node else "    ") + line(n) for n in part), letters(program))
 
 
 def diff(before: str, after: str) -> str:

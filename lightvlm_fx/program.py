@@ -15,7 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from lightvlm_fx.compat import symbolic_size
+
 Stage = Literal["prefill", "decode"]
+EXAMPLE = 7  # the smallest number that a new symbolic size is traced at
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,13 @@ class Facts:
 
     layers: int  # decoder layers
     hidden: int  # width D
-    removed: tuple[int, ...] = ()  # tokens that every row loses at each cut, in order
     cuts: tuple[Cut, ...] = ()
     size: str = ""  # node [B, S] float32: original tokens that each one stands for
     biased: bool = False  # keys behind the latest cut carry the log of their size
     outputs: tuple[str, ...] = ()  # what each graph output is
     masked: bool = False  # attention carries explicit masks
     positions_rank: int = 2  # 2: [B, S]; 3: M-RoPE [3 or 4, B, S]
-    fixed_cache: bool = False  # cache buffers never grow
+    free: str = ""  # axes that are symbolic: rows "B" (one row is a kind of its own), tokens "S"
     static_length: bool = False  # the sequence length could not be kept symbolic
     output_class: type = tuple  # transformers' output class of the decoder
 
@@ -80,6 +82,10 @@ class Program:
     def placeholders(self) -> list[fx.Node]:
         return [n for n in self.graph.nodes if n.op == "placeholder"]
 
+    def first(self) -> fx.Node:
+        """The first node that computes something."""
+        return next(n for n in self.graph.nodes if n.op == "call_function")
+
     def markers(self) -> dict[int, fx.Node]:
         """The attention marker of each decoder layer."""
         wanted = torch.ops.lightvlm.attention.default
@@ -99,6 +105,14 @@ class Program:
         node.meta["val"] = value
         self.inputs = (*self.inputs, name)
         return node
+
+    def new_size(self, name: str) -> torch.SymInt:
+        """A symbolic size that no other value of the program has yet, for the dimension of a new input."""
+        return symbolic_size(value(self.sequence()), name, EXAMPLE + 2 * len(self.inputs))
+
+    def add_ruler(self, name: str) -> fx.Node:
+        """A new input [n] whose only use is its size n, in the graph as a symbolic number."""
+        return self.add_input(name, value(self.sequence()).new_empty(self.new_size(name), dtype=torch.int64))
 
     def add_output(self, what: str, node: fx.Node) -> None:
         end = self.output_node()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor, nn
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 from transformers.utils import ModelOutput
 
@@ -25,10 +25,11 @@ from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.families.side_inputs import FEATURES, MASK, make_dense
 from lightvlm_fx.kv import Kv
-from lightvlm_fx.kv_plan import KvPlan
+from lightvlm_fx.kv_plan import KvPlan, fixed_capacity, shared_sizes
 from lightvlm_fx.layout import Layout, Placeholders, Plan
 from lightvlm_fx.passes import pipelines
-from lightvlm_fx.program import Program, value
+from lightvlm_fx.program import Program
+from lightvlm_fx.releases import releases_first
 from lightvlm_fx.report import Bucket, Report
 from lightvlm_fx.salience import Noted, salience
 from lightvlm_fx.schedule import Schedule
@@ -36,11 +37,12 @@ from lightvlm_fx.schedule import Schedule
 # Arguments of a decoder call that say how to answer, not what to compute.
 PLUMBING = ("past_key_values", "cache", "use_cache", "return_dict", "cache_position", "input_ids", "logits_to_keep", "num_items_in_batch")
 REFUSED = ("output_attentions", "output_hidden_states")
+SURVIVORS = ("index", "segment", "went", "size")  # outputs of a cut that a handle shows
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One compiled bucket."""
+    """One compiled graph."""
 
     program: Program
     run: Compiled
@@ -50,16 +52,17 @@ class Decoder:
     """State and buckets of one compiled model. `forward` replaces the source decoder's."""
 
     def __init__(self, source: nn.Module, schedule: Schedule, report: Report, placeholders: Placeholders, *,
-                 backend: str, strict: bool, dump: str | Path | None, options: dict[str, Any]) -> None:  # fmt: skip
+                 backend: str, strict: bool, static: bool, dump: str | Path | None, options: dict[str, Any]) -> None:  # fmt: skip
         self.source, self.schedule, self.report, self.placeholders = source, schedule, report, placeholders
-        self.backend, self.strict, self.dump, self.options = backend, strict, dump, options
+        self.backend, self.strict, self.static, self.dump, self.options = backend, strict, static, dump, options
         self.depth = len(source.layers)
         schedule.layers(self.depth)  # fail now, not at the first picture
+        self.effective = pipelines.effective(schedule)
         self.captured: dict[Any, tuple[Program, float]] = {}
         self.entries: dict[Any, Entry] = {}
         self.frozen = False
-        self.last: dict[str, Tensor] = {}  # named outputs of the latest prefill
-        self.last_given: dict[str, Tensor] = {}  # its named inputs
+        self.last: dict[str, Tensor] = {}  # of the latest prefill, what stayed of its tokens and entries
+        self.observe: Callable[[str, dict[str, Any]], None] | None = None  # told the arguments of every prefill and step
         self.last_layout: Layout | None = None
         self._seen = threading.local()
 
@@ -143,31 +146,68 @@ class Decoder:
 
     def _prefill(self, kwargs: dict[str, Any]) -> tuple[Entry, Tensor, State]:
         embeds = kwargs["inputs_embeds"]
-        length = embeds.shape[1]
-        kwargs.setdefault("position_ids", torch.arange(length, device=embeds.device)[None])
+        rows, length = embeds.shape[:2]
+        kwargs["position_ids"] = self._positions(kwargs.get("position_ids"), rows, length, embeds.device)
         mask = kwargs.get("attention_mask")
         flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
         layout = self._layout(embeds, flat_mask)
-        schedule = self.schedule if layout.has_images else self.schedule.model_copy(update={"cuts": ()})
-        plan = layout.plan(schedule)
-        kv = KvPlan.of(layout, plan, schedule, self.depth) if schedule.kv else None
+        schedule, plan, kv = self._plan(layout, self.effective)
         masked = self._set_mask(kwargs, plan, flat_mask)
-        make_dense(self.source, kwargs)
-        entry = self._prefill_entry(kwargs, schedule, layout, plan, masked, kv)
-        given = dict(zip(Call.of(kwargs).names, Call.of(kwargs).tensors, strict=True))
-        given["visual_segment"] = layout.segment
+        make_dense(self.source, kwargs, self.placeholders.deepstack)
+        program, key, seconds = self._capture(kwargs, "prefill", masked)
+        if program.facts.static_length and not layout.has_images:
+            schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": ()}))
+        given = self._given(kwargs, schedule, layout, plan, kv)
+        if self.static or program.facts.static_length:
+            key = (*key, *(tuple(x.shape) for x in given.values()))
+
+        def build() -> tuple[Program, Bucket]:
+            pipe, tokens = pipelines.prefill(schedule, self.depth), _tokens(schedule, self.depth, plan)
+            return self._rewrite(pipe, program, seconds, kwargs, tokens, _visual(schedule, self.depth, layout))
+
+        entry = self._entry(key, schedule, build, f"{rows} rows, {length} tokens, images of {layout.images} tokens")
         if "visual_salience" in entry.program.inputs:
             given["visual_salience"] = self._salience(layout)
-        given |= {f"visual_budget_{i}": budget for i, budget in enumerate(plan.budgets)}
-        if kv:
-            given["kv_count"] = kv.count
-        outputs = entry.run(*(given[name] for name in entry.program.inputs))
+        if self.observe:
+            self.observe("prefill", given)
+        outputs = list(entry.run(*(given[name] for name in entry.program.inputs)))
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
-        self.last, self.last_given, self.last_layout = named, given, layout
-        return entry, named["hidden"], new_state(named, layout.segment, schedule, kv, self.depth, self)
+        outputs.clear()  # `new_state` takes keys and values out one by one, so that no two copies of all of them ever stand
+        self.last = {k: v for k, v in named.items() if k.split(".")[0] in SURVIVORS or k == "kv_count"}
+        self.last_layout = layout
+        hidden = named.pop("hidden")
+        return entry, hidden, new_state(named, layout.segment, schedule, kv, self.depth, self)
+
+    def _positions(self, given: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+        """position_ids [B, S], or [planes, B, S] for M-RoPE, one for every row."""
+        if given is None:
+            given = torch.arange(length, device=device)[None]
+            if self.placeholders.planes:
+                given = given.expand(self.placeholders.planes, 1, -1)
+        return given.expand(*given.shape[:-2], rows, -1)
+
+    def _plan(self, layout: Layout, schedule: Schedule) -> tuple[Schedule, Plan, KvPlan | None]:
+        plan = layout.plan(schedule)
+        return schedule, plan, KvPlan.of(layout, plan, schedule, self.depth) if schedule.kv else None
+
+    def _given(
+        self, kwargs: dict[str, Any], schedule: Schedule, layout: Layout, plan: Plan, kv: KvPlan | None
+    ) -> dict[str, Tensor]:
+        """The inputs of a prefill graph, by name; those that are only read for their size hold nothing."""
+        call = Call.of(kwargs)
+        given = dict(zip(call.names, call.tensors, strict=True)) | {"visual_segment": layout.segment}
+        like = layout.segment
+        for i, (budget, stay) in enumerate(zip(plan.budgets, plan.stay, strict=True)):
+            given |= {f"visual_budget_{i}": budget, f"stay_{i}": like.new_empty(stay)}
+        if kv:
+            given |= {"kv_count": kv.count, "kv_most": kv.most}
+            given |= {f"kv_stay_{n}": like.new_empty(kv.lengths[i]) for i, n in enumerate(shared_sizes(schedule, self.depth))}
+        return given
 
     def _salience(self, layout: Layout) -> Tensor:
         """What the tower attended to, where each visual token stands: [B, S] float32."""
+        if not layout.has_images:
+            return torch.zeros(layout.segment.shape, device=layout.segment.device)
         noted, visual = getattr(self._seen, "tower", None), layout.segment >= 0
         self._seen.tower = None
         if noted is None:
@@ -212,26 +252,6 @@ class Decoder:
             kwargs["attention_mask"] = everything if flat is None else flat
         return masked
 
-    def _prefill_entry(self, kwargs: dict[str, Any], schedule: Schedule, layout: Layout, plan: Plan, masked: bool,
-                       kv: KvPlan | None) -> Entry:  # fmt: skip
-        call = Call.of(kwargs)
-        signature: tuple[Any, ...] = ("prefill", masked, call.signature())
-        length = kwargs["inputs_embeds"].shape[1]
-        width = plan.budgets[0].shape[1] if plan.budgets else 0
-        if signature in self.captured and self.captured[signature][0].facts.static_length:
-            signature = (*signature, length)
-        key = (*signature, schedule.fingerprint, plan.removed, width, kv and kv.lengths)
-
-        def build() -> tuple[Program, Bucket]:
-            if signature in self.captured and _too_short(self.captured[signature][0], sum(plan.removed), kv):
-                del self.captured[signature]
-            program, seconds = self._capture(signature, kwargs, "prefill", masked)
-            pipe = pipelines.prefill(schedule, self.depth, plan.removed, kv)
-            tokens = _tokens(schedule, self.depth, length, plan)
-            return self._rewrite(pipe, program, seconds, kwargs, tokens, _visual(schedule, self.depth, layout))
-
-        return self._entry(key, build, f"{len(layout.images)} rows, {length} tokens, images of {layout.images} tokens")
-
     # --- steps --------------------------------------------------------------------------------------
 
     def _extend(self, kwargs: dict[str, Any], state: State) -> tuple[Entry, Tensor]:
@@ -239,7 +259,8 @@ class Decoder:
         embeds = kwargs["inputs_embeds"]
         new = embeds.shape[1]
         here = torch.arange(state.seen, state.seen + new, device=embeds.device)
-        kwargs.setdefault("position_ids", here[None])
+        if "position_ids" not in kwargs:
+            kwargs["position_ids"] = here.expand(self.placeholders.planes, 1, -1) if self.placeholders.planes else here[None]
         mask = kwargs.pop("attention_mask", None)
         _refuse_looking_ahead(mask, new)
         if isinstance(mask, dict):
@@ -250,7 +271,7 @@ class Decoder:
                 f"the {new} tokens that continue the dialogue hold padding; continue rows of equal length, or one row at a time"
             )
         if kwargs.get(FEATURES) is not None:
-            make_dense(self.source, kwargs)
+            make_dense(self.source, kwargs, 0)
         else:
             kwargs.pop(MASK, None)
         entry, hidden = None, []
@@ -262,51 +283,56 @@ class Decoder:
 
     def _step(self, kwargs: dict[str, Any], state: State) -> tuple[Entry, Tensor]:
         """As many new tokens as the caches take at once."""
-        embeds, schedule, kv = kwargs["inputs_embeds"], state.schedule, state.plan
-        new = embeds.shape[1]
-        here = torch.arange(state.seen, state.seen + new, device=embeds.device)
+        embeds, schedule = kwargs["inputs_embeds"], state.schedule
+        rows, new = embeds.shape[:2]
+        kwargs["position_ids"] = self._positions(kwargs["position_ids"], rows, new, embeds.device)
+        if self.observe:
+            self.observe("step", kwargs)
         asking = bool(state.stores) and new > 1
         if asking:
             for store in state.stores:
                 store.read_all()
         state.reserve(new)
+        program, key, seconds = self._capture(kwargs, "decode", False)
         call = Call.of(kwargs)
-        signature: tuple[Any, ...] = ("decode", new == 1, call.signature())
-        if signature in self.captured and self.captured[signature][0].facts.static_length:
-            signature = (*signature, new)
-
-        def build() -> tuple[Program, Bucket]:
-            program, seconds = self._capture(signature, kwargs, "decode", False)
-            return self._rewrite(pipelines.decode(schedule, self.depth, kv, several=new > 1), program, seconds, kwargs, (), ())
-
-        entry = self._entry((*signature, schedule.fingerprint, kv and kv.capacity), build, f"{embeds.shape[0]} rows, {new} new tokens")
-        given = dict(zip(call.names, call.tensors, strict=True)) | {"query_index": here, "start": state.start}
-        given |= {f"shift_{i}": shift for i, shift in enumerate(state.shifts)}
-        for stage in state.stages:
-            given[f"position_{stage.number}"], given[f"slot_{stage.number}"] = stage.position, stage.slots(new)
-            if stage.size is not None:
-                given[f"size_{stage.number}"] = stage.size
-            if stage.score is not None:
-                given[f"score_{stage.number}"] = stage.score
-        for i, layer in enumerate(state.layers):
-            given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
+        given = dict(zip(call.names, call.tensors, strict=True)) | state.inputs(new)
         if asking:
             given |= {f"segment_{i}": store.segments() for i, store in enumerate(state.stores)}
+        if self.static or program.facts.static_length:
+            key = (*key, *(tuple(x.shape) for x in given.values()))
+
+        def build() -> tuple[Program, Bucket]:
+            capacity = fixed_capacity(schedule)
+            pipe = pipelines.decode(schedule, self.depth, several=new > 1, capacity=capacity)
+            return self._rewrite(pipe, program, seconds, kwargs, (), ())
+
+        entry = self._entry(key, schedule, build, f"{rows} rows, {new} new tokens")
         hidden, *asked = entry.run(*(given[name] for name in entry.program.inputs))
         state.advance(new)
-        if asking and kv:
+        if asking and state.count is not None:
             for i, (store, score) in enumerate(zip(state.stores, asked, strict=True)):
-                store.choose(score, kv.count[:, i])
+                store.choose(score, state.count[:, i])
         return entry, hidden
 
-    # --- buckets ------------------------------------------------------------------------------------
+    # --- graphs -------------------------------------------------------------------------------------
 
-    def _capture(self, signature: Any, kwargs: dict[str, Any], stage: Any, masked: bool) -> tuple[Program, float]:
-        if signature not in self.captured:
-            start = time.perf_counter()
-            program = capture(self.source, kwargs, stage, masked=masked)
-            self.captured[signature] = (program, time.perf_counter() - start)
-        return self.captured[signature]
+    @releases_first()
+    def _capture(self, kwargs: dict[str, Any], stage: Any, masked: bool) -> tuple[Program, tuple[Any, ...], float]:
+        """The graph of such a call before any pass, what it is kept under, and the seconds that it took.
+
+        One serves every number of rows above one, and every length, unless the decoder's own code forbids it.
+        """
+        call = Call.of(kwargs)
+        kind = (stage, masked, call.size[1] == 1 and stage == "decode")
+        for free in ("BS", "S", "B", ""):
+            key = (*kind, free, call.signature(free))
+            if key in self.captured:
+                return self.captured[key][0], key, self.captured[key][1]
+        start = time.perf_counter()
+        program = capture(self.source, kwargs, stage, masked=masked)
+        key = (*kind, program.facts.free, call.signature(program.facts.free))
+        self.captured[key] = (program, time.perf_counter() - start)
+        return program, key, self.captured[key][1]
 
     def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any],
                  tokens: tuple[int, ...], visual: tuple[float, ...]) -> tuple[Program, Bucket]:  # fmt: skip
@@ -319,7 +345,8 @@ class Decoder:
                         time.perf_counter() - start, tuple(steps))  # fmt: skip
         return rewritten, bucket
 
-    def _entry(self, key: Any, build: Callable[[], tuple[Program, Bucket]], what: str) -> Entry:
+    def _entry(self, key: tuple[Any, ...], schedule: Schedule, build: Callable[[], tuple[Program, Bucket]], what: str) -> Entry:
+        key = (*key, schedule.fingerprint)
         if key not in self.entries:
             if self.frozen:
                 known = "\n  ".join(f"{b.stage}: {b.shapes}" for b in self.report.buckets)
@@ -327,8 +354,9 @@ class Decoder:
                     f"this batch ({what}) exceeds the buckets that were warmed up:\n  {known}\n"
                     "call fast.lightvlm.warm_up(inputs) with such a batch before freezing, or fast.lightvlm.thaw()"
                 )
-            program, bucket = build()
-            self.entries[key] = Entry(program, lower(program, self.backend, self.options))
+            with releases_first():
+                program, bucket = build()
+            self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static))
             self.report.buckets.append(bucket)
         return self.entries[key]
 
@@ -343,14 +371,6 @@ def _refuse_looking_ahead(mask: Any, new: int) -> None:
                     "a later turn brings a picture whose tokens attend to each other in both directions, "
                     "which only the first prompt of a compiled model can do; start again without past_key_values"
                 )
-
-
-def _too_short(program: Program, removed: int, kv: KvPlan | None) -> bool:
-    """Whether the example of a capture is too short to lose `removed` tokens, or to have as many as a layer keeps."""
-    length = value(program.sequence()).shape[1]
-    most = max(kv.lengths, default=0) if kv else 0
-    # a size of 1 would be taken for a constant
-    return isinstance(length, SymInt) and (length.node.hint - removed < 2 or length.node.hint < most)
 
 
 def _tokens_of(kwargs: dict[str, Any], first: int, end: int) -> dict[str, Any]:
@@ -398,7 +418,7 @@ def new_state(
         stages = [_bounded_stage(schedule.kv, kv, layer, *held[stage_of[layer]], named, room) for layer in range(depth)]
         stage_of = list(range(depth))
     state = State(stages, stage_of, length, shifts, start, owner, schedule, kv)
-    state.layers = [StageLayer(state, stages[stage_of[i]], named[f"keys.{i}"], named[f"values.{i}"]) for i in range(depth)]
+    state.layers = [StageLayer(state, stages[stage_of[i]], named.pop(f"keys.{i}"), named.pop(f"values.{i}")) for i in range(depth)]
     if schedule.kv and schedule.kv.when == "turn":
         cut = [sum(layer >= first for first in firsts) for layer in stage_of]
         state.stores = [Store(layer, segments[cut[i]], schedule.kv.merge == "counted") for i, layer in enumerate(state.layers)]
@@ -432,10 +452,11 @@ def _bounded_stage(
     return stage
 
 
-def _tokens(schedule: Schedule, depth: int, length: int, plan: Plan) -> tuple[int, ...]:
+def _tokens(schedule: Schedule, depth: int, plan: Plan) -> tuple[int, ...]:
     """Tokens a row in each layer."""
     firsts = schedule.layers(depth) if schedule.cuts else []
-    return tuple(length - sum(n for first, n in zip(firsts, plan.removed, strict=True) if first <= layer) for layer in range(depth))
+    left = (plan.length, *plan.stay)
+    return tuple(left[sum(first <= layer for first in firsts)] for layer in range(depth))
 
 
 def _visual(schedule: Schedule, depth: int, layout: Layout) -> tuple[float, ...]:

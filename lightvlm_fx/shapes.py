@@ -1,7 +1,7 @@
 """Fake values of an edited graph: shapes follow the edit, so that a stale length shows at its very line.
 
-A cut gives thousands of values behind it another length and nothing else. Where every argument of a node went from S to
-S + n, its value does too, as a graph captured for any S computes the same for S + n; writing that down takes a
+A cut gives thousands of values after it another length and nothing else. Where every argument of a node went from S to
+another length, its value does too, as a graph captured for any S computes the same for that one; writing that down takes a
 tenth of the time of running the operator on symbolic sizes. Whatever changed in another way is run.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
-from torch.utils._pytree import tree_flatten, tree_map_only
 
+from lightvlm_fx.compat import expression, fake_mode, pytree
 from lightvlm_fx.errors import PostconditionError
 from lightvlm_fx.pretty import excerpt, typed
 from lightvlm_fx.program import Program
@@ -32,7 +32,7 @@ def infer_shapes(program: Program, before: Record | None = None) -> None:
     Starts from the nodes that changed and follows their users as long as a value changes.
     Raises PostconditionError with the neighbourhood of the node that no longer fits.
     """
-    mode = next(v.fake_mode for n in program.placeholders() if isinstance(v := n.meta.get("val"), Tensor))
+    mode = next(fake_mode(v) for n in program.placeholders() if isinstance(v := n.meta.get("val"), Tensor))
     nodes = [n for n in program.graph.nodes if n.op == "call_function"]
     before = before or {}
     todo = {n for n in nodes if before.get(n) != (n.target, n.args, dict(n.kwargs))}
@@ -50,7 +50,7 @@ def infer_shapes(program: Program, before: Record | None = None) -> None:
 
 
 def _run(program: Program, node: fx.Node) -> Any:
-    args, kwargs = tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
+    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
     try:
         return node.target(*args, **kwargs)
     except Exception as error:
@@ -69,15 +69,15 @@ class _Shifts:
         self.made: dict[Any, Tensor] = {}
 
     def value(self, node: fx.Node) -> Tensor | None:
-        """The value of `node` where all that it reads went from S to S + n; None where that is not so."""
+        """The value of `node` where in all that it reads one size S became another T + n; None where that is not so."""
         old = node.meta.get("val")
         if node not in self.before or not isinstance(old, Tensor) or self.before[node][0] != node.target:
             return None
-        read, shape = tree_flatten(self.before[node][1:])
-        reads, same = tree_flatten((node.args, dict(node.kwargs)))
+        read, shape = pytree.tree_flatten(self.before[node][1:])
+        reads, same = pytree.tree_flatten((node.args, dict(node.kwargs)))
         if shape != same:
             return None
-        shifts, length = set(), None
+        moves, stayed, length = set(), set(), None
         for a, b in zip(read, reads, strict=True):
             if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
                 if a is not b and a != b:
@@ -92,29 +92,34 @@ class _Shifts:
                         return None
                     continue
                 was, now = _linear(x), _linear(y)
-                if was is None or now is None or was[:2] != now[:2]:
+                if was is None or now is None or was[1] != now[1]:
                     return None
-                shifts.add((was[0], (now[2] - was[2]) / was[1]))
+                move = (was[0], now[0], (now[2] - was[2]) / was[1])
+                if move[0] == move[1] and not move[2]:
+                    stayed.add(move[0])
+                    continue
+                moves.add(move)
                 length = (y, now[2]) if now[1] == 1 else length
-        if len(shifts) != 1 or length is None:
+        if len(moves) != 1 or length is None:
             return None
-        [(symbol, shift)] = shifts
-        return self._shifted(old, symbol, shift, *length)
+        [(symbol, _, shift)] = moves
+        return None if symbol in stayed else self._moved(old, symbol, shift, *length)
 
-    def _shifted(self, old: Tensor, symbol: Any, shift: Any, length: SymInt, offset: Any) -> Tensor | None:
-        """`old` with `symbol` + `shift` for `symbol`; `length` is such a size, the new symbol + `offset`."""
+    def _moved(self, old: Tensor, symbol: Any, shift: Any, length: SymInt, offset: Any) -> Tensor | None:
+        """`old` with (`length` - `offset`) + `shift` for `symbol`; other sizes stay."""
 
         def moved(size: Any) -> Any:
-            if not isinstance(size, SymInt):
+            linear = _linear(size)
+            if linear is None or linear[0] != symbol:
                 return size
-            a, b = _linear(size)[1:]
+            a, b = linear[1:]
             return int(a) * length + int(b + a * (shift - offset))
 
         parts = (*old.shape, *old.stride())
         linear = [_linear(size) for size in parts if isinstance(size, SymInt)]
-        if not any(isinstance(size, SymInt) for size in old.shape) or any(x is None or x[0] != symbol for x in linear):
+        if any(x is None for x in linear) or not any(x[0] == symbol for x in linear):
             return None
-        key = (old.dtype, old.device, shift, *(size.node.expr if isinstance(size, SymInt) else size for size in parts), old.ndim)
+        key = (old.dtype, old.device, symbol, shift, str(length), *(str(size) for size in parts), old.ndim)
         if key not in self.made:
             self.made[key] = torch.empty_strided(
                 [*map(moved, old.shape)], [*map(moved, old.stride())], dtype=old.dtype, device=old.device
@@ -133,7 +138,7 @@ def _sizes(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
 
 def _linear(size: Any) -> tuple[Any, Any, Any] | None:
     """(s, a, b) where a size is a * s + b of one symbol s."""
-    return _coefficients(size.node.expr) if isinstance(size, SymInt) else None
+    return _coefficients(expression(size)) if isinstance(size, SymInt) else None
 
 
 @cache

@@ -12,18 +12,20 @@ import torch
 from torch import SymInt, Tensor
 
 from lightvlm_fx import compiler
+from lightvlm_fx.compat import expression
 from lightvlm_fx.errors import PreconditionError
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.pass_base import Pass, parse_pass
 from lightvlm_fx.passes import CATALOGUE
 from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.pretty import letters, typed
 from lightvlm_fx.pretty import text as printed
-from lightvlm_fx.pretty import typed
 from lightvlm_fx.program import Program, Stage, value
 from lightvlm_fx.zoo import build
 
 LEAD, TAIL = 2, 4  # text tokens around the visual ones of `real_inputs`
-SEEN = 8  # tokens that the caches of `real_inputs` hold
+SEEN, SLOTS = 8, 128  # tokens that the caches of `real_inputs` hold, and have room for
+CUT = 4  # visual tokens that each cut takes off
 
 
 def tiny_program(
@@ -55,29 +57,25 @@ def tiny_programs(
 def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
     """Tensors that `program.graph_module` runs on, in the order of its placeholders.
 
-    A row is LEAD text tokens, one picture, TAIL text tokens; the picture has two tokens more than the cuts
-    remove. Where the program has masks, the first row begins with one token of padding. Caches hold SEEN
-    tokens, positions go on behind them.
+    A row is LEAD text tokens, one picture, TAIL text tokens; every cut takes CUT tokens off the picture and leaves two or more.
+    Where the program has masks, the first row begins with one token of padding. Caches hold SEEN tokens, positions go on after them.
     """
     draw = torch.Generator().manual_seed(seed)
-    embeds = value(program.sequence())
-    rows, size = embeds.shape[:2]
-    if isinstance(size, SymInt):
-        length = LEAD + TAIL + sum(program.facts.removed) + 2
-    else:
-        length = int(size)
+    sizes = example_sizes(program)
+    cuts = len(program.facts.cuts)
+    rows, length = (_number(n, sizes) for n in value(program.sequence()).shape[:2])
     visual = max(0, length - LEAD - TAIL)
     segment = torch.full((rows, length), TEXT)
     segment[:, LEAD : LEAD + visual] = 0
     if program.facts.masked:
         segment[0, 0] = PADDING
-    left = [visual - sum(program.facts.removed[: cut + 1]) for cut in range(len(program.facts.removed))]
+    left = [visual - CUT * (cut + 1) for cut in range(cuts)]
     first = SEEN if program.stage == "decode" else 0
     here = torch.arange(first, first + length)
-    constants = {"start": 0, "kv_count": LEAD + TAIL}
+    constants = {"start": 0, "kv_count": LEAD + TAIL, "kv_most": length, "limit": SEEN}
 
     def real(name: str, fake: Tensor) -> Tensor:
-        shape = tuple(_number(program, n, length) for n in fake.shape)
+        shape = tuple(_number(n, sizes) for n in fake.shape)
         kind, _, number = name.rpartition("_")
         if name == "visual_segment":
             return segment
@@ -94,6 +92,8 @@ def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
             return torch.full(shape, constants[name])
         if kind == "shift":
             return torch.full(shape, int(number) + 1)
+        if kind in ("stay", "kv_stay"):
+            return torch.empty(shape, dtype=fake.dtype)
         if name.startswith("attention_mask"):
             return _mask(segment, shape, fake.dtype)
         if fake.is_floating_point():
@@ -101,6 +101,17 @@ def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
         return (segment >= 0).to(fake.dtype).expand(shape).clone()
 
     return tuple(real(node.name, value(node)) for node in program.placeholders())
+
+
+def example_sizes(program: Program) -> dict[Any, int]:
+    """A number for every symbolic size of the inputs of `program`, as `real_inputs` has them."""
+    cuts = len(program.facts.cuts)
+    length = LEAD + TAIL + CUT * cuts + 2
+    numbers = {"B": 2, "S": length, "I": 4} | {f"K{i}": length - CUT * (i + 1) for i in range(cuts)}
+    numbers |= {f"E{i}": LEAD + TAIL for i in range(program.facts.layers)} | {f"C{i}": SLOTS for i in range(program.facts.layers)}
+    known = letters(program)
+    symbols = {str(size): expression(size) for node in program.placeholders() for size in value(node).shape if isinstance(size, SymInt)}
+    return {symbols[name]: numbers[letter] for name, letter in known.items()}
 
 
 def run(program: Program, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -181,10 +192,9 @@ def _check_second_run(after: Program, pass_: Pass) -> None:
 
 
 def _check_runs(after: Program, pass_: Pass) -> None:
-    inputs = real_inputs(after)
-    length = inputs[after.inputs.index("inputs_embeds")].shape[1]
+    inputs, sizes = real_inputs(after), example_sizes(after)
     for name, tensor in run(after, inputs).items():
-        promised = tuple(_number(after, n, length) for n in value(_outputs(after)[name]).shape)
+        promised = tuple(_number(n, sizes) for n in value(_outputs(after)[name]).shape)
         assert tuple(tensor.shape) == promised, (
             f"{pass_}: output {name} has shape {tuple(tensor.shape)}, promised {promised}"
         )
@@ -205,12 +215,9 @@ def _kind(node: Any) -> tuple[torch.dtype, int]:
     return value(node).dtype, value(node).ndim
 
 
-def _number(program: Program, size: Any, length: int) -> int:
-    """A size as a number where the sequence length is `length`."""
-    if not isinstance(size, SymInt):
-        return int(size)
-    symbol = value(program.sequence()).shape[1].node.expr
-    return int(size.node.expr.xreplace({symbol: length}))
+def _number(size: Any, sizes: dict[Any, int]) -> int:
+    """A size as a number."""
+    return int(expression(size).xreplace(sizes)) if isinstance(size, SymInt) else int(size)
 
 
 def _mask(segment: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

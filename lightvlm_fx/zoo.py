@@ -375,7 +375,7 @@ def ovis2_config(layers: int) -> dict[str, Any]:
 
 
 def aria_config(layers: int) -> dict[str, Any]:
-    text = decoder(layers, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
+    text = decoder(layers, "aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
     queries = {"projector_patch_to_query_dict": {64: 16}}
     return vlm(text, tower(64, 8, "idefics3_vision"), image_token_index=IMAGE, **queries)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,8 +13,6 @@ from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
-
-EXAMPLE_CAPACITY = 128  # slots in the fake buffers; the real ones may have any number
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class AttachCache(Pass):
 
     layers: tuple[int, ...] = ()  # first layer of every stage but the first
     biased: tuple[int, ...] = ()  # stages whose keys count as the tokens they stand for
+    capacity: int = 0  # slots of every buffer, where that is a number; 0: the buffers may have any size
 
     name = "attach-cache"
     stages = ("decode",)
@@ -46,18 +46,19 @@ class AttachCache(Pass):
         graph = program.graph
         embeds = value(program.sequence())
         rows, queries = embeds.shape[:2]
-        integers = embeds.new_empty(rows, EXAMPLE_CAPACITY, dtype=torch.int64)
-        query = program.add_input("query_index", integers.new_empty(queries))
+        integers = embeds.new_empty(queries, dtype=torch.int64)
+        query = program.add_input("query_index", integers)
         stages = range(len(self.layers) + 1)
-        positions = [program.add_input(f"position_{s}", integers) for s in stages]
-        sizes = {s: program.add_input(f"size_{s}", integers.new_empty(integers.shape, dtype=torch.float32)) for s in self.biased}
+        capacity = [self.capacity or program.new_size(f"capacity_{s}") for s in stages]
+        positions = [program.add_input(f"position_{s}", integers.new_empty(rows, capacity[s])) for s in stages]
+        sizes = {s: program.add_input(f"size_{s}", value(positions[s]).new_empty(rows, capacity[s], dtype=torch.float32)) for s in self.biased}
         slots = [program.add_input(f"slot_{s}", integers.new_empty(queries)) for s in stages]
         masks: dict[tuple[int, int], fx.Node] = {}
         held: dict[int, fx.Node] = {}
         for layer, marker in sorted(markers.items()):
             stage = sum(layer >= first for first in self.layers)
             q, k, v, _, scale, _, window, softcap = marker.args
-            kv = [buffer(program, f"keys_{layer}", value(k)), buffer(program, f"values_{layer}", value(v))]
+            kv = [buffer(program, f"{name}_{layer}", value(x), capacity[stage]) for name, x in (("keys", k), ("values", v))]
             with graph.inserting_before(marker):
                 if stage not in held:
                     held[stage] = graph.create_node(
@@ -81,7 +82,7 @@ class AttachCache(Pass):
             raise PostconditionError(f"{self}: markers left in layers {sorted(program.markers())}")
 
 
-def buffer(program: Program, name: str, new: Tensor) -> fx.Node:
-    """An input for a cache buffer [B, G, C, d] that takes `new` [B, G, Q, d]."""
+def buffer(program: Program, name: str, new: Tensor, capacity: Any) -> fx.Node:
+    """An input for a cache buffer [B, G, C, d] that takes `new` [B, G, Q, d]; C is `capacity`."""
     rows, heads, _, width = new.shape
-    return program.add_input(name, new.new_empty(rows, heads, EXAMPLE_CAPACITY, width))
+    return program.add_input(name, new.new_empty(rows, heads, capacity, width))

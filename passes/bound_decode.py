@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from lightvlm_fx.edit import every_layer_marked
+from lightvlm_fx.edit import Editor, every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
 from lightvlm_fx.kv import KV_SCORES
 from lightvlm_fx.ops.bounded_attention import attend_bounded
 from lightvlm_fx.pass_base import Pass, PassResult
-from lightvlm_fx.passes.attach_cache import EXAMPLE_CAPACITY, buffer
+from lightvlm_fx.passes.attach_cache import buffer
 from lightvlm_fx.program import Program, value
 
 
@@ -28,8 +28,8 @@ class BoundDecode(Pass):
     """
 
     append: bool = False  # new tokens go to the slots given, not over victims
-    grows: bool = False  # the buffers may have another size at the next call
-    limit: tuple[int, ...] = ()  # entries of each layer, where what is dropped is masked and not overwritten
+    capacity: int = 0  # slots of every buffer, where that is a number; 0: the buffers may have any size
+    limited: bool = False  # what is dropped is masked, not overwritten: the input `limit` [B, L] says how many entries may stay
     score: str = "attention"
     shared: bool = False
     sinks: int = 4
@@ -46,9 +46,9 @@ class BoundDecode(Pass):
     def requires(self, program: Program) -> None:
         if self.score not in KV_SCORES:
             raise UnknownName.of("KV score", self.score, KV_SCORES)
-        depth = every_layer_marked(self, program)
-        if self.limit and len(self.limit) != depth:
-            raise PreconditionError(f"{self}: expected one limit for each of {depth} layers, got {len(self.limit)}")
+        every_layer_marked(self, program)
+        if self.capacity < 0:
+            raise PreconditionError(f"{self}: capacity must be a number of slots, or 0 for any, got {self.capacity}")
 
     def call(self, program: Program) -> PassResult:
         markers, embeds = program.markers(), value(program.sequence())
@@ -57,23 +57,25 @@ class BoundDecode(Pass):
         query = program.add_input("query_index", integers.new_empty(queries))
         start = program.add_input("start", integers)
         asked: list[fx.Node] = []
+        limits = program.add_input("limit", integers.new_empty(rows, len(markers))) if self.limited else None
         scored = self.score in ("attention", "marks")
         for layer, marker in sorted(markers.items()):
             q, k, v, _, scale, _, window, softcap = marker.args
             heads = 1 if self.shared else value(k).shape[1]
-            held = integers.new_empty(rows, heads, EXAMPLE_CAPACITY)
-            kv = [buffer(program, f"keys_{layer}", value(k)), buffer(program, f"values_{layer}", value(v))]
+            capacity = self.capacity or program.new_size(f"capacity_{layer}")
+            held = integers.new_empty(rows, heads, capacity)
+            kv = [buffer(program, f"{name}_{layer}", value(x), capacity) for name, x in (("keys", k), ("values", v))]
             position = program.add_input(f"position_{layer}", held)
             score = program.add_input(f"score_{layer}", held.float()) if scored else None
             size = program.add_input(f"size_{layer}", held.float()) if layer in self.biased else None
             slot = program.add_input(f"slot_{layer}", integers.new_empty(queries)) if self.append else None
-            limit = self.limit[layer] if self.limit else 0
+            limit = limits and Editor(program, marker).call(f"limit_{layer}", torch.ops.aten.select.int, limits, 1, layer)
             arguments: tuple[fx.Node | str | float | None, ...] = (
                 q, k, v, *kv, position, score, size, query, start, slot, scale, softcap, window,
                 self.score, self.sinks, self.recent, 1 - 1 / self.window, limit,
             )  # fmt: skip
             if self.question:
-                segment = program.add_input(f"segment_{layer}", integers.new_empty(rows, EXAMPLE_CAPACITY))
+                segment = program.add_input(f"segment_{layer}", integers.new_empty(rows, capacity))
                 with program.graph.inserting_before(marker):
                     arrived = program.graph.create_node(
                         "call_function", torch.ops.lightvlm.kv_score_question.default, (q, kv[0], segment, scale, False),
@@ -87,7 +89,7 @@ class BoundDecode(Pass):
         end = program.output_node()
         end.args = ((end.args[0][0], *asked),)
         outputs = ("hidden", *(f"asked.{layer}" for layer in range(len(asked))))
-        program.with_facts(outputs=outputs, fixed_cache=not self.grows)
+        program.with_facts(outputs=outputs)
         return PassResult(len(markers), program.facts.layers)
 
     def ensures(self, program: Program) -> None:

@@ -11,6 +11,7 @@ from torch import fx
 from lightvlm_fx.edit import Editor, every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
 from lightvlm_fx.kv import KV_SCORES
+from lightvlm_fx.ops.attention import SIZE
 from lightvlm_fx.ops.segments import PADDING
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
@@ -20,19 +21,20 @@ OPS = torch.ops.lightvlm
 
 @dataclass(frozen=True)
 class BoundPrefill(Pass):
-    """Score the entries of each layer and keep the best `lengths[layer]` of them (0: all).
+    """Score the entries of each layer and keep the best of them, as many as an input is long.
 
     Before:    return hidden, keys.l [B,G,S,d], values.l [B,G,S,d], ...
     After:     s_l [B,G,S] = score(q, k of layer l);  i_l [B,G,K], e_l = keep_entries(s_l, segment, count[:, l], K)
                return hidden, keys.l' [B,G,K,d] = take_entries(keys.l, i_l), values.l', entry.l = e_l, score.l'
-               with adaptive budgets, count = kv_budgets(statistics of all layers, count)
-    Requires:  attention markers; one length a layer.
+               K is the size of a new input, kv_stay_<sizes[l]> [K]
+               with adaptive budgets, count = kv_budgets(statistics of all layers, count, at most kv_most[L])
+    Requires:  attention markers; one size a layer.
     Ensures:   each bounded layer writes K keys and values; a protected entry is never dropped.
     Source:    H2O arXiv 2306.14048, SnapKV 2404.14469, Scissorhands 2305.17118, StreamingLLM 2309.17453,
                VL-Cache 2410.23317, AirCache 2503.23956, LOOK-M 2406.18139, MEDA 2502.17599, SparseVILA 2510.17777.
     """
 
-    lengths: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()  # of each layer, the number of the input whose size says how many stay; layers may share one
     score: str = "attention"
     shared: bool = False
     sinks: int = 4
@@ -43,7 +45,6 @@ class BoundPrefill(Pass):
     text_first: bool = False
     visual_share: float = 0.0
     budgets: str = "uniform"  # or by what the attention looks like: density, entropy, strength
-    most: tuple[int, ...] = ()  # where budgets adapt: entries (visual entries) that a layer may keep
     alpha: float = 0.9
     merge: str = "none"
     running: str = ""  # the score that the steps carry on, handed on with the entries
@@ -59,13 +60,11 @@ class BoundPrefill(Pass):
         if "kv_count" in program.inputs:
             raise PreconditionError(f"{self}: the layers' entries are bounded already")
         depth = every_layer_marked(self, program)
-        if len(self.lengths) != depth:
-            raise PreconditionError(f"{self}: expected one length for each of {depth} layers, got {len(self.lengths)}")
+        if len(self.sizes) != depth or sorted(set(self.sizes)) != list(range(max(self.sizes) + 1)):
+            raise PreconditionError(f"{self}: expected a size for each of {depth} layers, numbered from 0, got {self.sizes}")
 
     def call(self, program: Program) -> PassResult:
         carried = self.running not in ("", "age")
-        if not carried and not any(self.lengths):
-            return PassResult(0, 0, "the prompt fits")
         markers, end = program.markers(), program.output_node()
         first = program.sequence()
         rows = value(first).shape[0]
@@ -73,41 +72,44 @@ class BoundPrefill(Pass):
             shape = value(first).new_empty(value(first).shape[:2], dtype=torch.int64)
             program.add_input("visual_segment", shape)
         count = program.add_input("kv_count", value(first).new_empty(rows, program.facts.layers, dtype=torch.int64))
+        most = None if self.budgets == "uniform" else program.add_input("kv_most", value(count).new_empty(program.facts.layers))
         outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
-        segments = [self._segment(program, layer) for layer in range(len(self.lengths))]
-        scores = [self._score(self.score, program, markers[layer], segments[layer], layer) if length else None
-                  for layer, length in enumerate(self.lengths)]  # fmt: skip
+        lengths = self._lengths(program)
+        segments = [self._segment(program, layer) for layer in range(len(lengths))]
+        scores = [self._score(self.score, program, markers[layer], segments[layer], layer) for layer in range(len(lengths))]
         edit = Editor(program, end)
         worth = self._worth(program, edit, markers, segments, scores) if carried else [None] * len(scores)
-        if self.budgets != "uniform" and any(self.lengths):
-            count = outputs["kv_count"] = self._budgets(program, edit, markers, segments, scores, count)
+        if most is not None:
+            count = outputs["kv_count"] = self._budgets(program, edit, markers, segments, scores, count, most)
         for layer, (score, segment) in enumerate(zip(scores, segments, strict=True)):
-            if score is not None:
-                own = edit.call(f"kv_count_{layer}", torch.ops.aten.select.int, count, 1, layer)
-                kept = edit.call(
-                    f"kv_kept_{layer}", OPS.keep_entries.default, score, segment, own, self.lengths[layer], self.sinks,
-                    self.recent, self.of_visual, self.text_first, self.visual_share,
-                )  # fmt: skip
-                index, outputs[f"entry.{layer}"] = edit.parts(kept, f"kv_index_{layer}", f"kv_entry_{layer}")
-                if self.store:
-                    outputs[f"kv_index.{layer}"] = index
-                else:
-                    self._shorten(edit, outputs, layer, worth[layer], _counted_size(markers[layer]), segment, index)
-            elif worth[layer] is not None:
-                outputs[f"score.{layer}"] = worth[layer]
+            own = edit.call(f"kv_count_{layer}", torch.ops.aten.select.int, count, 1, layer)
+            kept = edit.call(
+                f"kv_kept_{layer}", OPS.keep_entries.default, score, segment, own, lengths[layer], self.sinks,
+                self.recent, self.of_visual, self.text_first, self.visual_share,
+            )  # fmt: skip
+            index, outputs[f"entry.{layer}"] = edit.parts(kept, f"kv_index_{layer}", f"kv_entry_{layer}")
+            if self.store:
+                outputs[f"kv_index.{layer}"] = index
+            else:
+                self._shorten(edit, outputs, layer, worth[layer], _counted_size(markers[layer]), segment, index)
         end.args = (tuple(outputs.values()),)
         program.with_facts(outputs=tuple(outputs))
-        bounded = sum(map(bool, self.lengths))
-        done = len(self.lengths) if carried else bounded
-        return PassResult(done, done, f"{bounded} of {len(self.lengths)} layers drop entries")
+        return PassResult(len(markers), len(lengths))
+
+    def _lengths(self, program: Program) -> list[fx.Node]:
+        """Of each layer, how many entries stay, read off an input's size."""
+        rulers = [program.add_ruler(f"kv_stay_{number}") for number in range(max(self.sizes) + 1)]
+        first = Editor(program, program.first())
+        read = [first.call(f"kv_staying_{i}", torch.ops.aten.sym_size.int, ruler, 0) for i, ruler in enumerate(rulers)]
+        return [read[number] for number in self.sizes]
 
     def _worth(
-        self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node], scores: list[fx.Node | None]
+        self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node], scores: list[fx.Node]
     ) -> list[fx.Node]:
         """Of every layer, the scores that the steps carry on."""
         out = []
         for layer, (score, segment) in enumerate(zip(scores, segments, strict=True)):
-            if score is None or self.running != self.score:
+            if self.running != self.score:
                 score = self._score(self.running, program, markers[layer], segment, layer, "worth")
             if self.visual_share:
                 score = edit.call(f"kv_guarded_{layer}", OPS.guard_visual.default, score, segment)
@@ -136,14 +138,13 @@ class BoundPrefill(Pass):
 
     def _budgets(
         self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node],
-        scores: list[fx.Node | None], count: fx.Node,
+        scores: list[fx.Node], count: fx.Node, most: fx.Node,
     ) -> fx.Node:  # fmt: skip
-        """Counts [B, L] by the statistics of all layers; at most what a layer has and its buffer takes."""
-        statistics, most = [], []
+        """Counts [B, L] by the statistics of all layers; at most what a layer has, and `most` [L] of its buffer."""
+        statistics, numbers = [], []
         for layer, (segment, score) in enumerate(zip(segments, scores, strict=True)):
             q, k, _, mask, scale = markers[layer].args[:5]
             if self.budgets == "strength":
-                assert score is not None
                 statistic = edit.call(f"kv_statistic_{layer}", operator.getitem, score.args[0], 1)
             else:
                 at = Editor(program, markers[layer])
@@ -152,10 +153,10 @@ class BoundPrefill(Pass):
             statistics.append(statistic)
             low = 0 if self.of_visual else PADDING + 1
             there = edit.call(f"kv_there_{layer}", torch.ops.aten.ge.Scalar, segment, low)
-            there = edit.call(f"kv_number_{layer}", torch.ops.aten.sum.dim_IntList, there, [1])
-            most.append(edit.call(f"kv_most_{layer}", torch.ops.aten.clamp_max.default, there, self.most[layer]))
+            numbers.append(edit.call(f"kv_number_{layer}", torch.ops.aten.sum.dim_IntList, there, [1]))
         table = edit.call("kv_statistics", torch.ops.aten.stack.default, statistics, 1)
-        limits = edit.call("kv_limits", torch.ops.aten.stack.default, most, 1)
+        limits = edit.call("kv_there", torch.ops.aten.stack.default, numbers, 1)
+        limits = edit.call("kv_limits", torch.ops.aten.minimum.default, limits, most)
         least = 1 if self.of_visual else self.sinks + self.recent + 1
         return edit.call("kv_budgets", OPS.kv_budgets.default, table, count, limits, self.budgets, least)
 
@@ -188,15 +189,12 @@ class BoundPrefill(Pass):
 
     def ensures(self, program: Program) -> None:
         outputs = dict(zip(program.facts.outputs, program.output_node().args[0], strict=True))
-        for layer, length in enumerate(self.lengths):
-            got = value(outputs[f"keys.{layer}"]).shape[2]
-            if length and got != length and not self.store:
-                raise PostconditionError(f"{self}: keys.{layer} should hold {length} entries, holds {got}")
+        for layer, number in enumerate(self.sizes):
+            got, kept = value(outputs[f"keys.{layer}"]).shape[2], value(program.node(f"kv_stay_{number}")).shape[0]
+            if str(got) != str(kept) and not self.store:
+                raise PostconditionError(f"{self}: keys.{layer} should hold {kept} entries, holds {got}")
 
 
 def _counted_size(marker: fx.Node) -> fx.Node | None:
     """The tokens [B, S] that each key counts as in this layer's attention; None: one each."""
-    mask = marker.args[3]
-    if not isinstance(mask, fx.Node) or mask.target != OPS.key_bias.default:
-        return None
-    return mask.all_input_nodes[-1]
+    return marker.args[SIZE] if len(marker.args) > SIZE else None

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from lightvlm_fx.compat import ASSERT_METADATA, ASSERT_SCALAR
 from lightvlm_fx.errors import PostconditionError
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
 
-CHECKS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default)
+CHECKS = (ASSERT_METADATA, ASSERT_SCALAR)
 SAME = (
     torch.ops.aten.detach.default,
     torch.ops.aten.alias.default,

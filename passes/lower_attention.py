@@ -14,8 +14,8 @@ from lightvlm_fx.program import Program
 class LowerAttention(Pass):
     """Replace every marker by `attend`, which torch.compile traces into.
 
-    Before:    o[B,S,H,d] = lightvlm.attention(q, k, v, mask, scale, layer, window, softcap)
-    After:     o[B,S,H,d] = attend(q, k, v, mask, scale, softcap)
+    Before:    o[B,S,H,d] = lightvlm.attention(q, k, v, mask, scale, layer, window, softcap, size)
+    After:     o[B,S,H,d] = attend(q, k, v, mask, scale, softcap, size)
     Ensures:   no marker is left.
     Source:    ours.
     """
@@ -30,9 +30,9 @@ class LowerAttention(Pass):
     def call(self, program: Program) -> PassResult:
         markers = program.markers()
         for marker in markers.values():
-            q, k, v, mask, scale, _, _, softcap = marker.args
+            q, k, v, mask, scale, _, _, softcap, *size = marker.args
             with program.graph.inserting_before(marker):
-                node = program.graph.create_node("call_function", attend, (q, k, v, mask, scale, softcap), {})
+                node = program.graph.create_node("call_function", attend, (q, k, v, mask, scale, softcap, *size), {})
             node.meta["val"] = marker.meta["val"]
             marker.replace_all_uses_with(node)
             program.graph.erase_node(marker)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from lightvlm_fx.kv_plan import KvPlan
+from lightvlm_fx.kv import Kv
+from lightvlm_fx.kv_plan import shared_sizes
 from lightvlm_fx.pass_base import Pass
 from lightvlm_fx.passes.attach_cache import AttachCache
 from lightvlm_fx.passes.bound_decode import BoundDecode
@@ -17,55 +16,58 @@ from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.schedule import Schedule
 
 
-def prefill(schedule: Schedule, depth: int, removed: Sequence[int], kv: KvPlan | None = None) -> Pipeline:
-    """The prefill of a model with `depth` layers, where every row loses `removed[i]` tokens at cut i."""
-    cuts = zip(schedule.layers(depth), removed, schedule.cuts, strict=True)
-    reduce = [ReduceTokens(layer=at, removed=n, **cut.model_dump(exclude={"layer", "keep"})) for at, n, cut in cuts]
-    bound = [_bound_prefill(schedule, kv)] if kv else []
+def effective(schedule: Schedule) -> Schedule:
+    """`schedule` without cuts that remove nothing whatever the picture: they would leave nodes that do nothing."""
+    return schedule.model_copy(update={"cuts": tuple(cut for cut in schedule.cuts if cut.keep != 1.0 or isinstance(cut.keep, int))})
+
+
+def prefill(schedule: Schedule, depth: int) -> Pipeline:
+    """The prefill of a model with `depth` layers."""
+    cuts = zip(schedule.layers(depth), schedule.cuts, strict=True)
+    reduce = [ReduceTokens(layer=at, **cut.model_dump(exclude={"layer", "keep"})) for at, cut in cuts]
+    bound = [_bound_prefill(schedule, depth)] if schedule.kv else []
     return Pipeline(
         [
             DropExportChecks(),  # first: assertions would pin the old lengths
             *reduce,  # front to back: each reads what the one before left
-            *bound,  # behind the cuts: it drops from what they left
+            *bound,  # after the cuts: it drops from what they left
             LowerAttention(),  # last: reduce-tokens and bound-prefill read the markers
         ]
     )
 
 
-def decode(schedule: Schedule, depth: int, kv: KvPlan | None = None, *, several: bool = False) -> Pipeline:
-    """One step, or (`several`) any number of new tokens, over per-stage caches."""
+def decode(schedule: Schedule, depth: int, *, several: bool = False, capacity: int = 0) -> Pipeline:
+    """One step, or (`several`) any number of new tokens, over per-stage caches; of `capacity` slots where that is a number."""
     layers = tuple(schedule.layers(depth))
     compact = tuple(at for at, cut in zip(layers, schedule.cuts, strict=True) if cut.positions == "compact")
     passes: list[Pass] = [DropExportChecks()]
     if compact:
         passes.append(ShiftPositions(layers=compact))  # before the caches: it counts inputs by layer
     first = next((i + 1 for i, cut in enumerate(schedule.cuts) if cut.proportional), len(layers) + 1)
-    if kv is None:
+    if schedule.kv is None:
         return Pipeline([*passes, AttachCache(layers=layers, biased=tuple(range(first, len(layers) + 1)))])
-    counting = 0 if schedule.kv and schedule.kv.merge == "counted" else layers[first - 1] if first <= len(layers) else depth
+    counting = 0 if schedule.kv.merge == "counted" else layers[first - 1] if first <= len(layers) else depth
     biased = tuple(range(counting, depth))
-    return Pipeline([*passes, _bound_decode(schedule, kv, biased, several)])
+    return Pipeline([*passes, _bound_decode(schedule.kv, biased, several, capacity)])
 
 
-def _bound_prefill(schedule: Schedule, plan: KvPlan) -> BoundPrefill:
+def _bound_prefill(schedule: Schedule, depth: int) -> BoundPrefill:
     kv = schedule.kv
     assert kv is not None
     return BoundPrefill(
-        lengths=plan.lengths, score=kv.prompt or kv.score, shared=kv.shared, sinks=kv.sinks, recent=kv.recent, window=kv.window,
+        sizes=shared_sizes(schedule, depth), score=kv.prompt or kv.score, shared=kv.shared, sinks=kv.sinks, recent=kv.recent, window=kv.window,
         kernel=kv.kernel, of_visual=kv.of == "visual", text_first=kv.text_first, visual_share=kv.visual_share,
-        budgets=str(kv.budgets) if kv.adaptive else "uniform", most=plan.most if kv.adaptive else (), alpha=kv.alpha,
+        budgets=str(kv.budgets) if kv.adaptive else "uniform", alpha=kv.alpha,
         merge=kv.merge, running="" if kv.when in ("prefill", "turn") else kv.score, store=kv.when == "turn",
     )  # fmt: skip
 
 
-def _bound_decode(schedule: Schedule, plan: KvPlan, biased: tuple[int, ...], several: bool) -> BoundDecode:
-    kv = schedule.kv
-    assert kv is not None
+def _bound_decode(kv: Kv, biased: tuple[int, ...], several: bool, capacity: int) -> BoundDecode:
     return BoundDecode(
         append=kv.when != "step",
-        grows=kv.when in ("prefill", "mask", "turn"),
-        limit=plan.capacity if kv.when == "mask" else (),
-        score=kv.score if kv.when not in ("prefill", "turn") else "age",  # behind the prompt nothing more is dropped
+        capacity=capacity,
+        limited=kv.when == "mask",
+        score=kv.score if kv.when not in ("prefill", "turn") else "age",  # after the prompt nothing more is dropped
         question=several and kv.when == "turn",
         shared=kv.shared,
         sinks=kv.sinks, recent=kv.recent, window=kv.window, biased=biased,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from lightvlm_fx.compat import expression
 from lightvlm_fx.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, token_dims
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
 from lightvlm_fx.match import before_rope, hidden_state, is_positional
+from lightvlm_fx.ops.attention import SIZE
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.pretty import excerpt, typed
 from lightvlm_fx.program import Cut, Program, value
@@ -25,7 +26,8 @@ class ReduceTokens(Pass):
     """Before decoder layer `layer`, keep the best visual tokens of each image and combine or drop the rest.
 
     Before:    h[B,S,D], cos[B,S,d], sin[B,S,d], ... = layers[:layer]
-    After:     s[B,S] = score(q, k of layer-1);  i[B,K] = select_tokens(s, segment, budget, K),  K = S - removed
+    After:     s[B,S] = score(q, k of layer-1);  i[B,K] = select_tokens(s, segment, budget, K),
+               K is the size of a new input, stay_<cut> [K]: one graph for pictures of every size
                h'[B,K,D] = combine(h);  every other value with a token dimension = take_tokens(value, i)
     Requires:  a layer behind every earlier cut; plain positions for `compact`.
     Ensures:   layers from `layer` on write K keys and values, earlier ones S; order of tokens unchanged.
@@ -33,7 +35,6 @@ class ReduceTokens(Pass):
     """
 
     layer: int = 1
-    removed: int = 0  # tokens that every row loses here
     score: str = "last-query"
     combine: str = "prune"
     positions: str = "keep"
@@ -74,17 +75,16 @@ class ReduceTokens(Pass):
         cut = first_of_layer(program, self.layer)
         edit = Editor(program, cut)
         length = _length(program)
-        plain = self._unbiased_masks(program)
         values = crossing(program, cut)
         hidden = hidden_state(program, values, length)
         segment, size = self._state(program, edit)
         rows = value(hidden).shape[0]
-        budget_input = program.add_input(f"visual_budget_{number}", value(segment).new_empty(rows, 4))
+        images = value(program.node("visual_budget_0")).shape[1] if number else program.new_size("images")
+        budget_input = program.add_input(f"visual_budget_{number}", value(segment).new_empty(rows, images))
         image = edit.call(f"image_{number}", torch.ops.aten.clamp_min.default, segment, 0)
         budget = edit.call(f"budget_{number}", torch.ops.aten.gather.default, budget_input, 1, image)
         score = self._score(program, edit, hidden, segment, budget)
-        arrived = edit.call(f"arrived_{number}", torch.ops.aten.sym_size.int, hidden, 1)
-        stay = edit.call(f"stay_{number}", operator.sub, arrived, self.removed)
+        stay = edit.call(f"staying_{number}", torch.ops.aten.sym_size.int, program.add_ruler(f"stay_{number}"), 0)
         selected = edit.call(f"selected_{number}", OPS.select_tokens.default, score, segment, budget, stay)
         index, left, rank = edit.parts(selected, f"index_{number}", f"left_{number}", f"rank_{number}")
         new_hidden, new_size, went = self._combine(edit, hidden, size, score, rank, budget, index, segment, left)
@@ -101,11 +101,10 @@ class ReduceTokens(Pass):
             if new is not old:
                 replace_behind(program, cut, old, new)
         if self.proportional or program.facts.biased:
-            self._bias(program, edit, plain, new_size)
+            self._bias(program, new_size)
         program.with_facts(
             biased=self.proportional or program.facts.biased,
             size=new_size.name if new_size is not None else "",
-            removed=(*program.facts.removed, self.removed),
             cuts=(*program.facts.cuts, Cut(self.layer, index.name, left.name, went.name if went else "", self.positions)),
         )
         program.add_output(f"index.{number}", index)
@@ -113,25 +112,13 @@ class ReduceTokens(Pass):
         for what, node in (("size", new_size), ("went", went)):
             if node is not None:
                 program.add_output(f"{what}.{number}", node)
-        return PassResult(1, 1, f"before layer {self.layer}: {typed(value(arrived))} -> {typed(value(stay))} tokens")
+        return PassResult(1, 1, f"before layer {self.layer}")
 
-    def _unbiased_masks(self, program: Program) -> list[fx.Node]:
-        """The attention markers from this layer on, with the bias of an earlier cut taken off their masks."""
-        markers = [m for layer, m in sorted(program.markers().items()) if layer >= self.layer]
-        for marker in markers:
-            mask = marker.args[3]
-            if isinstance(mask, fx.Node) and mask.target == OPS.key_bias.default:
-                marker.update_arg(3, mask.args[0])
-        return markers
-
-    def _bias(self, program: Program, edit: Editor, markers: list[fx.Node], size: fx.Node | None) -> None:
-        """Let every key count as the tokens it stands for, in one mask for each kind of mask there is."""
-        made: dict[Any, fx.Node] = {}
-        for marker in markers:
-            mask = marker.args[3]
-            if mask not in made:
-                made[mask] = edit.call(f"bias_{len(program.facts.cuts)}", OPS.key_bias.default, mask, size)
-            marker.update_arg(3, made[mask])
+    def _bias(self, program: Program, size: fx.Node | None) -> None:
+        """Let every key count as the tokens it stands for, from this layer on."""
+        for layer, marker in program.markers().items():
+            if layer >= self.layer:
+                marker.args = (*marker.args[:SIZE], size)
 
     def _state(self, program: Program, edit: Editor) -> tuple[fx.Node, fx.Node | None]:
         """Segment [B, S] and, where sizes are carried, size [B, S] of the tokens that arrive."""
@@ -157,9 +144,7 @@ class ReduceTokens(Pass):
         if self.score == "uniform":
             return edit.call(name, OPS.score_uniform.default, segment, budget)
         if self.score == "density":
-            alike = self._alike(program, edit, hidden, segment)
-            density = edit.call(f"density_{name}", OPS.score_density.default, alike, segment)
-            return edit.call(name, OPS.score_peak.default, density, alike, segment, self.power, 1.0)
+            return edit.call(name, OPS.score_density.default, hidden, segment, self.power)
         q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
         if not self.rope:
             q, k = before_rope(program, q), before_rope(program, k)
@@ -170,12 +155,8 @@ class ReduceTokens(Pass):
         last = "attention_" if self.score == "peak" else ""
         score = edit.call(last + name, OPS.score_last_query.default, q, k, segment, scale, self.image_softmax)
         if self.score == "peak":
-            alike = self._alike(program, edit, hidden, segment)
-            score = edit.call(name, OPS.score_peak.default, score, alike, segment, self.power, 0.0)
+            score = edit.call(name, OPS.score_peak.default, score, hidden, segment, self.power)
         return score
-
-    def _alike(self, program: Program, edit: Editor, hidden: fx.Node, segment: fx.Node) -> fx.Node:
-        return edit.call(f"alike_{len(program.facts.cuts)}", OPS.similarity.default, hidden, segment, None)
 
     def _combine(
         self, edit: Editor, hidden: fx.Node, size: fx.Node | None, score: fx.Node, rank: fx.Node, budget: fx.Node,
@@ -186,16 +167,12 @@ class ReduceTokens(Pass):
             kept = edit.call(f"kept_{number}", OPS.take_tokens.default, hidden, index, 0, 1)
             return kept, size and edit.call(f"size_{number}", OPS.take_tokens.default, size, index, 0, 1), None
         if self.combine == "merge":
-            if score.target == OPS.score_peak.default:
-                nearness = edit.call(f"nearness_{number}", OPS.take_tokens.default, score.args[1], index, 0, 2)
-            else:
-                nearness = edit.call(f"nearness_{number}", OPS.similarity.default, hidden, segment, index)
-            merged = edit.call(f"merge_{number}", OPS.merge_tokens.default, hidden, size, nearness, index, segment, left)
-        else:
-            arguments = (hidden, size, score, rank, budget, index, segment, left, self.centres, self.group)
-            merged = edit.call(f"merge_{number}", OPS.recover_tokens.default, *arguments)
-        kept, size, went = edit.parts(merged, f"kept_{number}", f"size_{number}", f"went_{number}")
-        return kept, size, went
+            went = edit.call(f"went_{number}", OPS.nearest_survivor.default, hidden, segment, index, left)
+            merged = edit.call(f"merge_{number}", OPS.merge_tokens.default, hidden, size, index, went)
+            return *edit.parts(merged, f"kept_{number}", f"size_{number}"), went
+        arguments = (hidden, size, score, rank, budget, index, segment, left, self.centres, self.group)
+        merged = edit.call(f"merge_{number}", OPS.recover_tokens.default, *arguments)
+        return edit.parts(merged, f"kept_{number}", f"size_{number}", f"went_{number}")
 
     def _carry(
         self, program: Program, edit: Editor, old: fx.Node, index: fx.Node, renumbered: fx.Node, left: fx.Node, length: Any
@@ -233,7 +210,7 @@ def _resized(edit: Editor, old: fx.Node, stay: fx.Node, length: Any, made: dict[
     val = value(old)
     if old in made or not depends_on(val, length):
         return made.get(old, old)
-    if val.node.expr == length.node.expr:
+    if expression(val) == expression(length):
         return stay
     args = [_resized(edit, a, stay, length, made) if isinstance(a, fx.Node) else a for a in old.args]
     made[old] = edit.call(f"{old.name}_{stay.name.rsplit('_', 1)[1]}", old.target, *args)

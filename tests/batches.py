@@ -6,6 +6,8 @@ import torch
 from hypothesis import strategies as st
 
 from lightvlm_fx.ops.segments import PADDING, TEXT
+from lightvlm_fx.ops.similarity import directions
+from lightvlm_fx.ops.tiles import pick
 
 OPS = torch.ops.lightvlm
 HEADS, GROUPS, WIDTH, HIDDEN = 4, 2, 6, 5
@@ -33,8 +35,9 @@ class Batch:
         return self.randn(*self.segment.shape, width, salt=1)
 
     def alike(self, index=None):
-        """Cosines of all tokens to all, or to those at `index`."""
-        return OPS.similarity(self.hidden(), self.segment, index)
+        """Cosines of all tokens to all [B, S, S], or to those at `index` [B, K]."""
+        x = directions(self.hidden(), self.segment)
+        return x @ pick(x, index).transpose(1, 2)
 
     def score(self):
         """Few different values, so that ties are common."""

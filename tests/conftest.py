@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from lightvlm_fx import zoo
+from lightvlm_fx.ops import tiles
 from lightvlm_fx.testing import tiny_programs
 
 torch.set_num_threads(1)
@@ -104,6 +105,14 @@ def programs():
 def masked_programs():
     """The same for two rows of different length, with explicit masks."""
     return tiny_programs(text=(7, 11), images=(1, 2))
+
+
+@pytest.fixture(params=[None, 3], ids=["one-tile", "many-tiles"], scope="module")
+def tile(request):
+    """Ops go over the pairs of tokens in tiles as they do, which hold all of a small batch, or in tiles of three rows."""
+    old, tiles.MOST = tiles.MOST, request.param or tiles.MOST
+    yield
+    tiles.MOST = old
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.manifest import differing, inside, read
+from lightvlm_fx.artifact.pictures import grids, prepare
 from lightvlm_fx.artifact.sampling import Sampling
-from lightvlm_fx.artifact.stages import Stages, check_providers
+from lightvlm_fx.artifact.stages import Marks, Stages, check_providers, tokens_of_pictures
 from lightvlm_fx.errors import ArtifactError, InputError
 
 Array = NDArray[Any]
@@ -29,7 +30,7 @@ class VLM:
     ) -> None:
         check_providers(providers)
         self.folder, self.manifest = folder, manifest
-        self.prepack = prepack
+        self.prepack, self.marks = prepack, Marks(**manifest["placeholders"])
         self.providers, self.session_options = list(providers), session_options
         noted = folder / "generation_config.json"
         self.defaults: dict[str, Any] = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
@@ -39,7 +40,7 @@ class VLM:
         """The sessions of one bucket, opened at first use."""
         if bucket not in self._stages:
             self._stages[bucket] = Stages(
-                self.folder, self.manifest["buckets"][bucket], self.providers, self.session_options, self.prepack,
+                self.folder, self.manifest["buckets"][bucket], self.marks, self.providers, self.session_options, self.prepack,
                 self.manifest["dtype"] == "int8",
             )
         return self._stages[bucket]
@@ -58,8 +59,9 @@ class VLM:
         """
         ids, given = _array(input_ids), _kind(input_ids)
         mask = np.ones_like(ids) if attention_mask is None else _array(attention_mask)
-        known = {name for bucket in self.manifest["buckets"] for name in bucket["pictures"]}
+        known = {name for bucket in self.manifest["buckets"] for name in bucket["arguments"]}
         pictures = {k: _array(v) for k, v in options.items() if k in known}
+        pictures = {} if pixel_values is None else pictures | {"pixel_values": _array(pixel_values)}
         options = {k: v for k, v in options.items() if k not in known and k not in PER_TOKEN}
         wanted = {k: self.defaults[k] for k in DEFAULTS if self.defaults.get(k) is not None}
         sampling = Sampling.of(wanted | options)
@@ -67,14 +69,13 @@ class VLM:
         if new < 1:
             raise InputError(f"max_new_tokens must be at least 1, got {new}")
         ends = self.manifest["eos_token_id"] if eos_token_id is None else eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
-        pixels = None if pixel_values is None else _array(pixel_values)
-        number = self.bucket(ids, mask, pixels, pictures, new)
-        return _back(self._answer(number, ids, mask, pixels, sampling, new, min_new_tokens, ends, streamer), given)
+        number = self.bucket(ids, mask, pictures, new)
+        return _back(self._answer(number, ids, mask, pictures, sampling, new, min_new_tokens, ends, streamer), given)
 
-    def _answer(self, number: int, ids: Array, mask: Array, pixels: Array | None, sampling: Sampling, new: int, least: int,
+    def _answer(self, number: int, ids: Array, mask: Array, pictures: dict[str, Array], sampling: Sampling, new: int, least: int,
                 ends: list[int], streamer: Any) -> Array:  # fmt: skip
         pad, random = self.manifest["pad_token_id"], sampling.start()
-        run = self.stages(number).start(ids, mask, pixels, pad)
+        run = self.stages(number).start(ids, mask, pictures, pad)
         tokens, live = ids, np.ones(len(ids), bool)
         if streamer is not None:
             streamer.put(_for_streamer(ids))
@@ -95,17 +96,7 @@ class VLM:
             streamer.end()
         return tokens
 
-    def _differing(self, number: int, pictures: dict[str, Array], rows: int) -> list[str]:
-        """Arguments beside the pixels (grids, sizes, pixel masks) that are not those that bucket `number` holds as constants."""
-        bucket, out = self.manifest["buckets"][number], []
-        for name, given in pictures.items():
-            file = bucket["samples"].get(f"inputs.{name}")
-            expected = None if file is None else np.load(inside(self.folder, file), allow_pickle=False)
-            if expected is None or not np.array_equal(given, expected[: len(expected) // bucket["rows"] * rows]):
-                out.append(name)
-        return out
-
-    def bucket(self, ids: Array, mask: Array, pixels: Array | None, pictures: dict[str, Array], new: int) -> int:
+    def bucket(self, ids: Array, mask: Array, pictures: dict[str, Array], new: int) -> int:
         """The smallest bucket that takes this batch. Raises InputError naming the buckets and why each does not."""
         if ids.ndim != 2 or mask.shape != ids.shape:
             raise InputError(f"input_ids and attention_mask must be [B, S], got {ids.shape} and {mask.shape}")
@@ -113,9 +104,10 @@ class VLM:
             raise InputError(f"the prompt is empty: input_ids have the shape {ids.shape}")
         if not mask[:, -1].all():
             raise InputError("the batch is padded on the right; pad on the left (processor.tokenizer.padding_side = 'left')")
+        images = tokens_of_pictures(ids, mask, self.marks)
         reasons, best = [], None
         for number, bucket in enumerate(self.manifest["buckets"]):
-            why = _refusal(bucket, self.manifest["placeholders"], ids, mask, pixels, self._differing(number, pictures, len(ids)), new)
+            why = _refusal(bucket, images, mask.astype(bool).sum(1), new) or self._refused_pictures(bucket, images, pictures)
             if why:
                 reasons.append(f"bucket {number} ({_describe(bucket)}): {why}")
             elif best is None or bucket["prompt_tokens"] < self.manifest["buckets"][best]["prompt_tokens"]:
@@ -124,30 +116,59 @@ class VLM:
             raise InputError("no bucket of the artifact takes this batch:\n  " + "\n  ".join(reasons) + "\nexport one with such an example")
         return best
 
+    def _refused_pictures(self, bucket: dict[str, Any], images: list[list[int]], pictures: dict[str, Array]) -> str:
+        """Why `bucket` does not take these pictures, of prompts with `images` tokens each; empty if it does."""
+        if not pictures:
+            return "the prompt holds placeholders for pictures, but no picture came with it" if any(images) else ""
+        if bucket["vision"]["kind"] == "fixed":
+            return "; ".join(self._differing(bucket, images, pictures))
+        try:
+            made, wanted = prepare(bucket["vision"], pictures)[1], sum(map(sum, images))
+            sizes = grids(bucket["grid"], pictures).prod(1).tolist() if bucket["grid"] else None
+        except InputError as error:
+            return str(error)
+        if made != wanted:
+            return f"the pictures make {made} visual tokens, the prompt holds {wanted}"
+        flat = [n for row in images for n in row]
+        return f"the pictures have {sizes} tokens, the prompt holds {flat}" if sizes not in (None, flat) else ""
+
+    def _differing(self, bucket: dict[str, Any], images: list[list[int]], pictures: dict[str, Array]) -> list[str]:
+        """What is other than the example, where the vision stage holds its sizes as constants."""
+        out, rows = [], len(images)
+        for name, given in pictures.items():
+            file = bucket["samples"].get(f"inputs.{name}")
+            expected = None if file is None else np.load(inside(self.folder, file), allow_pickle=False)
+            expected = None if expected is None else expected[: len(expected) // bucket["rows"] * rows]
+            if name == "pixel_values" and expected is not None:
+                if given.shape != expected.shape:
+                    out.append(f"pixel_values have the shape {list(given.shape)}, the vision stage takes {list(expected.shape)} alone")
+            elif expected is None or not np.array_equal(given, expected):
+                out.append(f"{name} differs from what the vision stage was made for")
+        if any(row != bucket["example"][0] for row in images):
+            out.append(f"rows hold pictures of {images} tokens, every one must hold {bucket['example'][0]}")
+        return out
+
 
 def _describe(bucket: dict[str, Any]) -> str:
-    return f"{bucket['rows']} rows, pictures {bucket['pixel_values']} of {bucket['images']} tokens, {bucket['text_tokens']} of text"
+    """What a bucket takes, in words."""
+    pictures = f"{bucket['visual_tokens']} visual tokens in {bucket['pictures']} pictures"
+    alone = ", of the example's sizes alone" if bucket["vision"]["kind"] == "fixed" else ""
+    return f"{bucket['rows']} rows of at most {bucket['text_tokens']} tokens of text and {pictures}{alone}"
 
 
-def _refusal(bucket: dict[str, Any], placeholders: list[int], ids: Array, mask: Array, pixels: Array | None,
-             differing: list[str], new: int) -> str:  # fmt: skip
-    """Why `bucket` does not take a batch; empty if it does."""
-    visual = (np.isin(ids, placeholders) & (mask != 0)).sum(1)
-    real, whole = mask.astype(bool).sum(1), sum(bucket["images"])
+def _refusal(bucket: dict[str, Any], images: list[list[int]], real: Array, new: int) -> str:
+    """Why `bucket` does not take rows of `real` [B] tokens with pictures of `images` tokens; empty if it does."""
+    visual = np.array([sum(row) for row in images])
+    text, count, least = real - visual, max(map(len, images)), min((n for row in images for n in row), default=bucket["least_picture"])
     checks: list[tuple[bool, str]] = [
-        (len(ids) > bucket["rows"], f"the batch has {len(ids)} rows"),
-        (bool((real - visual > bucket["text_tokens"]).any()), f"a row has {int((real - visual).max())} tokens of text"),
+        (len(images) > bucket["rows"], f"the batch has {len(images)} rows"),
+        (bool((text > bucket["text_tokens"]).any()), f"a row has {int(text.max())} tokens of text"),
+        (bool((visual > bucket["visual_tokens"]).any()), f"a row has {int(visual.max())} visual tokens"),
+        (count > bucket["pictures"], f"a row has {count} pictures"),
+        (least < bucket["least_picture"], f"a picture has {least} tokens, below the {bucket['least_picture']} that the schedule keeps"),
         (bool((real < bucket["least_tokens"]).any()), f"a row has fewer than {bucket['least_tokens']} tokens, which the schedule protects"),
         (0 < bucket["new_tokens"] < new, f"its caches have room for {bucket['new_tokens']} new tokens, {new} are wanted"),
-        (pixels is None and bool(visual.any()), "the prompt holds placeholders for pictures, but no picture came with it"),
     ]
-    if pixels is not None:
-        rows = len(ids)
-        per_row = bucket["pixel_values"][0] // bucket["rows"]
-        shape = [per_row * rows, *bucket["pixel_values"][1:]]
-        checks.append((list(pixels.shape) != shape, f"pixel_values have the shape {list(pixels.shape)}"))
-        checks.append((not (visual == whole).all(), f"rows hold {visual.tolist()} visual tokens, every one must hold {whole}"))
-        checks.append((bool(differing), f"{' and '.join(differing)} differs from what the bucket was made for"))
     return "; ".join(message for wrong, message in checks if wrong)
 
 

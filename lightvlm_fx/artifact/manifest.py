@@ -11,12 +11,12 @@ from lightvlm_fx.errors import ArtifactError
 
 MANIFEST = "lightvlm.json"
 WEIGHTS = "model.onnx.data"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: buckets for the example's picture sizes only
 REQUIRED = ("target", "dtype", "architecture", "schedule", "fingerprint", "placeholders", "buckets", "files")
 
 
 def read(folder: str | Path) -> dict[str, Any]:
-    """The manifest of `folder`. Raises ArtifactError for a folder without one, a newer schema, or paths that lead out."""
+    """The manifest of `folder`. Raises ArtifactError for a folder without one, another schema, or paths that lead out."""
     home = Path(folder)
     path = home / MANIFEST
     if not path.is_file():
@@ -28,6 +28,9 @@ def read(folder: str | Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} is not readable as a manifest: {error}; export again") from error
     if not isinstance(found, int) or found > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads up to {SCHEMA_VERSION}; install a newer release")
+    if found < SCHEMA_VERSION:
+        raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads {SCHEMA_VERSION}; export again, or use the release "
+                            f"that exported it ({manifest.get('lightvlm_fx', 'an older one')})")  # fmt: skip
     missing = [key for key in REQUIRED if key not in manifest]
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}; export again")

@@ -1,6 +1,6 @@
 """Which nodes of a graph ONNX Runtime's CUDA provider leaves to the CPU, with copies before and behind: told without a GPU.
 
-From the kernels that ONNX Runtime documents (docs/OperatorKernels.md at its commit 001d12d): for the operators that
+Sizes, and what is computed from them alone, stay on the CPU without a copy, and are no matter. From the kernels that ONNX Runtime documents (docs/OperatorKernels.md at its commit 001d12d): for the operators that
 artifacts use, the types of their data at the newest opset that it has them for. `lint` asks ONNX Runtime itself where
 it has that provider.
 """
@@ -52,13 +52,17 @@ def left_to_cpu(model: Any) -> Iterator[str]:
     held = {w.name: w.data_type for w in graph.initializer}
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)} | held
     fixed = set(held) | {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    sizes: set[str] = set()  # values that are computed from sizes alone
     for node in graph.node:
         if node.op_type == "Constant":
+            continue
+        if node.op_type == "Shape" or (sizes.intersection(node.input) and sizes | fixed >= set(filter(None, node.input))):
+            sizes.update(node.output)
             continue
         at = DATA.get(node.op_type, 0)
         kind = onnx.TensorProto.DataType.Name(types.get(node.input[at], 0)) if len(node.input) > at else "none"
         if kind not in KERNELS.get(node.op_type, ()):
             yield f"node {node.name}: the CUDA provider has no {node.op_type} of {kind}"
         for place in ON_HOST.get(node.op_type, ()):
-            if len(node.input) > place and node.input[place] and node.input[place] not in fixed:
+            if len(node.input) > place and node.input[place] and node.input[place] not in fixed | sizes:
                 yield f"node {node.name}: input {place} of a {node.op_type} is read on the CPU, and computed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.manifest import inside
+from lightvlm_fx.artifact.pictures import filled, grids, prepare
 from lightvlm_fx.errors import InputError
+from lightvlm_fx.spans import images_of
 
 Array = NDArray[Any]
+Feed = dict[str, Array]
 PAST, PRESENT = "past_key_values.", "present."
 
 
@@ -53,15 +57,29 @@ def check_providers(providers: Sequence[str]) -> None:
                          "(onnxruntime-gpu), or name another provider")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Marks:
+    """How the model marks visual tokens, as the manifest says it."""
+
+    ids: list[int]
+    per_image: int | None
+    ends_last_row: bool | None
+
+
+def tokens_of_pictures(ids: Array, mask: Array, marks: Marks) -> list[list[int]]:
+    """Of each row of ids [B, S] the visual tokens of each of its pictures; mask [B, S] is 0 for padding."""
+    return [[len(places) for places in images_of(np.where(real != 0, row, -1), marks)] for row, real in zip(ids, mask, strict=True)]
+
+
 class Stages:
     """Sessions over one bucket's graphs."""
 
-    def __init__(self, folder: Path, bucket: dict[str, Any], providers: list[str], session_options: Any,
+    def __init__(self, folder: Path, bucket: dict[str, Any], marks: Marks, providers: list[str], session_options: Any,
                  prepack: bool, quantised: bool) -> None:  # fmt: skip
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
-        self.runtime, self.bucket = onnxruntime, bucket
+        self.runtime, self.bucket, self.marks = onnxruntime, bucket, marks
         self.sessions = {}
         for name, stage in bucket["stages"].items():
             options = session_options or default_options(onnxruntime, quantised or (prepack and name == "decode"), name == "decode")
@@ -71,34 +89,66 @@ class Stages:
         self.dtypes = {name: {i["name"]: i["dtype"] for i in stage["inputs"]} for name, stage in bucket["stages"].items()}
         self.rows = bucket["rows"]
 
-    def start(self, ids: Array, mask: Array, pixels: Array | None, pad: int) -> Answer:
-        """Encode, embed and prefill the batch (ids, mask [B, S], pixels); B at most the bucket's rows."""
-        rows, length = len(ids), self.bucket["prompt_tokens"]
-        ids, mask = ids[:, -length:], mask[:, -length:]
-        room = ((self.rows - rows, 0), (length - ids.shape[1], 0))
-        ids = np.pad(ids, ((0, room[0][0]), (0, 0)), mode="edge") if room[0][0] else ids
-        mask = np.pad(mask, ((0, room[0][0]), (0, 0)), mode="edge") if room[0][0] else mask
-        ids = np.pad(ids, ((0, 0), room[1]), constant_values=pad).astype(np.int64)
-        mask = np.pad(mask, ((0, 0), room[1])).astype(np.int64)
-        seen = self._see(pixels, rows)
-        embedded = self._run("embed", {"input_ids": ids} | seen)
-        return Answer(self, {"input_ids": ids, "attention_mask": mask} | embedded, rows)
+    def start(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Answer:
+        """Encode, embed and prefill the batch (ids, mask [B, S]); B at most the bucket's rows.
 
-    def _see(self, pixels: Array | None, rows: int) -> dict[str, Array]:
-        """Features of the pictures; zeros for a prompt without."""
-        if pixels is None:
-            wanted = [i for i in self.bucket["stages"]["embed"]["inputs"] if i["name"] != "input_ids"]
+        `pictures`: pixel_values and what says how they lie; empty for prompts of text alone.
+        """
+        return Answer(self, self.embed(ids, mask, pictures, pad), len(ids))
+
+    def embed(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Feed:
+        """What the prefill stage is fed with. Rows that lack are copies of the last."""
+        length, spare = self.bucket["prompt_tokens"], self.rows - len(ids)
+        ids, mask = ids[:, -length:], mask[:, -length:]
+        images = tokens_of_pictures(ids, mask, self.marks)
+        images += images[-1:] * spare
+        room = ((0, spare), (0, 0)), ((0, 0), (length - ids.shape[1], 0))
+        ids = np.pad(np.pad(ids, room[0], mode="edge"), room[1], constant_values=pad).astype(np.int64)
+        mask = np.pad(np.pad(mask, room[0], mode="edge"), room[1]).astype(np.int64)
+        width = self.bucket["pictures"]
+        given = {"input_ids": ids, "attention_mask": mask, "picture_tokens": _rows(images, width)}
+        if self.bucket["grid"]:
+            given["picture_grids"] = self._grids(pictures, images, spare, width)
+        seen = self._see(pictures, images, spare)
+        return given | self._run("embed", {"input_ids": ids} | seen)
+
+    def _grids(self, pictures: Feed, images: list[list[int]], spare: int, width: int) -> Array:
+        """Height and width of every picture in visual tokens [B, I, 2]."""
+        out = np.zeros((len(images), width, 2), np.int64)
+        every = iter(grids(self.bucket["grid"], pictures)) if pictures else iter(())
+        for row, count in enumerate(map(len, images[: len(images) - spare])):
+            out[row, :count] = [next(every) for _ in range(count)] or np.zeros((0, 2), np.int64)
+        out[len(images) - spare :] = out[len(images) - spare - 1]
+        return out
+
+    def _see(self, pictures: Feed, images: list[list[int]], spare: int) -> Feed:
+        """Features of the pictures of all rows, filled up with zeros; zeros for prompts without."""
+        wanted = [i for i in self.bucket["stages"]["embed"]["inputs"] if i["name"] != "input_ids"]
+        if not pictures:
             return {i["name"]: np.zeros(i["shape"], i["dtype"]) for i in wanted}
-        if rows < self.rows:
-            one = len(pixels) // rows
-            pixels = np.concatenate([pixels, *[pixels[-one:]] * (self.rows - rows)])
-        return self._run("vision", {"pixel_values": pixels})
+        if self.bucket["vision"]["kind"] == "fixed":
+            pixels = pictures["pixel_values"]
+            one = len(pixels) // (len(images) - spare)
+            return self._run("vision", {"pixel_values": np.concatenate([pixels, *[pixels[-one:]] * spare])})
+        feed, tokens = prepare(self.bucket["vision"], pictures)
+        out, last = self._run("vision", feed), sum(images[-1])
+        seen = {}
+        for i in wanted:
+            x = out[i["name"]][:tokens]
+            x = np.concatenate([x, *[x[tokens - last :]] * spare]) if spare and last else x
+            seen[i["name"]] = filled(x, i["shape"][0])
+        return seen
 
     def _run(self, name: str, given: dict[str, Array]) -> dict[str, Array]:
         session = self.sessions[name]
         names = [o.name for o in session.get_outputs()]
         feed = {i.name: np.ascontiguousarray(given[i.name], dtype=self.dtypes[name][i.name]) for i in session.get_inputs()}
         return dict(zip(names, session.run(names, feed, self.once), strict=True))
+
+
+def _rows(images: list[list[int]], width: int) -> Array:
+    """[B, width] int64 of rows of numbers, each filled up with zeros."""
+    return np.array([[*row, *[0] * (width - len(row))] for row in images], np.int64).reshape(len(images), width)
 
 
 class Answer:

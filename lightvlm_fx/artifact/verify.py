@@ -71,10 +71,10 @@ def parity(folder: str | Path, manifest: dict[str, Any], providers: Sequence[str
     for number, bucket in enumerate(manifest["buckets"]):
         arrays = {name: np.load(inside(home, file), allow_pickle=False) for name, file in bucket["samples"].items()}
         inputs = {k.removeprefix("inputs."): v for k, v in arrays.items() if k.startswith("inputs.")}
-        ids, mask, pixels = inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
-        new = arrays["sequences"].shape[1] - ids.shape[1]
+        pictures = {name: inputs[name] for name in bucket["arguments"]}
+        new = arrays["sequences"].shape[1] - inputs["input_ids"].shape[1]
         wanted, sequences = (arrays["logits"], arrays["sequences"]) if model is None else _answer(model, inputs, new)
-        logits = vlm.stages(number).start(ids, mask, pixels, manifest["pad_token_id"]).logits
+        logits = vlm.stages(number).start(inputs["input_ids"], inputs["attention_mask"], pictures, manifest["pad_token_id"]).logits
         worst = max(worst, float(np.abs(logits - wanted).max() / np.abs(wanted).max()))
         said = vlm.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
         equal &= bool(np.array_equal(said, sequences))

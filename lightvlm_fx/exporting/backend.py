@@ -10,11 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.exporters.auto import register_backend
-from transformers.exporters.base import ExportedComponent, ExportedModel
+import transformers
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
-from transformers.exporters.metadata import ExportMetadata
+
+try:
+    from transformers.exporters.auto import register_backend
+    from transformers.exporters.base import ExportedComponent, ExportedModel
+    from transformers.exporters.metadata import ExportMetadata
+except ImportError as error:
+    raise ImportError(
+        f"transformers {transformers.__version__} takes no backends for its exporters; 5.23 and later do (lightvlm.export needs none)"
+    ) from error
 
 from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import NotSupported
@@ -22,18 +29,20 @@ from lightvlm_fx.exporters.onnx_graph import OPSET, to_onnx_with_metadata
 from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporting.build import build
 from lightvlm_fx.locate import check_supported
+from lightvlm_fx.releases import warn_of_untested
 
 FORMAT = "lightvlm"
 
 
 @dataclass
 class LightVLMConfig(OnnxConfig):
-    """`schedule`: a preset's name or the path of a schedule file. `prompt_tokens` and `new_tokens` as in `lightvlm.export`."""
+    """`schedule`: a preset's name or the path of a schedule file. The others as in `lightvlm.export`, for onnxruntime."""
 
     export_format: str = FORMAT
     schedule: str = "lightvlm"
     prompt_tokens: int | None = None
     new_tokens: int = 256
+    images: int | None = None
 
 
 class LightVLMExporter(OnnxExporter):
@@ -54,13 +63,14 @@ class LightVLMExporter(OnnxExporter):
         config = LightVLMConfig(**config) if isinstance(config, dict) else config
         if not isinstance(config, LightVLMConfig):
             raise TypeError(f"expected a LightVLMConfig, got {type(config).__name__}")
+        warn_of_untested()
         check_supported(model)
         inputs = dict(sample_inputs)
         length = config.prompt_tokens or inputs["input_ids"].shape[1] + 64
-        built = build(model, as_schedule(config.schedule), inputs, length, config.new_tokens)
+        built = build(model, as_schedule(config.schedule), inputs, length, config.new_tokens, images=config.images)
         components = {}
         for name, stage in built.stages.items():
-            graph, metadata = to_onnx_with_metadata(name, stage.module, stage.inputs, config.opset_version or OPSET)
+            graph, metadata = to_onnx_with_metadata(name, stage.module, stage.inputs, config.opset_version or OPSET, dynamic=stage.dynamic)
             if name == "prefill":
                 least_first(graph)
             components[name] = ExportedComponent(graph, metadata)

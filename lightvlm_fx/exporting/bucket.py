@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx.errors import CaptureError, InputError, NotSupported
 from lightvlm_fx.layout import Layout, Placeholders
 from lightvlm_fx.program import Program
+from lightvlm_fx.releases import UntestedRelease
 from lightvlm_fx.schedule import Schedule
 
 PER_TOKEN = ("attention_mask", "mm_token_type_ids", "token_type_ids")  # arguments [B, S] that are padded with zeros
@@ -23,7 +25,7 @@ class Bucket:
     """The example `inputs`, padded on the left to S tokens, with all that its capture told."""
 
     inputs: dict[str, Tensor]
-    images: tuple[int, ...]  # visual tokens of each picture of a row
+    images: tuple[tuple[int, ...], ...]  # visual tokens of each picture, row by row
     prefill: Program  # with explicit masks, as captured
     decode: Program
     given: dict[str, Tensor]  # what the model's own code handed to the prefill graph
@@ -40,9 +42,18 @@ class Bucket:
         return self.inputs["input_ids"].shape[1]
 
     @property
+    def visual(self) -> int:
+        """Visual tokens of the row that has most."""
+        return max(map(sum, self.images))
+
+    @property
     def pictures(self) -> dict[str, Tensor]:
         """The arguments that are pictures, or say how they lie."""
         return {k: v for k, v in self.inputs.items() if k not in ("input_ids", *PER_TOKEN)}
+
+    def picture_tokens(self, pictures: int) -> Tensor:
+        """[B, I] int64: visual tokens of each picture of each row, then zeros."""
+        return torch.tensor([[*row, *[0] * (pictures - len(row))] for row in self.images])
 
 
 def padded(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
@@ -62,31 +73,24 @@ def padded(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor
 def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int) -> Bucket:
     """Answer the example with `new_tokens` once, and keep the graphs. `length` must be above the example's.
 
-    Raises InputError for an example without pictures or with rows that differ in theirs.
+    Raises InputError for an example without pictures.
     """
     layout = Layout.of(inputs["input_ids"], inputs.get("attention_mask"), Placeholders.of(model))
-    if len(set(layout.images)) != 1 or not layout.has_images:
-        raise InputError(
-            f"an artifact's bucket needs rows with the same pictures, at least one, got pictures of {layout.images} tokens; "
-            "make one bucket a layout"
-        )
+    if not layout.has_images:
+        raise InputError("the example of an artifact's bucket needs a picture in its prompt: the largest that the bucket is to take")
     batch = padded(dict(inputs), length, _pad_id(model))
-    fast = lightvlm.compile(model, schedule, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntestedRelease)  # export said so
+        fast = lightvlm.compile(model, schedule, backend="eager")
     decoder = fast.lightvlm._decoder
-    seen: list[Tensor] = []
-    step = decoder._step
-
-    def noting(kwargs: dict[str, Any], state: Any) -> Any:
-        seen.append(kwargs["position_ids"])
-        return step(kwargs, state)
-
-    decoder._step = noting
+    seen: dict[str, dict[str, Any]] = {}
+    decoder.observe = lambda what, given: seen.setdefault(what, dict(given))  # the first of each
     answer = fast.generate(**batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
                            output_logits=True, return_dict_in_generate=True)  # fmt: skip
     programs = {program.stage: program for program, _ in decoder.captured.values()}
     if not programs["prefill"].facts.masked:
         raise CaptureError("the example was captured without masks, which an artifact needs; make prompt_tokens larger than the example")
-    return Bucket(batch, layout.images[0], programs["prefill"], programs["decode"], decoder.last_given, seen[0],
+    return Bucket(batch, layout.images, programs["prefill"], programs["decode"], seen["prefill"], seen["step"]["position_ids"],
                   answer.sequences, answer.logits)  # fmt: skip
 
 

@@ -8,21 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightvlm_fx.errors import CaptureError
+from lightvlm_fx.artifact.pictures import grids as pictures_of_planes
+from lightvlm_fx.errors import CaptureError, InputError
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt
-from lightvlm_fx.exporters.vision import vision_stage
+from lightvlm_fx.exporters.towers import GRID, VisionStage, vision_stage
+from lightvlm_fx.exporting.bounds import Bounds, Tables
 from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
 from lightvlm_fx.exporting.causal import leave_out_later_keys
 from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
-from lightvlm_fx.kv_plan import KvPlan
-from lightvlm_fx.layout import Layout, Placeholders
+from lightvlm_fx.kv_plan import fixed_capacity
+from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.pipeline import Step
-from lightvlm_fx.runtime import new_state
+from lightvlm_fx.releases import releases_first
 from lightvlm_fx.schedule import Schedule
 
-GRID = "image_grid_thw"
+PICTURES = 4  # that a row may have, where neither the example nor the caller says more
 SAMPLE_TOKENS = 16  # of the greedy answer that goes with an artifact
 TOLERANCE = 1e-4  # on inputs_embeds, of the largest
 ROUNDING = {torch.float32: TOLERANCE, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # on what the layers compute, of the largest
@@ -30,11 +32,12 @@ ROUNDING = {torch.float32: TOLERANCE, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @dataclass
 class StageExport:
-    """One stage: what is exported, and a call of it."""
+    """One stage: what is exported, a call of it, and which dimensions of its inputs are symbolic."""
 
     module: nn.Module
     inputs: dict[str, Any]
     outputs: dict[str, Any]
+    dynamic: dict[str, dict[int, str]]
 
 
 @dataclass
@@ -42,8 +45,12 @@ class Built:
     """One bucket's stages, and what a runtime needs to know of them."""
 
     bucket: Bucket
+    bounds: Bounds
+    tables: Tables
+    vision: dict[str, Any]  # how the vision stage is fed
+    grid: dict[str, Any] | None  # where the heights and widths of pictures stand, for positions in several planes
     stages: dict[str, StageExport]
-    tokens: tuple[int, ...]  # of a whole prompt, in each decoder layer
+    tokens: tuple[int, ...]  # of a row at most, in each decoder layer
     capacity: tuple[int, ...]  # slots of each layer's buffers
     new_tokens: int  # that an answer may have; 0: any number
     period: int  # steps between two runs of `compact`; 0: none
@@ -57,96 +64,119 @@ def single_turn(schedule: Schedule) -> Schedule:
     return schedule
 
 
-def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int,
-          blocks: bool = False) -> Built:  # fmt: skip
-    """The stages of a bucket of `length` tokens a row; with `blocks`, causal attention goes by blocks of rows.
+@releases_first()
+def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int, *,
+          images: int | None = None, static: bool = False, blocks: bool = False) -> Built:  # fmt: skip
+    """The stages of a bucket of `length` tokens a row, with the example's visual tokens at most, in at most `images` pictures.
 
-    Raises NotSupported, CaptureError or RefusedModel, with the reason.
+    With `static`, for a target without symbolic sizes; with `blocks`, causal attention goes by blocks of rows.
+
+    Raises InputError, NotSupported, CaptureError or RefusedModel, with the reason.
     """
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
-    schedule = single_turn(schedule)
-    segment_example = bucket.given["visual_segment"]
-    depth = bucket.prefill.facts.layers
-    whole = torch.where(segment_example < 0, TEXT, segment_example)  # a prompt that fills the bucket
-    layout = Layout(whole, (bucket.images,) * bucket.rows)
-    plan = layout.plan(schedule)
-    kv = KvPlan.of(layout, plan, schedule, depth) if schedule.kv else None
-    prompt = Prompt(length, Placeholders.of(model).ids, bucket.images)
-    positions = _positions(model, bucket)
+    schedule = pipelines.effective(single_turn(schedule))
+    depth, segment = bucket.prefill.facts.layers, bucket.given["visual_segment"]
+    seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, any(cut.score == "salience" for cut in schedule.cuts))
+    bounds = _bounds(bucket, seen, images)
+    tables = Tables.of(bounds, schedule, depth)
+    picture_tokens = bucket.picture_tokens(bounds.pictures)
+    grid = _grid(model, bucket)
+    grids = {"picture_grids": _picture_grids(grid, bucket, bounds.pictures)} if grid else {}
+    prompt = Prompt(length, Placeholders.of(model).ids)
+    positions = _positions(bucket, picture_tokens, grids.get("picture_grids"))
     rules = {
-        name: MaskRule.of(name, mask, segment_example, getattr(model.config.get_text_config(), "sliding_window", None))
+        name: MaskRule.of(name, mask, segment, getattr(model.config.get_text_config(), "sliding_window", None))
         for name, mask in bucket.given.items() if name.startswith("attention_mask") and mask.ndim == 4
     }  # fmt: skip
-    prefill, prefill_steps = pipelines.prefill(schedule, depth, plan.removed, kv).run(bucket.prefill)
-    leave_out_later_keys(prefill, bucket.given, segment_example, blocks)
-    decode, decode_steps = pipelines.decode(schedule, depth, kv).run(bucket.decode)
+    prefill, prefill_steps = pipelines.prefill(schedule, depth).run(bucket.prefill)
+    leave_out_later_keys(prefill, bucket.given, segment, blocks)
+    decode, decode_steps = pipelines.decode(schedule, depth, capacity=fixed_capacity(schedule)).run(bucket.decode)
 
     head, embedding = Head(model), model.get_input_embeddings()
-    vision = vision_stage(model, bucket.pictures, any(cut.score == "salience" for cut in schedule.cuts))
-    embed = Embed(embedding, prompt)
     period = schedule.kv.every if schedule.kv and schedule.kv.when == "periodic" else 0
     stages: dict[str, StageExport] = {}
 
-    def add(name: str, module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    def add(name: str, module: nn.Module, given: dict[str, Any], dynamic: dict[str, Any] | None = None) -> dict[str, Any]:
         with torch.no_grad():
-            stages[name] = StageExport(module, given, module(**given))
+            stages[name] = StageExport(module, given, module(**given), dynamic or {})
         return stages[name].outputs
 
-    seen = add("vision", vision, {"pixel_values": bucket.inputs["pixel_values"]})
+    add("vision", seen.module, seen.inputs, seen.dynamic)
     ids = bucket.inputs["input_ids"]
-    embedded = add("embed", embed, {"input_ids": ids} | seen)
-    asked = {"input_ids": ids, "attention_mask": bucket.inputs["attention_mask"]} | embedded
-    stage = Prefill(prefill, prompt, positions, rules, head, schedule, plan, kv, depth, new_tokens)
+    embedded = add("embed", Embed(embedding, prompt), {"input_ids": ids} | seen.features(bucket.pictures, bounds.rows * bounds.visual))
+    asked = {"input_ids": ids, "attention_mask": bucket.inputs["attention_mask"], "picture_tokens": picture_tokens} | grids | embedded
+    stage = Prefill(prefill, prompt, positions, rules, head, schedule, tables, depth, new_tokens)
     out = add("prefill", stage, asked)
-    state = new_state(_example_outputs(prefill, stage, asked), whole, schedule, kv, depth, None, new_tokens)
+    with torch.no_grad():
+        state = stage.answer(**asked)[1]
     cache = out["present"]
     step = torch.zeros(1, dtype=torch.int64)
     token = bucket.sequences[:, bucket.length : bucket.length + 1]
     stepping = Decode(decode, embedding, head, state, positions, period)
     answer = add("decode", stepping, {"input_ids": token, "step": step, "past_key_values": cache})
     if period:
-        own = {k: v for k, v in cache.items() if k in cache_arrays(state)}
+        own = {k: v for k, v in cache.items() if k in cache_arrays(state) and k != "limit"}
         add("compact", Compact(state, period), {"step": step + period, "past_key_values": own})
     _check(bucket, embedded, out, answer)
-    removed = [sum(n for at, n in zip(schedule.layers(depth), plan.removed, strict=True) if at <= layer) for layer in range(depth)]
+    left = (length, *tables.stay)
+    tokens = tuple(left[cut] for cut in tables.cut_of)
     capacity = tuple(layer.keys.shape[2] for layer in state.layers)
     endless = schedule.kv is not None and schedule.kv.when in ("step", "periodic")
-    return Built(bucket, stages, tuple(length - n for n in removed), capacity, 0 if endless else new_tokens, period,
+    return Built(bucket, bounds, tables, seen.how, grid, stages, tokens, capacity, 0 if endless else new_tokens, period,
                  {"prefill": prefill_steps, "decode": decode_steps})  # fmt: skip
 
 
-def _positions(model: Any, bucket: Bucket) -> Positions:
+def _bounds(bucket: Bucket, seen: VisionStage, images: int | None) -> Bounds:
+    """What the bucket takes. Raises InputError for fewer pictures than the example has, or other ones where only those are taken."""
+    most = max(map(len, bucket.images))
+    if seen.how["kind"] == "fixed":
+        if len(set(bucket.images)) != 1:
+            raise InputError(
+                f"the vision tower takes pictures of the example's sizes only, so its rows need the same ones, got pictures of "
+                f"{bucket.images} tokens; make one bucket a layout ({'; '.join(seen.how['why'])})"
+            )
+        return Bounds(bucket.rows, bucket.length - bucket.visual, bucket.visual, most)
+    wanted = max(PICTURES, most) if images is None else images
+    if wanted < most:
+        raise InputError(f"images={images} is below the {most} pictures that a row of the example has; raise it")
+    fits = min(wanted, max(most, bucket.visual // seen.unit))
+    return Bounds(bucket.rows, bucket.length - bucket.visual, bucket.visual, fits, seen.unit)
+
+
+def _grid(model: Any, bucket: Bucket) -> dict[str, Any] | None:
+    """Where a model that numbers positions in several planes is told each picture's height and width; None for another one.
+
+    Raises CaptureError where it is not.
+    """
+    if bucket.given["position_ids"].ndim == 2:
+        return None
+    grid = bucket.inputs.get(GRID)
+    if grid is None or bool((grid[:, 0] != 1).any()):
+        raise CaptureError("the model numbers positions in several planes, but the example has no grid of still pictures")
+    return {"name": GRID, "merge": getattr(model.config.vision_config, "spatial_merge_size", 1)}
+
+
+def _picture_grids(grid: dict[str, Any], bucket: Bucket, pictures: int) -> Tensor:
+    """[B, I, 2] int64: height and width of each picture of each row in visual tokens, then zeros."""
+    every = iter(torch.from_numpy(pictures_of_planes(grid, {grid["name"]: bucket.inputs[grid["name"]].numpy()})))
+    out = torch.zeros(bucket.rows, pictures, 2, dtype=torch.int64)
+    for row, images in enumerate(bucket.images):
+        for number in range(len(images)):
+            out[row, number] = next(every)
+    return out
+
+
+def _positions(bucket: Bucket, picture_tokens: Tensor, picture_grids: Tensor | None) -> Positions:
     """The rule of RoPE positions that the model's own values follow. Raises CaptureError where none does."""
     given, segment = bucket.given["position_ids"], bucket.given["visual_segment"]
     real = segment >= TEXT
-    if given.ndim == 2:
-        found = Positions(None, 1, int(given[real].min()))
-    else:
-        grid = bucket.inputs.get(GRID)
-        if grid is None or bool((grid[:, 0] != 1).any()):
-            raise CaptureError("the model numbers positions in several planes, but the example has no grid of still pictures")
-        vision = model.config.vision_config
-        side = getattr(vision, "spatial_merge_size", 1)
-        grids = [(h // side, w // side) for _, h, w in grid[: len(bucket.images)].tolist()]
-        found = Positions(tuple(grids), given.shape[0], 0)
-    computed, following = found(segment)
+    found = Positions(first=int(given[real].min())) if given.ndim == 2 else Positions(given.shape[0])
+    computed, following = found(segment, picture_tokens, picture_grids)
     step = found.step(following, real.sum(1), torch.zeros(1, dtype=torch.int64))
     rows = real.expand(given.shape)
     if not (computed[rows] == given[rows]).all() or not (step == bucket.following).all():
         raise CaptureError(f"the model's RoPE positions follow no rule that an artifact can compute: {given[..., :40].tolist()}")
     return found
-
-
-def _example_outputs(program: Any, stage: Prefill, asked: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The prefill graph's own outputs on the example."""
-    caught: list[Any] = []
-    handle = stage.body.register_forward_hook(lambda module, args, out: caught.append(out))
-    try:
-        with torch.no_grad():
-            stage(**asked)
-    finally:
-        handle.remove()
-    return dict(zip(program.facts.outputs, caught[0], strict=True))
 
 
 def _check(bucket: Bucket, embedded: dict[str, Tensor], prefill: dict[str, Tensor], decode: dict[str, Tensor]) -> None:

@@ -15,16 +15,17 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.exporters.prompt import MaskRule, additive
+from lightvlm_fx.exporters.prompt import MaskRule
 from lightvlm_fx.ops.attention import attend
-from lightvlm_fx.ops.score_received import TILE
 from lightvlm_fx.ops.segments import PADDING, per_group
-from lightvlm_fx.program import Program
+from lightvlm_fx.ops.tiles import tiles
+from lightvlm_fx.program import Program, value
 
 OPS = torch.ops.lightvlm
 SCORES = (OPS.score_received.default, OPS.score_text_mean.default, OPS.kv_score_rows.default)
+SEGMENT = "visual_segment"
 MASK = 3  # which argument of theirs, and of `attend`
-DERIVED = (OPS.take_tokens.default, OPS.mask_out.default, OPS.key_bias.default)  # of a mask: the same rule for the tokens that are left
+DERIVED = (OPS.take_tokens.default, OPS.mask_out.default)  # of a mask: the same rule for the tokens that are left
 
 
 def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Tensor, blocks: bool) -> int:
@@ -46,12 +47,15 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
         if not causal[source] or (node.target is attend and not blocks):
             continue
         if node.target is attend:
-            _in_blocks(graph, node, sums.get(_what(node)))
+            _in_blocks(graph, node, _segment(program, node.args[MASK]), sums.get(_what(node)))
         else:
             if node.target is OPS.kv_score_rows.default and node.args[5] == "attention":
                 sums[_what(node)] = node
             node.update_arg(MASK, None)
         changed += 1
+    for node in reversed(list(graph.nodes)):
+        if node.target in DERIVED and not node.users:  # masks that nothing reads any more
+            graph.erase_node(node)
     graph.lint()
     program.graph_module.recompile()
     return changed
@@ -63,67 +67,80 @@ def _what(node: fx.Node) -> tuple[Any, ...]:
     return q, k, mask, scale
 
 
-def _in_blocks(graph: fx.Graph, node: fx.Node, score: fx.Node | None) -> None:
+def _segment(program: Program, mask: fx.Node) -> fx.Node:
+    """What each token is [B, S] that a causal `mask` is for: of a cut's survivors, or of the prompt."""
+    while mask.target in DERIVED:
+        if mask.target is OPS.mask_out.default:
+            return mask.args[1]
+        mask = mask.args[0]
+    for node in program.graph_module.graph.nodes:
+        if node.op == "placeholder" and node.target == SEGMENT:
+            return node
+    embeds = value(program.sequence())
+    return program.add_input(SEGMENT, embeds.new_empty(embeds.shape[:2], dtype=torch.int64))
+
+
+def _in_blocks(graph: fx.Graph, node: fx.Node, segment: fx.Node, score: fx.Node | None) -> None:
     """Replace an `attend`, and the `score` that sums up its probabilities if there is one, by attention in blocks."""
-    q, k, v, mask, scale, *softcap = node.args
-    if score is None or any(softcap):
+    q, k, v, _, scale, softcap, size = (*node.args, *(0.0, None)[len(node.args) - 5 :])
+    if score is None or softcap:
         node.target = attend_in_blocks
+        node.update_arg(MASK, segment)
         return
-    size = None
-    if mask.target is OPS.key_bias.default:  # which scores do not count
-        mask, size = mask.args
     with graph.inserting_before(score):
-        both = graph.call_function(attend_and_score, (q, k, v, mask, scale, size, score.args[2]))
+        both = graph.call_function(attend_and_score, (q, k, v, segment, scale, size))
         for number, old in enumerate((node, score)):
             old.replace_all_uses_with(graph.call_function(operator.getitem, (both, number)))
             graph.erase_node(old)
 
 
-def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float = 0.0) -> Tensor:
-    """`attend` for a causal `mask` [B, 1, S, S]: the rows of a tile look at the keys up to its end only."""
-    values, tiles = v.float().unsqueeze(2), []
-    for _, stop, p in _probabilities(q, k, mask, scale, softcap):
-        tiles.append(p @ values[..., :stop, :])
-    return _joined(tiles, v)
+def attend_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, segment: Tensor, scale: float, softcap: float = 0.0, size: Tensor | None = None
+) -> Tensor:
+    """`attend` under the causal mask of tokens that `segment` [B, S] tells from padding: a tile looks at the keys up to its end only."""
+    values, parts = v.float().unsqueeze(2), []
+    for _, stop, p in _probabilities(q, k, segment, scale, softcap, size):
+        parts.append(p @ values[..., :stop, :])
+    return _joined(parts, v)
 
 
 def attend_and_score(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, size: Tensor | None, segment: Tensor
+    q: Tensor, k: Tensor, v: Tensor, segment: Tensor, scale: float, size: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`attend_in_blocks` under `key_bias(mask, size)`, and `kv_score_rows` of all rows under `mask`: [B, S, H, d] and [B, G, S].
+    """`attend_in_blocks`, and `kv_score_rows` of all rows, which counts no sizes: [B, S, H, d] and [B, G, S].
 
     Both from the same probabilities. That a key counts as `size` [B, S] tokens is a factor of its probability, and of its value.
     """
     rows = (segment != PADDING)[:, None, None, None].float()
     weight = None if size is None else size.clamp_min(1)[:, None, None, :, None]
     values = v.float().unsqueeze(2) if weight is None else v.float().unsqueeze(2) * weight
-    received, tiles = torch.zeros(k.shape[:3], device=k.device), []
-    for start, stop, p in _probabilities(q, k, mask, scale):
+    received, parts = torch.zeros(k.shape[:3], device=k.device), []
+    for start, stop, p in _probabilities(q, k, segment, scale):
         out = p @ values[..., :stop, :]
-        tiles.append(out if weight is None else out / (p @ weight[..., :stop, :]))
+        parts.append(out if weight is None else out / (p @ weight[..., :stop, :]))
         received = received + F.pad((rows[..., start:stop] @ p).squeeze(3).mean(2), [0, q.shape[2] - stop])
-    return _joined(tiles, v), received
+    return _joined(parts, v), received
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float = 0.0) -> Iterator[tuple[int, int, Tensor]]:
+def _probabilities(
+    q: Tensor, k: Tensor, segment: Tensor, scale: float, softcap: float = 0.0, size: Tensor | None = None
+) -> Iterator[tuple[int, int, Tensor]]:
     """Of every tile of rows its begin, its end, and its attention [B, G, H/G, rows, end] to the keys before that end."""
-    keys = k.float().transpose(2, 3).unsqueeze(2)
-    for start in range(0, q.shape[2], TILE):
-        stop = min(start + TILE, q.shape[2])
+    keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(q.shape[2], device=q.device)
+    real, counts = (segment != PADDING).unsqueeze(1), torch.zeros(1, device=q.device) if size is None else size.clamp_min(1).log().unsqueeze(1)
+    lowest = torch.finfo(torch.float32).min  # finite: a padding query may see no key, and NaN would spread through its value
+    for start, stop in tiles(q.shape[2], q.shape[0] * q.shape[1] * q.shape[2]):
         logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :stop]
         if softcap:
             logits = torch.tanh(logits / softcap) * softcap
-        yield start, stop, (logits + _finite(mask[:, :, None, start:stop, :stop])).softmax(-1)
+        seen = (here[:stop] <= here[start:stop, None]) & real[..., :stop]  # [B, rows, end]
+        bias = torch.where(seen, counts[..., :stop], lowest)
+        yield start, stop, (logits + bias[:, None, None]).softmax(-1)
 
 
-def _finite(mask: Tensor) -> Tensor:
-    """`mask`, additive and finite: a padding query sees no key, and NaN would spread through its value."""
-    return additive(mask, torch.float32) if mask.dtype == torch.bool else mask.float().clamp_min(torch.finfo(torch.float32).min)
-
-
-def _joined(tiles: list[Tensor], v: Tensor) -> Tensor:
+def _joined(parts: list[Tensor], v: Tensor) -> Tensor:
     """Tiles [B, G, H/G, rows, d] as [B, S, H, d]."""
-    return torch.cat(tiles, 3).flatten(1, 2).transpose(1, 2).to(v.dtype)
+    return torch.cat(parts, 3).flatten(1, 2).transpose(1, 2).to(v.dtype)
 
 
 def _is_causal(mask: Tensor, segment: Tensor) -> bool:

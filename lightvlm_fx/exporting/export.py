@@ -33,6 +33,7 @@ from lightvlm_fx.exporters.weights import WeightFile
 from lightvlm_fx.exporting.build import Built, build
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported
+from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.schedule import Schedule
 
 TARGETS = ("onnxruntime", "tensorrt", "torch-export")
@@ -65,6 +66,7 @@ def export(
     inputs: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
     processor: Any = None,
     prompt_tokens: int | Sequence[int] | None = None,
+    images: int | None = None,
     new_tokens: int = 256,
     dtype: str = "float32",
     provider: str = "cpu",
@@ -73,10 +75,11 @@ def export(
 ) -> Artifact:
     """Write the stages of `model` under `schedule`, with their one weight file, to the folder `out`.
 
-    `inputs` is an example batch (a processor's output, left-padded rows with the same pictures), or several: each
-    fixes a bucket's rows and picture sizes. Without, `processor` makes one from a picture of the size it prefers.
-    `prompt_tokens` is how long a prompt may get, with its visual tokens (default: 64 tokens of text more than the
-    example); `new_tokens` how long an answer may get where the schedule does not bound the cache. `dtype` is one of
+    `inputs` is an example batch (a processor's output, left-padded rows), or several: each makes a bucket, which takes as
+    many rows, and pictures of any size as long as a row has no more visual tokens than the example's. Without, `processor`
+    makes one from a picture of the size it prefers. `prompt_tokens` is how long a prompt may get, with its visual tokens
+    (default: 64 tokens of text more than the example), `images` how many pictures a row may have (default: 4, or the
+    example's where it has more), `new_tokens` how long an answer may get where the schedule does not bound the cache. `dtype` is one of
     float32, float16, bfloat16 and int8 (weights only). With `aot_inductor`, the target torch-export also holds each stage
     compiled for this machine. The model is left as it was, and `out` appears whole or not
     at all.
@@ -84,12 +87,15 @@ def export(
     Raises InputError, NotSupported, ScheduleError, RefusedModel or CaptureError, with the reason.
     """
     start = time.perf_counter()
+    warn_of_untested()
     schedule = as_schedule(schedule)
     for what, name, known in (("target", target, TARGETS), ("precision", dtype, DTYPES), ("provider", provider, PROVIDERS)):
         if name not in known:
             raise UnknownName.of(what, name, known)
     if new_tokens < 1:
         raise InputError(f"new_tokens must be at least 1, got {new_tokens}")
+    if images is not None and images < 1:
+        raise InputError(f"images must be at least 1, got {images}")
     if aot_inductor and target != "torch-export":
         raise InputError(f"aot_inductor compiles the stages of target='torch-export', not of {target!r}")
     check_supported(model)
@@ -102,7 +108,9 @@ def export(
         for number, (example, length) in enumerate(zip(examples, lengths, strict=True)):
             tell(f"bucket {number}: capturing and rewriting, {length} tokens")
             example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
-            built = build(exported, schedule, example, length, new_tokens, blocks=target == "onnxruntime" and provider == "cpu")
+            dynamic = target == "onnxruntime"
+            built = build(exported, schedule, example, length, new_tokens, images=images, static=not dynamic,
+                          blocks=dynamic and provider == "cpu")  # fmt: skip
             buckets.append(_write_bucket(folder, number, built, target, dtype, weights, aot_inductor, tell))
         if weights is not None:
             weights.close()
@@ -168,7 +176,8 @@ def _write_bucket(
             stages[name] = save(stage.module, stage.inputs, stage.outputs, folder / f"{name}{suffix}.pt2", aot_inductor)
             continue
         quantised = dtype == "int8" and name in ("prefill", "decode")
-        graph = to_onnx(name, stage.module, stage.inputs, DIALECT_OPSET if target == "tensorrt" else OPSET, gemm=not quantised)
+        opset = DIALECT_OPSET if target == "tensorrt" else OPSET
+        graph = to_onnx(name, stage.module, stage.inputs, opset, gemm=not quantised, dynamic=stage.dynamic)
         if quantised:
             graph = quantise(graph)
         if target == "tensorrt":
@@ -180,14 +189,13 @@ def _write_bucket(
         ir.save(graph, folder / found["file"])
         stages[name] = found
         del graph
-    bucket = built.bucket
-    pictures = sorted(k for k in bucket.pictures if k != "pixel_values")
+    bucket, bounds, tables = built.bucket, built.bounds, built.tables
     samples = _write_samples(folder, number, built)
     return {
-        "rows": bucket.rows, "prompt_tokens": bucket.length, "images": list(bucket.images),
-        "text_tokens": bucket.length - sum(bucket.images), "least_tokens": built.stages["prefill"].module.least,
-        "new_tokens": built.new_tokens, "compact_every": built.period, "pictures": pictures,
-        "pixel_values": list(bucket.inputs["pixel_values"].shape), "tokens_per_layer": list(built.tokens),
+        "rows": bounds.rows, "prompt_tokens": bounds.length, "text_tokens": bounds.text, "visual_tokens": bounds.visual,
+        "pictures": bounds.pictures, "least_picture": tables.least_picture, "least_tokens": tables.least_row,
+        "new_tokens": built.new_tokens, "compact_every": built.period, "vision": built.vision, "grid": built.grid,
+        "arguments": sorted(bucket.pictures), "example": [list(row) for row in bucket.images], "tokens_per_layer": list(built.tokens),
         "cache_slots": list(built.capacity), "stages": stages, "samples": samples,
         "passes": {stage: [str(step) for step in steps] for stage, steps in built.steps.items()},
     }  # fmt: skip
@@ -212,13 +220,15 @@ def _manifest(model: Any, schedule: Schedule, target: str, dtype: str, provider:
     generation = model.generation_config
     eos = generation.eos_token_id
     pad = generation.pad_token_id
+    marks = Placeholders.of(model)
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
     return {
         "schema_version": SCHEMA_VERSION, "lightvlm_fx": __version__, "target": target, "provider": provider, "dtype": dtype,
         "architecture": type(model).__name__, "model_type": model.config.model_type,
         "schedule": schedule.model_dump(mode="json"), "fingerprint": schedule.fingerprint,
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "placeholders": list(Placeholders.of(model).ids), "eos_token_id": eos, "pad_token_id": eos[0] if pad is None and eos else pad or 0,
+        "placeholders": {"ids": list(marks.ids), "per_image": marks.per_image, "ends_last_row": marks.ends_last_row},
+        "eos_token_id": eos, "pad_token_id": eos[0] if pad is None and eos else pad or 0,
         "buckets": buckets,
     }  # fmt: skip
 

@@ -1,32 +1,29 @@
 """A model under a schedule as the stages that a runtime needs, each a module from tensors to tensors with known shapes.
 
-    vision   pixel_values -> image_features [N, D]; image_salience [N] for cuts that score by it
+    vision   pictures -> image_features [N, D]; image_salience [N] for cuts that score by it
     embed    input_ids [B, S], image_features -> inputs_embeds [B, S, D]; visual_salience [B, S]
-    prefill  input_ids, attention_mask, inputs_embeds -> logits [B, V], the cache
+    prefill  input_ids, attention_mask, picture_tokens [B, I], inputs_embeds -> logits [B, V], the cache
     decode   input_ids [B, 1], step [1], the cache -> logits [B, V], the cache
     compact  the cache -> the cache, where the schedule compacts it every so many steps
 
-Everything that depends on the prompt (segments, positions, masks, budgets) is computed inside `prefill`, so that a
-runtime only pads on the left and runs. One bucket: B rows of at most S tokens, each with no picture or with
-pictures of the sizes that the bucket was made for.
+Everything that depends on the prompt (segments, positions, masks, budgets) is computed inside `prefill`, from how many visual tokens
+each picture has, so that a runtime only pads on the left and runs. One bucket: B rows of at most S tokens, within `Bounds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightvlm_fx.cache import State
-from lightvlm_fx.errors import ScheduleError
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt, additive
-from lightvlm_fx.kv_plan import KvPlan
-from lightvlm_fx.layout import Layout, Plan
+from lightvlm_fx.exporting.bounds import Tables
+from lightvlm_fx.kv_plan import shared_sizes
 from lightvlm_fx.ops.bounded_attention import shrink
-from lightvlm_fx.ops.segments import PADDING, TEXT
+from lightvlm_fx.ops.segments import PADDING
 from lightvlm_fx.program import Program
 from lightvlm_fx.runtime import new_state
 from lightvlm_fx.schedule import Schedule
@@ -83,78 +80,48 @@ class Embed(StageModule):
         return out
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What each row keeps of its cache, by its length: entry [p, n] is for n real tokens, without (p = 0) or with pictures."""
-
-    count: Tensor  # [2, S + 1, L] int64
-    own: Tensor
-    least: int  # tokens that a row must have: below, the schedule's protected entries do not fit
-
-    @staticmethod
-    def of(images: tuple[int, ...], length: int, schedule: Schedule, depth: int) -> Counts:
-        count = torch.zeros(2, length + 1, depth, dtype=torch.int64)
-        own, least = torch.zeros_like(count), 1
-        for p, pictures in enumerate(((), images)):
-            for real in range(max(1, sum(pictures)), length + 1):
-                try:
-                    layout = _only(pictures, real, length)
-                    plan = KvPlan.of(layout, layout.plan(schedule), schedule, depth)
-                except ScheduleError:
-                    if real == length:
-                        raise
-                    least = max(least, real + 1)
-                    continue
-                count[p, real], own[p, real] = plan.count[0], plan.own[0]
-        return Counts(count, own, least)
-
-
-def _only(pictures: tuple[int, ...], real: int, length: int) -> Layout:
-    """A row of `real` tokens that begins with its pictures, padded to `length`."""
-    segment = torch.cat([torch.full((n,), number) for number, n in ((PADDING, length - real), *enumerate(pictures))])
-    return Layout(torch.nn.functional.pad(segment, [0, length - len(segment)], value=TEXT)[None], (pictures,))
-
-
 class Prefill(StageModule):
-    """The rewritten prompt graph, what it is fed with, and the caches that it leaves."""
+    """The rewritten prompt graph, what it is fed with, and the caches that it leaves. One for every batch within `bounds`."""
 
     def __init__(self, program: Program, prompt: Prompt, positions: Positions, rules: dict[str, MaskRule], head: nn.Module,
-                 schedule: Schedule, plan: Plan, kv: KvPlan | None, depth: int, room: int) -> None:  # fmt: skip
+                 schedule: Schedule, tables: Tables, depth: int, room: int) -> None:  # fmt: skip
         super().__init__()
         self.body, self.inputs, self.outputs = program.graph_module, program.inputs, program.facts.outputs
         self.like = {n.name: n.meta["val"].dtype for n in program.placeholders()}
         self.prompt, self.positions, self.rules, self.head = prompt, positions, rules, head
-        self.schedule, self.plan, self.kv, self.depth, self.room = schedule, plan, kv, depth, room
-        for i, budget in enumerate(plan.budgets):
-            self.register_buffer(f"budget_{i}", budget, persistent=False)
-        self.least = 1
-        if kv:
-            counts = Counts.of(prompt.images, prompt.length, schedule, depth)
-            self.register_buffer("count", counts.count, persistent=False)
-            self.register_buffer("own", counts.own, persistent=False)
-            self.least = counts.least
+        self.schedule, self.tables, self.depth, self.room = schedule, tables, depth, room
+        self.register_buffer("kept", tables.kept, persistent=False)
+        self.register_buffer("wanted", tables.wanted, persistent=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, inputs_embeds: Tensor, **more: Tensor) -> dict[str, Any]:
-        segment = self.prompt.segment(input_ids, attention_mask)
-        position_ids, following = self.positions(segment)
+    def forward(self, **given: Tensor) -> dict[str, Any]:
+        return self.answer(**given)[0]
+
+    def answer(self, input_ids: Tensor, attention_mask: Tensor, picture_tokens: Tensor, inputs_embeds: Tensor,
+               picture_grids: Tensor | None = None, **more: Tensor) -> tuple[dict[str, Any], State]:  # fmt: skip
+        """What the stage gives out, and the caches as the compiled model would hold them."""
+        segment = self.prompt.segment(input_ids, attention_mask, picture_tokens)
+        position_ids, following = self.positions(segment, picture_tokens, picture_grids)
         given = {"inputs_embeds": inputs_embeds, "position_ids": position_ids, "visual_segment": segment, "visual_pos_masks": segment >= 0}
         given |= more  # DeepStack features, salience
         for name in self.inputs:
             if name.startswith("attention_mask"):
                 rule = self.rules.get(name)
                 given[name] = additive(rule.allowed(segment), self.like[name]) if rule else attention_mask.to(self.like[name])
-        given |= {f"visual_budget_{i}": getattr(self, f"budget_{i}") for i in range(len(self.plan.budgets))}
-        kv = self.kv
-        if kv:
-            with_pictures = (segment >= 0).any(1).long()
-            real = (segment != PADDING).sum(1)
-            kv = replace(kv, count=self.count[with_pictures, real], own=self.own[with_pictures, real])
-            given["kv_count"] = kv.count
+        budgets = [kept[picture_tokens] for kept in self.kept]
+        for i, (budget, stay) in enumerate(zip(budgets, self.tables.stay, strict=True)):
+            given |= {f"visual_budget_{i}": budget, f"stay_{i}": segment.new_empty(stay)}
+        kv = None
+        if self.wanted is not None:
+            visual = picture_tokens.sum(1)
+            kv = self.tables.plan(self.schedule, self.wanted, visual, (segment != PADDING).sum(1) - visual, budgets)
+            given |= {"kv_count": kv.count, "kv_most": kv.most}
+            sizes = shared_sizes(self.schedule, self.depth)
+            given |= {f"kv_stay_{n}": segment.new_empty(self.tables.entries[i]) for i, n in enumerate(sizes)}
         outputs = self.body(*(given[name] for name in self.inputs))
         named = dict(zip(self.outputs, outputs, strict=True))
         state = new_state(named, segment, self.schedule, kv, self.depth, None, self.room)
         out = {"logits": self.head(named["hidden"][:, -1])}
-        return out | {"present": cache_arrays(state) | {"next_position": following}}
+        return out | {"present": cache_arrays(state) | {"next_position": following}}, state
 
 
 def cache_arrays(state: State) -> dict[str, Tensor]:
@@ -166,6 +133,8 @@ def cache_arrays(state: State) -> dict[str, Tensor]:
         out |= {f"{stage.number}.{what}": x for what in ARRAYS if (x := getattr(stage, what)) is not None}
     out |= {f"shift.{i}": shift for i, shift in enumerate(state.shifts)}
     out["start"] = state.start
+    if state.limit is not None and state.kv is not None and state.kv.when == "mask":
+        out["limit"] = state.limit
     return out
 
 
@@ -189,6 +158,8 @@ class Decode(StageModule):
         held = {name: past_key_values[name].clone() for name in self.state}
         given = {"inputs_embeds": self.embedding(input_ids), "query_index": step + self.length, "start": held["start"]}
         given["position_ids"] = self.positions.step(past_key_values["next_position"], self.length - held["start"], step)
+        if "limit" in held:
+            given["limit"] = held["limit"]
         slot = step % self.period if self.period else step
         for number, used in enumerate(self.used):
             given[f"slot_{number}"] = slot + used

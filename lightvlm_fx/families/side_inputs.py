@@ -12,19 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MASK, FEATURES, HOOK = "visual_pos_masks", "deepstack_visual_embeds", "_deepstack_process"
+from lightvlm_fx.compat import DEEPSTACK
+
+MASK, FEATURES = "visual_pos_masks", "deepstack_visual_embeds"
 
 
 def _add_dense(hidden: Tensor, mask: Tensor, dense: Tensor) -> Tensor:
     return hidden + dense.to(hidden.dtype)
 
 
-def make_dense(decoder: nn.Module, kwargs: dict[str, Any]) -> None:
-    """Replace sparse DeepStack features in `kwargs` by dense ones, in place of the dict; no-op without them."""
-    features = kwargs.get(FEATURES)
-    if features is None or not hasattr(decoder, HOOK):
+def make_dense(decoder: nn.Module, kwargs: dict[str, Any], levels: int) -> None:
+    """Replace sparse DeepStack features in `kwargs` by dense ones; nothing is done to a decoder that takes none.
+
+    Where a prompt brings none, `levels` of zeros stand for them, so that prompts without pictures run the same graph.
+    """
+    if not hasattr(decoder, DEEPSTACK):
         return
-    mask, like = kwargs[MASK], kwargs["inputs_embeds"]
+    features, like = kwargs.get(FEATURES), kwargs["inputs_embeds"]
+    if features is None:
+        if levels:
+            kwargs[FEATURES] = [torch.zeros_like(like)] * levels
+            kwargs[MASK] = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
+        return
+    mask = kwargs[MASK]
     if mask.ndim == 3:
         mask = mask[..., 0]
     dense = []
@@ -37,5 +47,5 @@ def make_dense(decoder: nn.Module, kwargs: dict[str, Any]) -> None:
 
 def accept_dense(decoder_copy: nn.Module) -> None:
     """Make a private copy of a decoder add dense features; the model's own decoder is not touched."""
-    if hasattr(decoder_copy, HOOK):
-        object.__setattr__(decoder_copy, HOOK, _add_dense)
+    if hasattr(decoder_copy, DEEPSTACK):
+        object.__setattr__(decoder_copy, DEEPSTACK, _add_dense)

@@ -12,7 +12,6 @@ from lightvlm_fx.ops import (  # noqa: F401
     compact_index,
     guard_visual,
     keep_entries,
-    key_bias,
     kv_budgets,
     kv_score_density,
     kv_score_elite,
@@ -24,6 +23,7 @@ from lightvlm_fx.ops import (  # noqa: F401
     merge_entries,
     merge_tokens,
     merge_values,
+    nearest_survivor,
     recover_tokens,
     score_density,
     score_last_query,
@@ -33,7 +33,6 @@ from lightvlm_fx.ops import (  # noqa: F401
     score_text_mean,
     score_uniform,
     select_tokens,
-    similarity,
     take_entries,
     take_tokens,
 )

@@ -6,37 +6,63 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MASK, SIZE = 3, 8  # which arguments of the marker
+ROOM = 8  # head dimensions that counted keys add; fused kernels like multiples of it
+
 
 @torch.library.custom_op("lightvlm::attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, layer: int, window: int, softcap: float
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, layer: int, window: int, softcap: float,
+    size: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Causal attention of rotated q [B, H, S, d] over k, v [B, G, S, d]; returns [B, S, H, d].
 
     `mask` [B, 1, S, S] (True may attend, or an additive float) replaces the causal rule where given.
     `window` (0 for none) is the layer's sliding window; a prefill longer than it always comes with a mask,
-    a decode step applies it. `softcap` (0 for none) caps the logits as Gemma 2 does.
+    a decode step applies it. `softcap` (0 for none) caps the logits as Gemma 2 does. With `size` [B, S] float32 a
+    key counts as so many tokens (ToMe's proportional attention, arXiv 2210.09461): merging equal keys changes nothing.
     """
-    return attend(q, k, v, mask, scale, softcap)
+    return attend(q, k, v, mask, scale, softcap, size)
 
 
 @attention.register_fake
-def _(q, k, v, mask, scale, layer, window, softcap):
+def _(q, k, v, mask, scale, layer, window, softcap, size=None):
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float = 0.0) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float = 0.0, size: Tensor | None = None
+) -> Tensor:
     """What the marker means, on scaled_dot_product_attention where that can express it."""
+    width, bias = v.shape[3], None if size is None else size.clamp_min(1).log()[:, None, None, :]  # [B, 1, 1, S]
+    if bias is not None and not softcap:
+        q, k, v = counted(q, k, v, bias / scale)
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
     if not softcap:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
-        return out.transpose(1, 2).contiguous()
+        return out[..., :width].transpose(1, 2).contiguous()
     logits = torch.tanh(q @ k.transpose(2, 3) * scale / softcap) * softcap
+    if bias is not None:
+        logits = logits + bias
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     lowest = torch.finfo(logits.dtype).min  # not -inf: a padding query sees no key, and NaN would spread through its value
     logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else (logits + mask).clamp_min(lowest)
     return (logits.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).contiguous()
+
+
+def counted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q [B, H, S, d] and k, v [B, G, S, d], ROOM wider, so that q k^T is `bias` [B, 1, 1, S] float32 larger in each column.
+
+    Two dimensions of ones meet the bias in two parts, whose sum is as exact in half precision as the logits' own sums are. A
+    mask that says the same would hold S x S numbers, and keep fused kernels from skipping what a causal rule hides.
+    """
+    bias = bias.transpose(2, 3)  # [B, 1, S, 1]
+    high = bias.to(k.dtype)
+    parts = torch.cat([high, (bias - high.float()).to(k.dtype)], -1)
+    k = torch.cat([k, F.pad(parts, (0, ROOM - 2)).expand(-1, k.shape[1], -1, -1)], -1)
+    ones = F.pad(q.new_ones(2), (0, ROOM - 2)).expand(*q.shape[:3], -1)
+    return torch.cat([q, ones], -1), k, F.pad(v, (0, max(0, k.shape[3] - v.shape[3])))

@@ -40,24 +40,24 @@ def victims(
 def attend_bounded(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, score: Tensor | None,
     size: Tensor | None, query: Tensor, start: Tensor, slot: Tensor | None, scale: float, softcap: float, window: int,
-    rule: str, sinks: int, recent: int, decay: float, limit: int,
+    rule: str, sinks: int, recent: int, decay: float, limit: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Write k, v [B, G, Q, d] into `keys`, `values` [B, G, C, d], attend with q [B, H, Q, d]; returns [B, Q, H, d].
 
     `query` [Q]: sequence index of each new token. With `slot` [Q] they are appended there; without, they
-    overwrite the victims. `limit` (0 for none) empties victims' slots first until the new tokens fit into that
-    many entries: what overwriting does, on a cache that only grows. `rule` brings the score up to date:
+    overwrite the victims. `limit` [B] empties victims' slots first until the new tokens fit into that
+    many entries of the row: what overwriting does, on a cache that only grows. `rule` brings the score up to date:
     "attention" adds what each slot receives, "marks" counts with `decay` how often that is a fair share. With
     `size`, shaped as `position`, a slot counts as the tokens it stands for.
     """
     n, d = q.shape[2], k.shape[3]
     if slot is None:
         slot, _ = victims(position, score, query, start, n, sinks, recent)
-    elif limit:
+    elif limit is not None:
         out, worth = victims(position, score, query, start, position.shape[2], sinks, recent)
         held = worth > float("-inf")
         nth = held.cumsum(-1)  # lowest first; empty slots come before all
-        leaves = held & (nth <= held.sum(-1, keepdim=True) + n - limit)
+        leaves = held & (nth <= held.sum(-1, keepdim=True) + n - limit[:, None, None])
         position.scatter_(2, out, torch.where(leaves, EMPTY, position.gather(2, out)))
     _write(keys, values, position, score, size, k, v, query, slot)
     seen = (position >= 0).unsqueeze(2) & (position.unsqueeze(2) <= query[:, None])  # [B, G, Q, C]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-OPS = torch.ops.lightvlm
+from lightvlm_fx.ops.similarity import density, directions, peaks
+
 POWER = 0.5  # of the density, as in a cut
 
 
@@ -13,13 +14,13 @@ POWER = 0.5  # of the density, as in a cut
 def kv_score_density(v: Tensor, segment: Tensor, shared: bool) -> Tensor:
     """Score [B, G, S] float32 (`shared`: [B, 1, S], by the values of all heads) of visual entries; text, the newer the higher.
 
-    v [B, G, S, d], segment [B, S]. Density^0.5 x cosine distance to the nearest denser entry of the image
-    (`score_density`, `score_peak`): the picture's contents are covered, whatever the question was.
+    v [B, G, S, d], segment [B, S]. Density^0.5 x cosine distance to the nearest denser entry of the image (`score_density`):
+    the picture's contents are covered, whatever the question was.
     """
     x = heads_as_rows(v, shared)
     rows = segment.repeat_interleave(x.shape[0] // len(segment), 0)
-    alike = OPS.similarity(x, rows, None)
-    score = OPS.score_peak(OPS.score_density(alike, rows), alike, rows, POWER, 1.0)
+    x = directions(x, rows)
+    score = peaks(density(x, rows), x, rows, POWER, 1.0)
     place = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float32)
     return torch.where(rows >= 0, score, place).view(len(segment), -1, rows.shape[1])
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightvlm_fx.ops.segments import TEXT, per_group
+from lightvlm_fx.ops.tiles import tiles
 
 
 @torch.library.custom_op("lightvlm::kv_score_question", mutates_args=())
@@ -25,9 +26,12 @@ def kv_score_question(q: Tensor, k: Tensor, segment: Tensor, scale: float, promp
         q = q[:, :, first:]
     else:
         rows = torch.ones(q.shape[0], q.shape[2], device=q.device)
-    logits = per_group(q.float(), k) @ k.float().transpose(2, 3).unsqueeze(2) * scale
-    attended = logits.masked_fill(~visual[:, None, None, None], torch.finfo(torch.float32).min).softmax(-1)
-    return (attended * rows[:, None, None, :, None]).sum(3).mean((1, 2)).unsqueeze(1) * visual.unsqueeze(1)
+    keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(segment.shape, device=q.device)
+    for start, stop in tiles(q.shape[2], q.shape[0] * q.shape[1] * segment.shape[1]):
+        logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
+        attended = logits.masked_fill(~visual[:, None, None, None], torch.finfo(torch.float32).min).softmax(-1)
+        score = score + (attended * rows[:, None, None, start:stop, None]).sum(3).mean((1, 2))
+    return (score * visual).unsqueeze(1)
 
 
 @kv_score_question.register_fake

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightvlm_fx.ops.segments import PADDING, TEXT, per_group
+from lightvlm_fx.ops.tiles import tiles
 
-TILE = 256  # query rows at a time
 NEGLIGIBLE = 0.01  # of the row's largest weight (VL-Cache)
 
 
@@ -26,8 +26,7 @@ def kv_spread(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale:
     rows = (segment == TEXT) & (here > last) if kind == "density" else real
     total, out_of = torch.zeros(len(segment), device=q.device), torch.zeros(len(segment), device=q.device)
     keys = k.float().transpose(2, 3).unsqueeze(2)
-    for start in range(0, s, TILE):
-        stop = min(start + TILE, s)
+    for start, stop in tiles(s, q.shape[0] * q.shape[1] * s):
         if mask is None:
             seen = (here <= here[start:stop, None])[None] & real[:, None]
         else:

@@ -29,8 +29,8 @@ def merge_entries(
     size = torch.ones_like(rows, dtype=torch.float32) if size is None else size.repeat_interleave(heads, 0)
     at, there = index.flatten(0, 1), entry.flatten(0, 1)
     left = torch.where(there >= 0, rows.gather(1, at), PADDING)
-    alike = OPS.similarity(heads_as_rows(values, shared), rows, at)
-    merged, grown, went = OPS.merge_tokens(heads_as_rows(held, shared), size, alike, at, rows, left)
+    went = OPS.nearest_survivor(heads_as_rows(values, shared), rows, at, left)
+    merged, grown = OPS.merge_tokens(heads_as_rows(held, shared), size, at, went)
     merged = merged.view(b, k, g, -1).transpose(1, 2) if shared else merged.view(b, g, k, -1)
     total = torch.zeros_like(grown)
     if worth is not None:

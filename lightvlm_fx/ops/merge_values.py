@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from lightvlm_fx.ops.segments import PADDING, unit
+from lightvlm_fx.ops.similarity import nearest
+from lightvlm_fx.ops.tiles import pick, wanted
 
 
 @torch.library.custom_op("lightvlm::merge_values", mutates_args=())
@@ -21,16 +23,14 @@ def merge_values(keys: Tensor, values: Tensor, segment: Tensor, index: Tensor, e
     own = values.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, d)).float()
     kind = torch.where(segment >= 0, 1, 0)[:, None].expand(-1, g, -1)  # modality: text and visual
     stays = torch.zeros(b, g, s, dtype=torch.bool, device=keys.device).scatter_(2, index, entry >= 0)
-    x = unit(keys)
-    kept = x.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
-    alike = kind.unsqueeze(3) == kind.gather(2, index).unsqueeze(2)
-    alike = alike & (entry >= 0).unsqueeze(2)
-    best = torch.where(alike, x @ kept.transpose(2, 3), -2.0).max(-1)
-    joins = ~stays & (segment != PADDING)[:, None] & (best.values > -2.0)
-    count = torch.zeros(b, g, index.shape[2], device=keys.device).scatter_add_(2, best.indices, joins.float())
-    total = torch.zeros_like(own).scatter_add_(
-        2, best.indices.unsqueeze(-1).expand(-1, -1, -1, d), values.float() * joins.unsqueeze(-1)
-    )
+    goes = (~stays & (segment != PADDING)[:, None]).flatten(0, 1)
+    rows, x = wanted(goes), unit(keys).flatten(0, 1)
+    kinds = torch.where(entry < 0, PADDING, kind.gather(2, index)).flatten(0, 1)
+    found = nearest(pick(x, rows), pick(kind.flatten(0, 1), rows), pick(x, index.flatten(0, 1)), kinds)
+    joins, found = (pick(goes, rows) & (found >= 0)).view(b, g, -1), found.clamp_min(0).view(b, g, -1)
+    count = torch.zeros(b, g, index.shape[2], device=keys.device).scatter_add_(2, found, joins.float())
+    joining = pick(values.flatten(0, 1), rows).view(b, g, -1, d).float() * joins.unsqueeze(-1)
+    total = torch.zeros_like(own).scatter_add_(2, found.unsqueeze(-1).expand(-1, -1, -1, d), joining)
     n = count.unsqueeze(-1)
     return torch.where(n > 0, (own + 0.5 * (total + n * own)) / (1 + n), own).to(values.dtype)
 

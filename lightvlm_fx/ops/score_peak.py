@@ -5,25 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightvlm_fx.ops.segments import same_image
+from lightvlm_fx.ops.similarity import directions, peaks
 
 
 @torch.library.custom_op("lightvlm::score_peak", mutates_args=())
-def score_peak(score: Tensor, alike: Tensor, segment: Tensor, power: float, base: float) -> Tensor:
-    """Score [B, S] float32: (base + score)^power x cosine distance to the nearest token of the image with a higher score.
+def score_peak(score: Tensor, hidden: Tensor, segment: Tensor, power: float) -> Tensor:
+    """Score [B, S] float32: score^power x cosine distance to the nearest token of the image with a higher score; 0 for text.
 
-    score [B, S] not negative, alike [B, S, S] from `similarity`, segment [B, S]. Of equal scores the earlier
-    token counts as higher. The parallel, static form of greedy importance x diversity (ours, after density-peak
-    clustering).
+    score [B, S] not negative, hidden [B, S, D], segment [B, S]. Of equal scores the earlier token counts as higher.
+    The parallel, static form of greedy importance x diversity (ours, after density-peak clustering).
     """
-    order = torch.sort(score, dim=-1, descending=True, stable=True).indices
-    place = torch.arange(score.shape[1], dtype=torch.int32, device=score.device)
-    rank = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, place.expand(order.shape))
-    rival = (rank.unsqueeze(1) < rank.unsqueeze(2)) & same_image(segment, segment)
-    nearest = 2 - ((alike.float() + 1) * rival).amax(-1)  # of a rival its cosine, else -1; a product: runtimes select slower
-    return torch.where(segment >= 0, (score.clamp_min(0) + base) ** power * nearest.clamp(0, 2), 0.0)
+    return peaks(score, directions(hidden, segment), segment, power, 0.0)
 
 
 @score_peak.register_fake
-def _(score, alike, segment, power, base):
+def _(score, hidden, segment, power):
     return segment.new_empty(segment.shape, dtype=torch.float32)

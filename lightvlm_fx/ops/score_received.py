@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightvlm_fx.ops.segments import PADDING, TEXT, per_group
-
-TILE = 256  # query rows at a time
+from lightvlm_fx.ops.tiles import tiles
 
 
 def column_sums(
@@ -24,8 +23,7 @@ def column_sums(
     total, seen_by = torch.zeros(len(q), k.shape[1], s, device=q.device), torch.zeros(len(q), s, device=q.device)
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
     allowed_keys = (segment != PADDING)[:, None, :]
-    for start in range(first, s, TILE):
-        stop = min(start + TILE, s)
+    for start, stop in tiles(s, q.shape[0] * q.shape[1] * s, first):
         last = stop if mask is None else s  # no row of the tile sees a later key
         if mask is None:
             seen = (here[None, :last] <= here[start:stop, None])[None] & allowed_keys[..., :last]

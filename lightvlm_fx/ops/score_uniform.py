@@ -16,8 +16,8 @@ def score_uniform(segment: Tensor, budget: Tensor) -> Tensor:
     """
     visual = (segment >= 0).float()
     place = rank_in_segment(torch.zeros_like(visual), segment)
-    alike = (segment[:, :, None] == segment[:, None, :]).float()
-    n = (alike @ visual.unsqueeze(-1)).squeeze(-1).long().clamp_min(1)
+    there = torch.arange(segment.shape[1], dtype=torch.float32, device=segment.device).expand_as(visual)
+    n = place + rank_in_segment(there, segment) + 1  # those before, those after, and itself
     # exactly `budget` of the n steps cross a multiple of n; half a step in, so that one of many is the middle
     chosen = ((place + 1) * budget + n // 2) // n > (place * budget + n // 2) // n
     return chosen.float() * visual

@@ -15,14 +15,19 @@ def per_group(q: Tensor, k: Tensor) -> Tensor:
     return q.reshape(b, k.shape[1], h // k.shape[1], s, d)
 
 
+def by_segment(score: Tensor, segment: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens [B, S] sorted by segment and within it by falling score, ties to the earlier token; and their segments."""
+    by_score = torch.sort(score, dim=-1, descending=True, stable=True).indices
+    sorted_ = torch.sort(segment.gather(1, by_score), dim=-1, stable=True)
+    return by_score.gather(1, sorted_.indices), sorted_.values
+
+
 def rank_in_segment(score: Tensor, segment: Tensor) -> Tensor:
     """Rank [B, S] of each token within its segment, 0 for the highest score; ties go to the earlier token."""
-    by_score = torch.sort(score, dim=-1, descending=True, stable=True).indices
-    by_segment = torch.sort(segment.gather(1, by_score), dim=-1, stable=True)
-    order = by_score.gather(1, by_segment.indices)
+    order, kinds = by_segment(score, segment)
     place = torch.arange(score.shape[1], device=score.device).expand_as(order)
     new = torch.ones_like(order, dtype=torch.bool)
-    new[:, 1:] = by_segment.values[:, 1:] != by_segment.values[:, :-1]
+    new[:, 1:] = kinds[:, 1:] != kinds[:, :-1]
     run = new.long().cumsum(1)  # one number a segment, from 1; exporters make a cummax of [B, S, S]
     first = torch.zeros(len(order), order.shape[1] + 1, dtype=order.dtype, device=order.device)
     first = first.scatter(1, torch.where(new, run, 0), place).gather(1, run)  # slot 0 takes what begins no segment
@@ -36,4 +41,5 @@ def same_image(a: Tensor, b: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Rows of length one, in float32."""
-    return torch.nn.functional.normalize(x.float(), dim=-1)
+    x = x.float()
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -1,28 +1,95 @@
-"""How alike tokens are: one matrix product, shared by the scores `density` and `peak` and the combine `merge`."""
+"""How alike tokens are, as tiles of cosines: what the scores `density` and `peak` and the combine `merge` share."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lightvlm_fx.ops.segments import unit
+from lightvlm_fx.ops.segments import by_segment, same_image, unit
+from lightvlm_fx.ops.tiles import pick, span, tiles
+
+WIDTH = 0.1  # cosine distance at which a token counts as 1/e of a neighbour
 
 
-@torch.library.custom_op("lightvlm::similarity", mutates_args=())
-def similarity(hidden: Tensor, segment: Tensor, index: Tensor | None) -> Tensor:
-    """Cosines [B, S, K] of tokens to those at `index` [B, K], or [B, S, S] to all, in the dtype of `hidden`.
+def directions(hidden: Tensor, segment: Tensor) -> Tensor:
+    """Rows of length one [B, S, D], in the dtype of `hidden`, whose products are cosines.
 
     hidden [B, S, D] is centred on the row's mean visual token first (segment [B, S] tells which are), because
     what hidden states have in common would hide how they differ.
     """
-    visual = (segment >= 0).unsqueeze(-1).float()
-    mean = (hidden.float() * visual).sum(1, keepdim=True) / visual.sum(1, keepdim=True).clamp_min(1)
-    x = unit(hidden.float() - mean).to(hidden.dtype)
-    others = x if index is None else x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
-    return x @ others.transpose(1, 2)
+    b, s, width = hidden.shape
+    parts = [(0, s)] if hidden.dtype == torch.float32 else list(tiles(s, b * width))  # no float32 copy of all
+    visual = (segment >= 0).unsqueeze(1).float()
+    mean = sum(visual[..., start:stop] @ hidden[:, start:stop].float() for start, stop in parts) / visual.sum(2, keepdim=True).clamp_min(1)
+    made = [unit(hidden[:, start:stop].float() - mean).to(hidden.dtype) for start, stop in parts]
+    return made[0] if len(made) == 1 else torch.cat(made, 1)
 
 
-@similarity.register_fake
-def _(hidden, segment, index):
-    others = segment if index is None else index
-    return hidden.new_empty(*segment.shape, others.shape[1])
+def cosines(rows: Tensor, columns: Tensor) -> Tensor:
+    """Products [B, n, m] of rows [B, n, D] with columns [B, m, D] of length one."""
+    if rows.dtype == torch.float32:
+        return rows @ columns.transpose(1, 2)
+    return (columns @ rows.transpose(1, 2)).transpose(1, 2)  # half precision lays out its second side anew: the small one
+
+
+def density(x: Tensor, segment: Tensor) -> Tensor:
+    """Sum [B, S] float32 over the other tokens of the image of exp(-cosine distance / WIDTH); 0 for text.
+
+    x [B, S, D] from `directions`, segment [B, S]. A tile's rows meet the tokens up to its end: each pair once, for both.
+    """
+    b, s = segment.shape
+    here = torch.arange(s, device=segment.device)
+    as_row, as_column = [], x.new_zeros(b, s, dtype=torch.float32)
+    for start, stop in tiles(s, b * s):
+        rows = segment[:, start:stop]
+        first, last = span(rows, segment[:, :stop])
+        alike = cosines(x[:, start:stop], x[:, first:last]).float()
+        earlier = here[first:last] < here[start:stop, None]  # not itself, a one beside which the others would lose their digits
+        counts = same_image(rows, segment[:, first:last]) & earlier
+        near = alike.sub_(1).div_(WIDTH).exp_().mul_(counts)  # a product: runtimes select several times slower
+        as_row.append(near.sum(2))
+        as_column = as_column + torch.nn.functional.pad(near.sum(1), [first, s - last])
+    return torch.cat(as_row, 1) + as_column
+
+
+def peaks(score: Tensor, x: Tensor, segment: Tensor, power: float, base: float) -> Tensor:
+    """(base + score)^power x cosine distance to the nearest token of the image with a higher score [B, S] float32; 0 for text.
+
+    score [B, S] not negative, x [B, S, D] from `directions`, segment [B, S]. Of equal scores the earlier token counts as
+    higher; the highest has a distance of 2. Sorted by score, a tile's rows have their rivals before them.
+    """
+    b, s = segment.shape
+    order, kinds = by_segment(score, segment)
+    x = pick(x, order)
+    here = torch.arange(s, device=segment.device)
+    nearest = []
+    for start, stop in tiles(s, b * s):
+        rows = kinds[:, start:stop]
+        first, last = span(rows, kinds[:, :stop])
+        if first == last:
+            nearest.append(score.new_zeros(rows.shape))
+            continue
+        rival = same_image(rows, kinds[:, first:last]) & (here[first:last] < here[start:stop, None])
+        alike = cosines(x[:, start:stop], x[:, first:last]).float()
+        nearest.append(alike.add_(1).mul_(rival).amax(2))  # of a rival its cosine, else -1; a product: runtimes select slower
+    distance = torch.zeros_like(score).scatter(1, order, 2 - torch.cat(nearest, 1)).clamp(0, 2)
+    return torch.where(segment >= 0, (score.clamp_min(0) + base) ** power * distance, 0.0)
+
+
+def nearest(x: Tensor, segment: Tensor, others: Tensor, kinds: Tensor) -> Tensor:
+    """For each token of x [B, S, D] the place [B, S] of the most alike one of `others` [B, K, D], -1 where none is of its image.
+
+    x and `others` have rows of length one; `segment` [B, S] and `kinds` [B, K] say which image each is of. Of equals the first.
+    """
+    b, s = segment.shape
+    found = [segment[:, :0]]
+    for start, stop in tiles(s, b * others.shape[1]):
+        rows = segment[:, start:stop]
+        first, last = span(rows, kinds)
+        if first == last:
+            found.append(torch.full_like(rows, -1))
+            continue
+        alike = cosines(x[:, start:stop], others[:, first:last])
+        best = torch.where(same_image(rows, kinds[:, first:last]), alike, -2.0).max(2)
+        found.append(torch.where(best.values > -2.0, best.indices + first, -1))
+    return torch.cat(found, 1)

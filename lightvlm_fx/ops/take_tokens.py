@@ -10,17 +10,25 @@ from torch import Tensor
 def take_tokens(x: Tensor, index: Tensor, batch_dim: int, dim: int) -> Tensor:
     """`x` with its token dimension `dim` replaced by the tokens `index` [B, K] of each row.
 
-    `batch_dim` (before `dim`, size B or 1; -1: x has none and gets one in front) tells the rows apart.
+    `batch_dim` (before `dim`, size B or 1; -1: x has none and gets one in front) tells the rows apart. What a token has is
+    moved as a whole: a gather would want an index for each number, and runtimes that write it out hold eight bytes for each.
     """
     if batch_dim < 0:
         x, batch_dim, dim = x.unsqueeze(0), 0, dim + 1
     shape = list(x.shape)
-    shape[batch_dim] = index.shape[0]
-    x = x.expand(shape)
-    view = [1] * x.ndim
-    view[batch_dim], view[dim] = index.shape
-    shape[dim] = index.shape[1]
-    return x.gather(dim, index.view(view).expand(shape))
+    shape[batch_dim], shape[dim] = index.shape
+    if dim == x.ndim - 1 and not torch.compiler.is_exporting():  # one number a token
+        view = [1] * x.ndim
+        view[batch_dim], view[dim] = index.shape
+        wide = [*shape[:dim], x.shape[dim]]
+        return x.expand(wide).gather(dim, index.view(view).expand(shape))
+    if len(index) == 1:
+        return x.index_select(dim, index[0]).reshape(-1).view(shape)
+    tokens = x.movedim((batch_dim, dim), (0, 1))
+    if len(tokens) > 1:
+        index = index + torch.arange(len(tokens), device=index.device).unsqueeze(1) * tokens.shape[1]
+    taken = tokens.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+    return taken.movedim((0, 1), (batch_dim, dim)).reshape(-1).view(shape)
 
 
 @take_tokens.register_fake

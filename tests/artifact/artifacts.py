@@ -16,6 +16,7 @@ import torch
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.artifact.load import PER_TOKEN
 from lightvlm_fx.artifact.placement import left_to_cpu
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer
@@ -95,6 +96,12 @@ def arrays(inputs):
     return {k: v.numpy() for k, v in inputs.items()}
 
 
+def split(inputs):
+    """input_ids, attention_mask, and the pictures with what says how they lie, as arrays."""
+    given = arrays({k: v for k, v in inputs.items() if k not in PER_TOKEN})
+    return given.pop("input_ids"), given.pop("attention_mask"), given
+
+
 def check_same(fast, vlm, inputs, new):
     """The artifact's greedy tokens are the compiled model's, its logits of every step lie within PARITY, and a GPU would run all of it."""
     for file in vlm.folder.glob("*.onnx"):
@@ -103,9 +110,8 @@ def check_same(fast, vlm, inputs, new):
     got = vlm.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
     assert got.tolist() == want.sequences.tolist()
 
-    given = arrays(inputs)
-    number = vlm.bucket(given["input_ids"], given["attention_mask"], given.get("pixel_values"), {}, 1)
-    run = vlm.stages(number).start(given["input_ids"], given["attention_mask"], given.get("pixel_values"), zoo.PAD)
+    batch = split(inputs)
+    run = vlm.stages(vlm.bucket(*batch, 1)).start(*batch, zoo.PAD)
     tokens, logits = want.sequences[:, -new:].numpy(), []
     for step in range(new):
         logits.append(run.logits.copy())

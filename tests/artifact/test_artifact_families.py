@@ -39,6 +39,7 @@ def test_answers_as_the_compiled_model(pair):
         check_same(fast, vlm, tiny.inputs(images=(1,), **other), NEW)
 
 
+@pytest.mark.compat
 def test_llava_answers_as_the_compiled_model(bounded, tiny):
     vlm, fast = lightvlm.load(bounded), lightvlm.compile(tiny.model, BOUNDED, backend="eager")
     for other in OTHERS.values():

@@ -10,6 +10,9 @@ from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
 
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import NotSupported
+
+pytest.importorskip("transformers.exporters.metadata", reason="transformers takes backends from 5.23 on")
+
 from lightvlm_fx.exporting.backend import LightVLMConfig, LightVLMExporter
 
 

@@ -23,7 +23,7 @@ from lightvlm_fx.exporters.onnx_graph import PARSED, operators, to_onnx
 from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporters.precision import cast
 from lightvlm_fx.exporting.build import build
-from lightvlm_fx.exporting.causal import SCORES, attend_and_score, leave_out_later_keys
+from lightvlm_fx.exporting.causal import SCORES, SEGMENT, attend_and_score, leave_out_later_keys
 from lightvlm_fx.exporting.export import record_parity
 from lightvlm_fx.exporting.stages import Head
 from lightvlm_fx.ops.attention import attend
@@ -76,7 +76,7 @@ def test_linear_layers(gemm):
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("window", [0, 3])
 def test_only_causal_masks_leave_keys_out(window, blocks, monkeypatch):
-    monkeypatch.setattr("lightvlm_fx.exporting.causal.TILE", 3)
+    monkeypatch.setattr("lightvlm_fx.ops.tiles.MOST", 3)
     torch.manual_seed(0)
     segment = torch.tensor([[PADDING, PADDING, TEXT, 0, 0, 0, TEXT, TEXT]])
     here = torch.arange(8)
@@ -84,12 +84,12 @@ def test_only_causal_masks_leave_keys_out(window, blocks, monkeypatch):
     if window:
         mask = mask & (here[:, None] - here < window)
     graph = fx.Graph()
-    q, k, seg, low = (graph.placeholder(name) for name in ("q", "k", "segment", "low"))
+    q, k, seg, low = (graph.placeholder(name) for name in ("q", "k", SEGMENT, "low"))
     made = graph.call_function(torch.ops.aten.logical_not.default, (low,))  # models make their masks from others
     score = graph.call_function(SCORES[0], (q, k, seg, made, 0.5))
     graph.output((score, graph.call_function(attend, (q, k, k, made, 0.5))))
     module = fx.GraphModule(nn.Module(), graph)
-    given = {"q": torch.randn(1, 4, 8, 4), "k": torch.randn(1, 2, 8, 4), "segment": segment, "low": ~mask}
+    given = {"q": torch.randn(1, 4, 8, 4), "k": torch.randn(1, 2, 8, 4), SEGMENT: segment, "low": ~mask}
     before = module(*given.values())
     changed = leave_out_later_keys(SimpleNamespace(graph_module=module), given, segment, blocks)
     assert changed == (0 if window else 1 + blocks)
@@ -102,20 +102,19 @@ def test_only_causal_masks_leave_keys_out(window, blocks, monkeypatch):
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 def test_blocks_of_attention_score_their_keys(softcap, counted, monkeypatch):
     """One pass gives what attention and the cache score give apart; a softcap, which scores do not know, keeps them apart."""
-    monkeypatch.setattr("lightvlm_fx.exporting.causal.TILE", 3)
+    monkeypatch.setattr("lightvlm_fx.ops.tiles.MOST", 3)
     torch.manual_seed(0)
     segment = torch.tensor([[PADDING, PADDING, TEXT, 0, 0, 0, TEXT, TEXT], [TEXT, 0, 0, 0, TEXT, TEXT, TEXT, TEXT]])
     here = torch.arange(8)
     allowed = ((here[:, None] >= here) & (segment != PADDING)[:, None, :])[:, None]
     mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
     graph = fx.Graph()
-    q, k, v, seg, low, size = (graph.placeholder(name) for name in ("q", "k", "v", "segment", "mask", "size"))
-    seen = graph.call_function(torch.ops.lightvlm.key_bias.default, (low, size)) if counted else low
-    score = graph.call_function(torch.ops.lightvlm.kv_score_rows.default, (q, k, seg, seen, 0.5, "attention", 0, 0))
+    q, k, v, seg, low, size = (graph.placeholder(name) for name in ("q", "k", "v", SEGMENT, "mask", "size"))
+    score = graph.call_function(torch.ops.lightvlm.kv_score_rows.default, (q, k, seg, low, 0.5, "attention", 0, 0))
     shared = graph.call_function(torch.ops.aten.mean.dim, (score, [1], True))
-    graph.output((shared, graph.call_function(attend, (q, k, v, seen, 0.5, softcap))))
+    graph.output((shared, graph.call_function(attend, (q, k, v, low, 0.5, softcap, *([size] if counted else [])))))
     module = fx.GraphModule(nn.Module(), graph)
-    given = {"q": torch.randn(2, 4, 8, 4), "k": torch.randn(2, 2, 8, 4), "v": torch.randn(2, 2, 8, 4), "segment": segment, "mask": mask}
+    given = {"q": torch.randn(2, 4, 8, 4), "k": torch.randn(2, 2, 8, 4), "v": torch.randn(2, 2, 8, 4), SEGMENT: segment, "mask": mask}
     given["size"] = torch.randint(1, 4, (2, 8)).float()
     before = module(*given.values())
     assert leave_out_later_keys(SimpleNamespace(graph_module=module), given, segment, True) == 2
@@ -199,16 +198,14 @@ def test_export_refuses_what_onnx_runtime_answers_otherwise(tmp_path, monkeypatc
 class Merge(nn.Module):
     """A merge of the size that ONNX Runtime cuts up for its threads."""
 
-    def forward(self, hidden, alike, index):
-        ones = torch.ones(hidden.shape[:2])
-        segment = torch.zeros(hidden.shape[:2], dtype=torch.int64)
-        merged, size, went = torch.ops.lightvlm.merge_tokens(hidden, ones, alike, index, segment, torch.zeros_like(index))
-        return {"merged": merged, "size": size, "went": went}
+    def forward(self, hidden, index, went):
+        merged, size = torch.ops.lightvlm.merge_tokens(hidden, torch.ones(hidden.shape[:2]), index, went)
+        return {"merged": merged, "size": size}
 
 
 def test_merges_give_the_same_on_several_threads():
     torch.manual_seed(0)
-    given = {"hidden": torch.randn(1, 1089, 896), "alike": torch.rand(1, 1089, 400), "index": torch.arange(0, 1089, 2)[None, :400]}
+    given = {"hidden": torch.randn(1, 1089, 896), "index": torch.arange(0, 1089, 2)[None, :400], "went": torch.randint(0, 400, (1, 1089))}
     graph = to_onnx("merge", Merge(), given)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2

@@ -33,6 +33,7 @@ def files(folder, suffix=".pt2"):
     return {name: folder / stage["file"].replace(".pt2", suffix) for name, stage in manifest(folder)["buckets"][0]["stages"].items()}
 
 
+@pytest.mark.compat
 def test_stages_answer_as_the_compiled_model(tmp_path):
     write_bounded(tmp_path / "out", target="torch-export")
     programs = {name: torch.export.load(file) for name, file in files(tmp_path / "out").items()}

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import lightvlm_fx as lightvlm
@@ -429,21 +428,3 @@ def test_refuses_positional_arguments_to_the_decoder(fast):
         pytest.raises(NotSupported, match="call the compiled decoder with keyword arguments"),
     ):
         fast.get_decoder()(torch.ones(1, 3, dtype=torch.int64))
-
-
-# --- versions --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("version", ["5.16.2", "5.24.0.dev0", "6.0.0"])
-def test_warns_of_an_untested_transformers(llava, monkeypatch, version):
-    monkeypatch.setattr(transformers, "__version__", version)
-    with pytest.warns(
-        UserWarning, match=f"transformers {version} is outside the tested range 5.17 to 5.23; check keep=1.0"
-    ):
-        fast = compiled(llava.model)
-    assert fast.lightvlm.report.warnings[0] in str(fast.lightvlm.report)
-
-
-def test_does_not_warn_of_the_installed_transformers(llava, recwarn):
-    assert compiled(llava.model).lightvlm.report.warnings == []
-    assert [w for w in recwarn if "tested range" in str(w.message)] == []

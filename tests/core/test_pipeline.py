@@ -70,11 +70,11 @@ def test_names_every_pass_that_stands_wrong():
 
 
 def test_parses_what_it_prints():
-    written = "drop-export-checks -> reduce-tokens{layer=2,removed=4,score=peak} -> lower-attention"
+    written = "drop-export-checks -> reduce-tokens{layer=2,score=peak} -> lower-attention"
     assert str(Pipeline.parse(written)) == written
     assert Pipeline.parse(written).passes == (
         DropExportChecks(),
-        ReduceTokens(2, 4, "peak"),
+        ReduceTokens(2, "peak"),
         LowerAttention(),
     )
     assert Pipeline.parse(str(Pipeline([]))).passes == ()
@@ -82,7 +82,6 @@ def test_parses_what_it_prints():
 
 fields = {
     "layer": st.integers(0, 99),
-    "removed": st.integers(0, 9999),
     "score": st.sampled_from(SCORES),
     "combine": st.sampled_from(COMBINES),
     "positions": st.sampled_from(POSITIONS),
@@ -144,13 +143,13 @@ def test_refuses_text_that_is_no_pass(written, error, message):
 
 def test_leaves_the_program_it_was_given_alone(prefill):
     before = text(prefill, noise=True)
-    after, _ = Pipeline([DropExportChecks(), ReduceTokens(layer=1, removed=4), LowerAttention()]).run(prefill)
+    after, _ = Pipeline([DropExportChecks(), ReduceTokens(layer=1), LowerAttention()]).run(prefill)
     assert text(prefill, noise=True) == before
     assert text(after) != before
 
 
 def test_every_inserted_line_says_which_pass_made_it(prefill):
-    after, _ = Pipeline([DropExportChecks(), ReduceTokens(layer=1, removed=4), Tinker()]).run(prefill)
+    after, _ = Pipeline([DropExportChecks(), ReduceTokens(layer=1), Tinker()]).run(prefill)
     made = {n.name: n.meta.get("lightvlm_pass") for n in after.graph.nodes}
     assert made["index_0"] == "reduce-tokens"
     assert made["mul_tensor"] == "tinker"
@@ -158,14 +157,14 @@ def test_every_inserted_line_says_which_pass_made_it(prefill):
 
 
 def test_reports_matches_and_counts(prefill, golden):
-    pipeline = Pipeline([DropExportChecks(), ReduceTokens(layer=1, removed=4), LowerAttention()])
+    pipeline = Pipeline([DropExportChecks(), ReduceTokens(layer=1), LowerAttention()])
     _, steps = pipeline.run(prefill)
     assert "\n".join(map(str, steps)) == golden
 
 
 def test_the_pipelines_of_a_schedule_are_literal(golden):
     schedule = Schedule.preset("pyramiddrop")
-    assert f"{pipelines.prefill(schedule, 8, (18, 9, 4))}\n{pipelines.decode(schedule, 8)}" == golden
+    assert f"{pipelines.prefill(schedule, 8)}\n{pipelines.decode(schedule, 8)}" == golden
 
 
 def test_a_schedule_without_compact_positions_shifts_none():
@@ -176,7 +175,7 @@ def test_a_schedule_without_compact_positions_shifts_none():
 
 
 def test_writes_the_text_around_every_pass(prefill, tmp_path):
-    pipeline = Pipeline([DropExportChecks(), ReduceTokens(layer=1, removed=4)])
+    pipeline = Pipeline([DropExportChecks(), ReduceTokens(layer=1)])
     after, _ = pipeline.run(prefill, dump=tmp_path / "new")
     names = ["prefill-00-captured.txt", "prefill-01-drop-export-checks.txt", "prefill-02-reduce-tokens.txt"]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
@@ -194,7 +193,7 @@ def test_a_failing_pass_leaves_the_text_before_it(prefill, tmp_path):
 
 
 def test_stops_after_a_number_of_passes(prefill):
-    pipeline = Pipeline([DropExportChecks(), ReduceTokens(layer=1, removed=4), LowerAttention()])
+    pipeline = Pipeline([DropExportChecks(), ReduceTokens(layer=1), LowerAttention()])
     for count in range(4):
         after, steps = pipeline.run(prefill, stop_after=count)
         assert len(steps) == count

@@ -66,6 +66,7 @@ def test_takes_pictures_of_any_size(box, fast, size):
     assert text
 
 
+@pytest.mark.compat
 def test_drops_into_the_pipeline(box, fast):
     name, picture, questions = next((p.stem, p, q) for p, q in demo.bundled())
     message = [{"role": "user", "content": [{"type": "image", "url": str(picture)}, {"type": "text", "text": questions[0]}]}]

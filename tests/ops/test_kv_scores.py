@@ -6,7 +6,6 @@ from batches import GROUPS, HEADS, OPS, WIDTH, Batch, batches
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightvlm_fx.ops import score_received
 from lightvlm_fx.ops.segments import PADDING, TEXT
 
 SCALE = WIDTH**-0.5
@@ -35,13 +34,6 @@ def chosen(batch: Batch, rows, window):
         yield [i for i, kind in enumerate(segment) if i >= first and kind != PADDING]
 
 
-@pytest.fixture(params=[256, 3], ids=["one-tile", "many-tiles"], scope="module")
-def tile(request):
-    old, score_received.TILE = score_received.TILE, request.param
-    yield
-    score_received.TILE = old
-
-
 @pytest.mark.usefixtures("tile")
 @pytest.mark.parametrize("rows", ROWS)
 @given(batches(), sizes, st.booleans())
@@ -68,6 +60,7 @@ def test_a_window_is_averaged_over_neighbouring_keys(batch: Batch, window, kerne
         torch.testing.assert_close(pooled[..., i], near)
 
 
+@pytest.mark.usefixtures("tile")
 @given(batches(), sizes)
 def test_marks_equal_a_loop(batch: Batch, window):
     """Of late rows, the decayed count of heads that gave an entry one over what the row sees, or more."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lightvlm_fx.ops.guard_visual import GUARD
 from lightvlm_fx.ops.segments import PADDING, TEXT
 
+pytestmark = pytest.mark.usefixtures("tile")
 shared = st.booleans()
 
 

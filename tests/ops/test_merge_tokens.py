@@ -1,8 +1,11 @@
+import pytest
 import torch
 from batches import OPS, Batch, batches
 from hypothesis import given
 
 from lightvlm_fx.ops.segments import PADDING, TEXT
+
+pytestmark = pytest.mark.usefixtures("tile")
 
 
 def merge(batch: Batch, hidden=None, size=None, score=None):
@@ -10,8 +13,13 @@ def merge(batch: Batch, hidden=None, size=None, score=None):
     index, left, _ = batch.select(score)
     hidden = batch.hidden() if hidden is None else hidden
     size = torch.ones(batch.segment.shape) if size is None else size
-    alike = OPS.similarity(hidden, batch.segment, index)
-    return *OPS.merge_tokens(hidden, size, alike, index, batch.segment, left), left
+    return *merged_into(hidden, size, index, batch.segment, left), left
+
+
+def merged_into(hidden, size, index, segment, left):
+    """hidden', size', went: every dropped token with the survivor that it resembles most."""
+    went = OPS.nearest_survivor(hidden, segment, index, left)
+    return *OPS.merge_tokens(hidden, size, index, went), went
 
 
 def sizes(batch: Batch):
@@ -22,7 +30,7 @@ def sizes(batch: Batch):
 def test_equals_a_loop(batch: Batch):
     """Every dropped token joins its picture's survivor with the largest cosine; means weigh by size."""
     hidden, size, (index, left, _) = batch.hidden(), sizes(batch), batch.select()
-    merged, grown, went = OPS.merge_tokens(hidden, size, batch.alike(index), index, batch.segment, left)
+    merged, grown, went = merged_into(hidden, size, index, batch.segment, left)
     visual = (batch.segment >= 0)[..., None]
     centred = hidden - (hidden * visual).sum(1, keepdim=True) / visual.sum(1, keepdim=True).clamp_min(1)
     for b, number in batch.images():
@@ -95,7 +103,7 @@ def test_merging_twice_weighs_by_what_each_token_stands_for(batch: Batch):
         ).max()
     )
     index, last, _ = OPS.select_tokens(torch.rand(left.shape), left, budget, length)
-    twice, total, _ = OPS.merge_tokens(once, size, OPS.similarity(once, left, index), index, left, last)
+    twice, total, _ = merged_into(once, size, index, left, last)
     for b, number in batch.images():
         tokens = batch.segment[b] == number
         torch.testing.assert_close(total[b, last[b] == number], tokens.sum()[None].float())
@@ -116,10 +124,8 @@ def test_nothing_crosses_pictures(batch: Batch):
 @given(batches(rows=(2, 3)))
 def test_rows_commute(batch: Batch):
     hidden, size, (index, left, _) = batch.hidden(), sizes(batch), batch.select()
-    arguments = (hidden, size, batch.alike(index), index, batch.segment, left)
-    for a, b in zip(
-        OPS.merge_tokens(*arguments), OPS.merge_tokens(*(x.flip(0) for x in arguments)), strict=True
-    ):
+    arguments = (hidden, size, index, batch.segment, left)
+    for a, b in zip(merged_into(*arguments), merged_into(*(x.flip(0) for x in arguments)), strict=True):
         torch.testing.assert_close(a, b.flip(0))
 
 
@@ -133,9 +139,7 @@ def test_a_row_does_not_depend_on_the_length_of_the_others(batch: Batch):
         index, own, _ = OPS.select_tokens(
             batch.score()[b : b + 1], batch.segment[b : b + 1], batch.budget[b : b + 1], alone
         )
-        one, one_size, _ = OPS.merge_tokens(
-            hidden[b : b + 1], size[b : b + 1], batch.alike()[b : b + 1, :, index[0]], index, batch.segment[b : b + 1], own
-        )
+        one, one_size, _ = merged_into(hidden[b : b + 1], size[b : b + 1], index, batch.segment[b : b + 1], own)
         torch.testing.assert_close(merged[b, left[b] != PADDING], one[0])
         torch.testing.assert_close(grown[b, left[b] != PADDING], one_size[0])
 

@@ -20,12 +20,12 @@ def arguments():
     )
     mask = torch.ones(2, 1, 8, 8, dtype=torch.bool).tril()
     index, left, rank = OPS.select_tokens(score, SEGMENT, BUDGET, K)
-    all_alike, alike = (OPS.similarity(hidden, SEGMENT, i) for i in (None, index))
+    went = OPS.nearest_survivor(hidden, SEGMENT, index, left)
     small = mask[:, :, :K, :K]
     per_head = torch.rand(2, 2, 8, generator=draw)
     entries, _ = OPS.keep_entries(per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, False, 0.0)
     return {
-        "attention": [(q, k, v, None, 0.5, 0, 0, 0.0), (q, k, v, mask, 0.5, 0, 0, 3.0)],
+        "attention": [(q, k, v, None, 0.5, 0, 0, 0.0), (q, k, v, mask, 0.5, 0, 0, 3.0), (q, k, v, None, 0.5, 0, 0, 0.0, size * 2)],
         "compact_index": [(SEGMENT, left)],
         "keep_entries": [
             (per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, True, 0.0),
@@ -33,7 +33,6 @@ def arguments():
             (per_head, SEGMENT, torch.tensor([6, 4]), K, 1, 1, False, False, 0.4),
         ],
         "guard_visual": [(per_head, SEGMENT)],
-        "key_bias": [(None, size[:, :K]), (small, size[:, :K]), (torch.where(small, 0.0, -1e9), size[:, :K])],
         "kv_score_marks": [(q, k, SEGMENT, 0.5, 3), (q.half(), k.half(), SEGMENT, 0.5, 99)],
         "kv_score_rows": [
             (q, k, SEGMENT, None, 0.5, "attention", 1, 1),
@@ -51,20 +50,20 @@ def arguments():
             (k.half(), v.half(), size, per_head[:, :1], SEGMENT, entries[:, :1], entries[:, :1]),
         ],
         "merge_tokens": [
-            (hidden, size, alike, index, SEGMENT, left),
-            (hidden.bfloat16(), size, alike.bfloat16(), index, SEGMENT, left),
+            (hidden, size, index, went),
+            (hidden.bfloat16(), size, index, went),
         ],
+        "nearest_survivor": [(hidden, SEGMENT, index, left), (hidden.bfloat16(), SEGMENT, index, left)],
         "merge_values": [(k, v, SEGMENT, index[:, None], index[:, None])],
         "recover_tokens": [(hidden, size, score, rank, BUDGET, index, SEGMENT, left, 0.5, 2)],
-        "score_density": [(all_alike, SEGMENT), (all_alike.bfloat16(), SEGMENT)],
+        "score_density": [(hidden, SEGMENT, 0.5), (hidden.bfloat16(), SEGMENT, 1.0)],
         "score_last_query": [(q, k, SEGMENT, 0.5, False), (q.half(), k.half(), SEGMENT, 0.5, True)],
-        "score_peak": [(score, all_alike, SEGMENT, 0.25, 0.0), (score, all_alike.bfloat16(), SEGMENT, 0.25, 1.0)],
+        "score_peak": [(score, hidden, SEGMENT, 0.25), (score, hidden.bfloat16(), SEGMENT, 0.5)],
         "score_random": [(SEGMENT, 3)],
         "score_received": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],
         "score_text_mean": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],
         "score_uniform": [(SEGMENT, BUDGET)],
         "select_tokens": [(score, SEGMENT, BUDGET, K)],
-        "similarity": [(hidden, SEGMENT, None), (hidden.half(), SEGMENT, index)],
         "take_entries": [(k, entries), (k.half(), entries[:, :1]), (per_head, entries)],
         "take_tokens": [
             (hidden, index, 0, 1),

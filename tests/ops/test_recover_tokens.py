@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from lightvlm_fx.ops.segments import PADDING, TEXT
 
+pytestmark = pytest.mark.usefixtures("tile")
 shares, groups = st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.integers(1, 4)
 
 

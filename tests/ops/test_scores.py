@@ -8,8 +8,8 @@ from batches import OPS, WIDTH, Batch, batches
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightvlm_fx.ops import score_received
 from lightvlm_fx.ops.segments import PADDING, TEXT
+from lightvlm_fx.ops.similarity import density, directions
 
 SCALE = WIDTH**-0.5
 kinds = st.sampled_from(["causal", "boolean", "additive"])
@@ -31,13 +31,6 @@ def as_mask(allowed, kind):
         return None
     mask = allowed[:, None]
     return mask if kind == "boolean" else torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-
-
-@pytest.fixture(params=[256, 3], ids=["one-tile", "many-tiles"], scope="module")
-def tile(request):
-    old, score_received.TILE = score_received.TILE, request.param
-    yield
-    score_received.TILE = old
 
 
 @given(batches())
@@ -96,10 +89,11 @@ def test_a_mask_replaces_the_causal_rule(batch: Batch):
     torch.testing.assert_close(score, rows.sum(1) / seen_by.clamp_min(1))
 
 
-@given(batches(), st.sampled_from([0.0, 0.25, 1.0]), st.sampled_from([0.0, 1.0]))
-def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(batch: Batch, power, base):
+@pytest.mark.usefixtures("tile")
+@given(batches(), st.sampled_from([0.0, 0.25, 1.0]))
+def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(batch: Batch, power):
     score, hidden, segment = batch.score(), batch.hidden(), batch.segment
-    peak = OPS.score_peak(score, batch.alike(), segment, power, base)
+    peak = OPS.score_peak(score, hidden, segment, power)
     assert bool((peak[segment < 0] == 0).all())
     for b in range(batch.rows):
         visual = torch.nonzero(segment[b] >= 0).flatten().tolist()
@@ -109,15 +103,14 @@ def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(b
                 j for j in visual if segment[b, j] == segment[b, i] and (-score[b, j], j) < (-score[b, i], i)
             ]
             far = min((1 - float(torch.cosine_similarity(x[i], x[j], dim=0)) for j in above), default=2.0)
-            torch.testing.assert_close(
-                float(peak[b, i]), (float(score[b, i]) + base) ** power * max(far, 0.0), atol=1e-5, rtol=1e-5
-            )
+            torch.testing.assert_close(float(peak[b, i]), float(score[b, i]) ** power * max(far, 0.0), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("tile")
 @given(batches())
 def test_density_counts_the_like_tokens_of_the_image(batch: Batch):
     alike, segment = batch.alike(), batch.segment
-    made = OPS.score_density(alike, segment)
+    made = density(directions(batch.hidden(), segment), segment)
     for b in range(batch.rows):
         for i, kind in enumerate(segment[b].tolist()):
             same = [j for j, other in enumerate(segment[b].tolist()) if other == kind >= 0 and j != i]
@@ -131,8 +124,7 @@ def test_density_peaks_take_one_token_of_every_group_before_a_second():
     centres = torch.eye(4, 8).repeat_interleave(torch.tensor([5, 4, 3, 1]), 0)
     hidden = (centres + 0.01 * torch.randn(13, 8, generator=draw))[None]
     segment = torch.zeros(1, 13, dtype=torch.int64)
-    alike = OPS.similarity(hidden, segment, None)
-    peaks = OPS.score_peak(OPS.score_density(alike, segment), alike, segment, 0.5, 1.0)[0].topk(4).indices
+    peaks = OPS.score_density(hidden, segment, 0.5)[0].topk(4).indices
     assert sorted(centres[peaks].argmax(1).tolist()) == [0, 1, 2, 3]
 
 
@@ -189,14 +181,14 @@ def test_uniform_spreads_evenly(n, data):
 def test_rows_commute(batch: Batch, name):
     def score(b):
         q, k = (x.flip(0) if b else x for x in batch.qk())
-        segment, budget, alike = (x.flip(0) if b else x for x in (batch.segment, batch.budget, batch.alike()))
+        segment, budget, hidden = (x.flip(0) if b else x for x in (batch.segment, batch.budget, batch.hidden()))
         attended = OPS.score_last_query(q, k, segment, SCALE, False)
         return {
             "last-query": lambda: attended,
             "received": lambda: OPS.score_received(q, k, segment, None, SCALE),
             "text-mean": lambda: OPS.score_text_mean(q, k, segment, None, SCALE),
-            "density": lambda: OPS.score_density(alike, segment),
-            "peak": lambda: OPS.score_peak(attended, alike, segment, 0.25, 0.0),
+            "density": lambda: OPS.score_density(hidden, segment, 0.5),
+            "peak": lambda: OPS.score_peak(attended, hidden, segment, 0.25),
             "uniform": lambda: OPS.score_uniform(segment, budget),
         }[name]()
 

@@ -169,6 +169,7 @@ def test_budgets_that_adapt_sum_to_the_same():
         assert (layer.stage.position[:, 0] >= 0).sum(1).tolist() == [n + t + extra for n, t in zip(per_row, text, strict=True)]
 
 
+@pytest.mark.compat
 def test_cuts_and_bounds_compose():
     schedule = Schedule(cuts=(Cut(layer=1, keep=0.5, combine="merge", proportional=True),), kv=Kv(capacity=16, sinks=2, recent=4))
     out = answer(compiled("llava", schedule), tiny("llava").inputs(**BATCH), 20)
@@ -178,6 +179,7 @@ def test_cuts_and_bounds_compose():
     assert layers[1].stage.size.max() > 1
 
 
+@pytest.mark.compat
 def test_a_dialogue_goes_on_over_a_bounded_cache():
     """More new tokens than the cache has room for come in pieces, and equal the same tokens one by one."""
     inputs, fast = tiny("llava").inputs(text=(9,), images=(1,)), compiled("llava", bounded(score="age"))

@@ -76,6 +76,7 @@ def test_a_batch_of_another_size_is_a_bucket_of_its_own(tiny, fast):
         assert generate(fast, inputs, 3).sequences.tolist() == first.sequences.tolist()
 
 
+@pytest.mark.compat
 def test_a_bounded_cache_is_one_step_for_every_length(tiny):
     """Its buffers never change size: answers that turn the cache over, behind shorter and longer prompts."""
     schedule = Schedule.preset("h2o", capacity=24, recent=4)

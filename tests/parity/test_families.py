@@ -162,6 +162,7 @@ def test_decoding_goes_on_from_the_positions_that_the_policy_gives(positions):
     check_decoding("llava", variant("uniform", "prune", positions))
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "glm4v", "gemma3", "paligemma", "qwen3_vl", "fuyu"])
 def test_finds_the_query_and_key_before_rope(monkeypatch, family):
     """Plain halves, M-RoPE, partial and interleaved, two bases behind q/k norms, behind norms, partial halves."""
@@ -203,6 +204,7 @@ def pair():
     return tiny("llava").model, compiled("llava", EVERYTHING)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("flags", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"do_sample": True, "top_k": 20},
                                    {"do_sample": True, "num_return_sequences": 2}])  # fmt: skip
 def test_beams_and_samples_are_the_same(pair, flags):
@@ -247,6 +249,7 @@ def go_on(model, family, first, more, **picture):
     return answer(model, second | tiny(family).recipe.finish({"input_ids": ids}), NEW)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
 def test_a_dialogue_goes_on(family):
     first, more = tiny(family).inputs(**CASES["one row"]), torch.arange(40, 46)[None]

@@ -16,18 +16,17 @@ def decode():
 
 @pytest.mark.parametrize("options", [
     {"sinks": 4, "recent": 8},
-    {"append": True, "grows": True, "score": "age", "shared": True},
-    {"append": True, "grows": True, "limit": (64, 32), "score": "marks", "biased": (1,)},
+    {"append": True, "score": "age", "shared": True, "capacity": 24},
+    {"append": True, "limited": True, "score": "marks", "biased": (1,)},
 ], ids=["overwrite", "append", "mask"])  # fmt: skip
 def test_inserts(decode, golden, options):
     after, _ = Pipeline([BoundDecode(**options)]).run(decode)
     assert text(after, "*") == golden
-    assert after.facts.fixed_cache == (not options.get("grows", False))
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"score": "ages"}, UnknownName, "no KV score named 'ages'; did you mean 'age'"),
-    ({"append": True, "limit": (64,)}, PreconditionError, "expected one limit for each of 2 layers, got 1"),
+    ({"capacity": -1}, PreconditionError, "capacity must be a number of slots, or 0 for any, got -1"),
 ])  # fmt: skip
 def test_refuses_options(decode, options, error, message):
     with pytest.raises(error, match=message):

@@ -20,27 +20,27 @@ def rewritten(program, *passes):
 
 
 @pytest.mark.parametrize("options", [
-    {"lengths": (6, 0), "sinks": 1, "recent": 2, "running": "attention"},
-    {"lengths": (6, 6), "score": "age", "sinks": 1, "recent": 0},
-    {"lengths": (8, 0), "score": "density", "shared": True, "sinks": 1, "recent": 2, "visual_share": 0.5, "merge": "counted",
+    {"sizes": (0, 1), "sinks": 1, "recent": 2, "running": "attention"},
+    {"sizes": (0, 0), "score": "age", "sinks": 1, "recent": 0},
+    {"sizes": (0, 0), "score": "density", "shared": True, "sinks": 1, "recent": 2, "visual_share": 0.5, "merge": "counted",
      "running": "attention"},
-    {"lengths": (8, 8), "score": "elite", "sinks": 0, "recent": 0, "of_visual": True, "budgets": "strength", "most": (2, 2)},
-    {"lengths": (8, 0), "score": "question", "shared": True, "sinks": 0, "recent": 0, "of_visual": True, "merge": "counted", "store": True},
+    {"sizes": (0, 0), "score": "elite", "sinks": 0, "recent": 0, "of_visual": True, "budgets": "strength"},
+    {"sizes": (0, 0), "score": "question", "shared": True, "sinks": 0, "recent": 0, "of_visual": True, "merge": "counted", "store": True},
 ], ids=["attention", "age", "density", "elite", "question"])  # fmt: skip
 def test_inserts(prefill, golden, options):
     assert text(rewritten(prefill, BoundPrefill(**options)), "*") == golden
 
 
 def test_reads_what_the_cuts_left(prefill, golden):
-    after = rewritten(prefill, ReduceTokens(layer=1, removed=4), BoundPrefill(lengths=(5, 5), sinks=1, recent=1))
+    after = rewritten(prefill, ReduceTokens(layer=1), BoundPrefill(sizes=(0, 1), sinks=1, recent=1))
     assert text(after, "bound-prefill") == golden
     entries = run(after, real_inputs(after))
     assert (entries["entry.1"] < entries["index.0"].shape[1]).all()
 
 
 def test_hands_on_the_keys_and_values_that_stay(prefill):
-    after = rewritten(prefill, BoundPrefill(lengths=(6, 5), sinks=1, recent=2))
-    inputs = real_inputs(after)
+    after = rewritten(prefill, BoundPrefill(sizes=(0, 1), sinks=1, recent=2))
+    inputs = [x[:5] if name == "kv_stay_1" else x for name, x in zip(after.inputs, real_inputs(after), strict=True)]
     before = run(rewritten(prefill), inputs[: len(prefill.inputs)])
     now = run(after, inputs)
     for layer, length in ((0, 6), (1, 5)):
@@ -56,8 +56,9 @@ def test_hands_on_the_keys_and_values_that_stay(prefill):
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [
-    ({"lengths": (6,)}, PreconditionError, "expected one length for each of 2 layers, got 1"),
-    ({"lengths": (6, 6), "score": "elit"}, UnknownName, "no KV score named 'elit'; did you mean 'elite'"),
+    ({"sizes": (0,)}, PreconditionError, r"expected a size for each of 2 layers, numbered from 0, got \(0,\)"),
+    ({"sizes": (0, 2)}, PreconditionError, r"expected a size for each of 2 layers, numbered from 0, got \(0, 2\)"),
+    ({"sizes": (0, 0), "score": "elit"}, UnknownName, "no KV score named 'elit'; did you mean 'elite'"),
 ])  # fmt: skip
 def test_refuses(prefill, options, error, message):
     with pytest.raises(error, match=message):
@@ -65,6 +66,6 @@ def test_refuses(prefill, options, error, message):
 
 
 def test_refuses_to_bound_twice(prefill):
-    once = BoundPrefill(lengths=(6, 6))
+    once = BoundPrefill(sizes=(0, 0))
     with pytest.raises(PreconditionError, match="entries are bounded already"):
         rewritten(prefill, once, once)

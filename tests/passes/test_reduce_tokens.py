@@ -17,7 +17,7 @@ def rewritten(program, *passes):
 
 
 def named_inputs(program, seed=0, **sizes):
-    """Inputs of S tokens with VISUAL visual ones, of which a cut leaves STAY, or as many as `sizes` say."""
+    """Inputs of S tokens with VISUAL visual ones, of which cut i leaves STAY, or as many as `visual_budget_<i>` says."""
     draw = torch.Generator().manual_seed(seed)
     segment = torch.full((1, S), TEXT)
     segment[:, LEAD : LEAD + VISUAL] = 0
@@ -30,6 +30,9 @@ def named_inputs(program, seed=0, **sizes):
     given |= {
         name: torch.tensor([[sizes.get(name, STAY), 0, 0, 0]]) for name in program.inputs if "budget" in name
     }
+    for name in program.inputs:
+        if name.startswith("stay_"):
+            given[name] = torch.empty(S - VISUAL + sizes.get(name.replace("stay", "visual_budget"), STAY))
     return given
 
 
@@ -62,12 +65,12 @@ def tap(program, given, *names):
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_inserts(prefill, golden, options):
-    assert text(rewritten(prefill, ReduceTokens(removed=7, **options)), "*") == golden
+    assert text(rewritten(prefill, ReduceTokens(**options)), "*") == golden
 
 
 def test_a_later_cut_counts_anew_what_its_survivors_stand_for(prefill, golden):
     """One bias per stage; the mask of the first cut, without its bias, is what the second one starts from."""
-    cuts = [ReduceTokens(layer=at, removed=4, combine="merge", proportional=True) for at in (1, 3)]
+    cuts = [ReduceTokens(layer=at, combine="merge", proportional=True) for at in (1, 3)]
     after = rewritten(prefill, *cuts)
     lines = text(after).splitlines()
     assert "\n".join(x for x in lines if "key_bias" in x or "lightvlm.attention" in x) == golden
@@ -75,15 +78,15 @@ def test_a_later_cut_counts_anew_what_its_survivors_stand_for(prefill, golden):
 
 def test_inserts_masks_for_fillers(masked_programs, golden):
     assert (
-        text(rewritten(masked_programs["prefill"], ReduceTokens(layer=1, removed=7, combine="merge")), "*")
+        text(rewritten(masked_programs["prefill"], ReduceTokens(layer=1, combine="merge")), "*")
         == golden
     )
 
 
 def test_a_second_cut_reads_what_the_first_left(prefill, golden):
     cuts = (
-        ReduceTokens(layer=1, removed=7, score="random"),
-        ReduceTokens(layer=2, removed=3, combine="merge"),
+        ReduceTokens(layer=1, score="random"),
+        ReduceTokens(layer=2, combine="merge"),
     )
     assert text(rewritten(prefill, *cuts), "*") == golden
 
@@ -96,7 +99,7 @@ def test_a_second_cut_reads_what_the_first_left(prefill, golden):
 @pytest.mark.parametrize("score", SCORES)
 def test_is_the_identity_when_all_stay(prefill, score, combine, positions):
     after = rewritten(
-        prefill, ReduceTokens(layer=2, removed=0, score=score, combine=combine, positions=positions)
+        prefill, ReduceTokens(layer=2, score=score, combine=combine, positions=positions)
     )
     given = named_inputs(after, visual_budget_0=VISUAL)
     expected, got = answers(prefill, given), answers(after, given)
@@ -109,7 +112,7 @@ def test_is_the_identity_when_all_stay(prefill, score, combine, positions):
 @pytest.mark.parametrize("score", ["random", "uniform"])
 def test_pruning_before_layer_0_is_the_model_on_the_survivors(prefill, score, positions):
     """With the positions they had, or renumbered from 0."""
-    after = rewritten(prefill, ReduceTokens(layer=0, removed=VISUAL - STAY, score=score, positions=positions))
+    after = rewritten(prefill, ReduceTokens(layer=0, score=score, positions=positions))
     given = named_inputs(after)
     got = answers(after, given)
     index = got["index.0"][0]
@@ -125,7 +128,7 @@ def test_pruning_before_layer_0_is_the_model_on_the_survivors(prefill, score, po
 @pytest.mark.parametrize("score", SCORES)
 def test_layers_before_the_cut_are_untouched_and_those_behind_it_are_short(prefill, score, combine):
     removed = VISUAL - STAY
-    after = rewritten(prefill, ReduceTokens(layer=2, removed=removed, score=score, combine=combine))
+    after = rewritten(prefill, ReduceTokens(layer=2, score=score, combine=combine))
     given = named_inputs(after)
     full, got = answers(prefill, given), answers(after, given)
     for kind in ("keys", "values"):
@@ -141,7 +144,7 @@ def test_layers_before_the_cut_are_untouched_and_those_behind_it_are_short(prefi
 
 def test_the_last_query_chooses_what_the_last_row_attends_to(prefill):
     """The survivors are those with the largest attention of the last token in the layer before."""
-    after = rewritten(prefill, ReduceTokens(layer=2, removed=VISUAL - STAY))
+    after = rewritten(prefill, ReduceTokens(layer=2))
     given = named_inputs(after)
     marker = prefill.markers()[1]
     q, k = tap(prefill, given, *(n.name for n in marker.args[:2]))
@@ -156,7 +159,7 @@ def test_the_last_query_chooses_what_the_last_row_attends_to(prefill):
 def test_scores_without_rope_do_not_depend_on_positions(prefill):
     """Layer 0 sees no positions in its inputs, so only rotated queries and keys can tell them apart."""
     for rope in (True, False):
-        after = rewritten(prefill, ReduceTokens(layer=1, removed=VISUAL - STAY, rope=rope))
+        after = rewritten(prefill, ReduceTokens(layer=1, rope=rope))
         given = named_inputs(after)
         moved = given | {"position_ids": torch.arange(S)[None] * 3 + 5}
         assert tap(after, given, "score_0")[0].equal(tap(after, moved, "score_0")[0]) == (not rope)
@@ -164,8 +167,8 @@ def test_scores_without_rope_do_not_depend_on_positions(prefill):
 
 def test_two_cuts_add_up(prefill):
     cuts = (
-        ReduceTokens(layer=1, removed=4, combine="merge"),
-        ReduceTokens(layer=3, removed=3, combine="merge"),
+        ReduceTokens(layer=1, combine="merge"),
+        ReduceTokens(layer=3, combine="merge"),
     )
     after = rewritten(prefill, *cuts)
     got = answers(after, named_inputs(after, visual_budget_0=8, visual_budget_1=5))
@@ -190,7 +193,7 @@ def one_picture_of_equal_tokens(program):
 @pytest.mark.parametrize("layer", [1, 3])
 @pytest.mark.parametrize("score", ["last-query", "uniform", "peak"])
 def test_duplicates_merge_losslessly_where_keys_count_as_what_they_stand_for(prefill, score, layer):
-    options = {"layer": layer, "removed": VISUAL - STAY, "score": score, "combine": "merge"}
+    options = {"layer": layer, "score": score, "combine": "merge"}
     counted = rewritten(prefill, ReduceTokens(**options, proportional=True))
     given = one_picture_of_equal_tokens(counted)
     full, got = answers(prefill, given)["hidden"], answers(counted, given)["hidden"]
@@ -200,7 +203,7 @@ def test_duplicates_merge_losslessly_where_keys_count_as_what_they_stand_for(pre
 
 
 def test_survivors_are_chosen_by_content(prefill):
-    after = rewritten(prefill, ReduceTokens(layer=1, removed=VISUAL - STAY, score="peak"))
+    after = rewritten(prefill, ReduceTokens(layer=1, score="peak"))
     chosen = {
         tuple(answers(after, named_inputs(after, seed=seed))["index.0"][0].tolist()) for seed in range(5)
     }
@@ -229,7 +232,7 @@ def test_refuses_attention_before_layer_0(prefill, score):
 @pytest.mark.parametrize("layer", [1, 2])
 def test_refuses_a_layer_that_is_not_behind_the_cut_before(prefill, layer):
     with pytest.raises(PreconditionError, match="layer must be behind the cut before layer 2"):
-        rewritten(prefill, ReduceTokens(layer=2, removed=1), ReduceTokens(layer=layer, removed=1))
+        rewritten(prefill, ReduceTokens(layer=2), ReduceTokens(layer=layer))
 
 
 def test_refuses_to_renumber_position_triples(prefill):
@@ -267,6 +270,6 @@ def test_refuses_queries_before_rope_where_there_are_none(prefill):
 
 
 def test_refuses_a_result_whose_layers_are_still_long(prefill):
-    after = rewritten(prefill, ReduceTokens(layer=2, removed=4))
+    after = rewritten(prefill, ReduceTokens(layer=2))
     with pytest.raises(PostconditionError, match=r"reduce-tokens: keys.1 should hold .* tokens, holds s\d+"):
         ReduceTokens(layer=1).ensures(after)

@@ -1,0 +1,127 @@
+"""What a bucket takes at most, and how many tokens and cache entries stay of anything up to that: integer tables, made once at export.
+
+A graph for every picture up to a bound looks up what a picture of n tokens, or a row of n tokens, keeps. The tables are made by the
+schedule itself, so that they say what `Layout.plan` and `KvPlan` say at run time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightvlm_fx.errors import ScheduleError
+from lightvlm_fx.kv_plan import SPARE, KvPlan
+from lightvlm_fx.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Rows, and of each row the tokens of text and of pictures and the number of pictures; a picture has a multiple of `unit` tokens."""
+
+    rows: int
+    text: int
+    visual: int
+    pictures: int
+    unit: int = 1
+
+    @property
+    def length(self) -> int:
+        return self.text + self.visual
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What stays under one schedule, for a decoder of L layers.
+
+    `kept` [C, V + 1]: of a picture of n tokens after each cut. `stay`: of a row after each cut at most. `wanted` [N + 1, L], where
+    entries are bounded: what a layer is to hold of a row of n tokens (of="visual": n visual tokens); `entries` and `slots`: of each
+    layer, the most that it can hold after the prompt and while decoding. Below `least_picture` tokens a picture, and below
+    `least_row` tokens a row, the schedule has no answer.
+    """
+
+    kept: Tensor
+    stay: tuple[int, ...]
+    cut_of: tuple[int, ...]  # of each layer, how many cuts come before it
+    wanted: Tensor | None
+    entries: tuple[int, ...]
+    slots: tuple[int, ...]
+    least_picture: int
+    least_row: int
+
+    @staticmethod
+    def of(bounds: Bounds, schedule: Schedule, depth: int) -> Tables:
+        """Raises ScheduleError where not even the largest picture and the longest row fit the schedule."""
+        firsts = schedule.layers(depth) if schedule.cuts else []
+        cut_of = tuple(sum(first <= layer for first in firsts) for layer in range(depth))
+        sizes = list(range(bounds.unit, bounds.visual + 1, bounds.unit))
+        by_size, least_picture = _largest_run(sizes, lambda n: schedule.budgets(n))
+        kept = np.zeros((len(schedule.cuts), bounds.visual + 1), np.int64)
+        for n, left in by_size.items():
+            kept[:, n] = left
+        most = [bounds.visual, *(_most(row, bounds, least_picture) for row in kept)]
+        stay = tuple(bounds.text + n for n in most[1:])
+        if schedule.kv is None:
+            return Tables(torch.from_numpy(kept), stay, cut_of, None, (), (), least_picture, 1)
+        kv = schedule.kv
+        of_visual = kv.of == "visual"
+        lengths = list(range(0 if of_visual else 1, bounds.visual + 1 if of_visual else bounds.length + 1))
+        by_length, least_row = _largest_run(lengths, lambda n: kv.capacities(n, depth))
+        wanted = np.zeros((lengths[-1] + 1, depth), np.int64)
+        for n, row in by_length.items():
+            wanted[n] = row
+        slots, entries = tuple(int(n) for n in wanted.max(0)), []
+        arrived = (bounds.length, *stay)
+        for layer, cut in enumerate(cut_of):
+            here = most[cut] + (0 if of_visual else bounds.text)
+            spare = math.ceil(SPARE * slots[layer]) if kv.adaptive else 0
+            longest = max(min(slots[layer], here), min(spare, here)) + (bounds.text if of_visual else 0)
+            entries.append(min(longest, arrived[cut]))
+        return Tables(torch.from_numpy(kept), stay, cut_of, torch.from_numpy(wanted), tuple(entries), slots, least_picture,
+                      1 if of_visual else max(1, least_row))  # fmt: skip
+
+    def plan(self, schedule: Schedule, wanted: Tensor, visual: Tensor, text: Tensor, budgets: list[Tensor]) -> KvPlan:
+        """What `KvPlan.of` gives for a batch: visual, text [B] count its tokens, budgets [B, I] what stays of them after each cut.
+
+        `wanted` is the table, as a value of the graph that this tensor code is traced into.
+        """
+        kv = schedule.kv
+        assert kv is not None
+        own = wanted[visual if kv.of == "visual" else visual + text]  # [B, L]
+        after = torch.stack([visual, *(budget.sum(1) for budget in budgets)], 1)
+        here = torch.stack([after[:, cut] for cut in self.cut_of], 1)
+        here = here if kv.of == "visual" else here + text.unsqueeze(1)
+        count = own if kv.visual_share else torch.minimum(own, here)
+        most = (own.amax(0) * round(2 * SPARE) + 1) // 2 if kv.adaptive else torch.zeros_like(own[0])
+        return KvPlan(count, self.entries, most, self.slots, own)
+
+
+def _largest_run(numbers: list[int], answer):  # type: ignore[no-untyped-def]
+    """What `answer` gives for the numbers from which on it gives something for all, by number, and the least of them.
+
+    Raises the ScheduleError of the last number where it gives none for that.
+    """
+    found: dict[int, list[int]] = {}
+    for n in reversed(numbers):
+        try:
+            found[n] = answer(n)
+        except ScheduleError:
+            if n == numbers[-1]:
+                raise
+            break
+    return found, min(found, default=0)
+
+
+def _most(kept: np.ndarray, bounds: Bounds, least: int) -> int:
+    """The most tokens that a row of pictures can keep, where a picture of n keeps kept[n]."""
+    best = np.zeros(bounds.visual // bounds.unit + 1, np.int64)  # of n units at most
+    by_unit = kept[:: bounds.unit]
+    for _ in range(bounds.pictures):
+        more = best.copy()
+        for n in range(max(1, least // bounds.unit), len(best)):
+            np.maximum(more[n:], best[: len(best) - n] + by_unit[n], out=more[n:])
+        best = more
+    return int(best[-1])

@@ -1,0 +1,52 @@
+"""Going over the pairs of tokens a few rows at a time, so that nothing as large as all pairs is ever held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CELLS = 2**20  # numbers of a tile: 4 MiB of float32
+LEAST, MOST = 64, 256  # rows: with fewer, products mostly fetch their other side; with more, half of a square is less worth
+
+
+def tiles(rows: int, width: int, first: int = 0) -> Iterator[tuple[int, int]]:
+    """Begin and end of each tile of the rows `first` to `rows`, where a row (of the whole batch and all heads) makes `width` numbers.
+
+    Exported graphs hold every tile, so theirs are as large as tiles get.
+    """
+    step = MOST if torch.compiler.is_exporting() else min(MOST, max(LEAST, CELLS // max(width, 1)))
+    for start in range(first, rows, step):
+        yield start, min(start + step, rows)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the host may read values: not off an accelerator, which it would wait for, nor while a graph is exported."""
+    return x.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
+def span(rows: Tensor, columns: Tensor) -> tuple[int, int]:
+    """Begin and end of the `columns` [B, m] that hold tokens of the images of `rows` [B, n] (both segments); all, if not readable."""
+    if not readable(rows):
+        return 0, columns.shape[1]
+    first = torch.where(rows >= 0, rows, rows.new_full((), torch.iinfo(rows.dtype).max)).amin(1, keepdim=True)
+    there = ((columns >= first) & (columns <= rows.amax(1, keepdim=True))).any(0).nonzero()
+    return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
+
+
+def wanted(which: Tensor) -> Tensor | None:
+    """Places [B, n] of the tokens that `which` [B, S] marks, in order, filled with others in rows that have fewer; None (all), if not readable."""
+    if not readable(which):
+        return None
+    return torch.sort(which.int(), dim=1, descending=True, stable=True).indices[:, : int(which.sum(1).max())]
+
+
+def pick(x: Tensor, rows: Tensor | None) -> Tensor:
+    """The tokens of x, [B, S] or [B, S, D], at `rows` [B, n] (None: all)."""
+    if rows is None:
+        return x
+    if x.ndim == 2:
+        return x.gather(1, rows)
+    flat = (rows + torch.arange(len(rows), device=rows.device).unsqueeze(1) * x.shape[1]).flatten()
+    return x.flatten(0, 1).index_select(0, flat).view(*rows.shape, x.shape[2])  # whole rows: a gather would read an index for each number

@@ -1,0 +1,338 @@
+"""Every private API of torch and transformers does what the package takes it for, and stands in compat.py alone."""
+
+import ast
+import operator
+import warnings
+from pathlib import Path
+from unittest.mock import create_autospec
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+import lightvlm_fx
+from lightvlm_fx import compat, releases, zoo
+from lightvlm_fx.cache import StageLayer
+from lightvlm_fx.compat import (
+    ASSERT_METADATA,
+    ASSERT_SCALAR,
+    DEEPSTACK,
+    GuardOnDataDependentSymNode,
+    OpOverload,
+    OpOverloadPacket,
+    attention_implementation,
+    attention_name,
+    body,
+    cache_argument,
+    compiled_graphs,
+    expression,
+    fake_mode,
+    for_real,
+    free_unbacked_symbols,
+    given_cache,
+    maybe_dynamic,
+    onnx_program,
+    pytree,
+    schema,
+    shallow,
+    sort,
+    symbolic_size,
+    with_cache,
+)
+
+pytestmark = pytest.mark.compat
+PACKAGE = Path(lightvlm_fx.__file__).parent
+
+
+class Compute(nn.Module):
+    """A module of one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def exported(function, *args, **dims):
+    shapes = tuple({0: torch.export.Dim(name, min=2, max=1 << 20)} for name in dims) or None
+    return torch.export.export(Compute(function), args, dynamic_shapes=shapes and (shapes,), strict=False)
+
+
+def targets(program):
+    return [node.target for node in program.graph.nodes]
+
+
+# --- transformers ---------------------------------------------------------------------------------------
+
+
+def test_cache_argument_is_what_decoders_take(llava):
+    decoder = llava.model.get_decoder()
+    name = cache_argument(decoder.forward)
+    cache, embeds = DynamicCache(), torch.zeros(1, 3, decoder.config.hidden_size)
+    with torch.no_grad():
+        out = decoder(inputs_embeds=embeds, use_cache=True, **{name: cache})
+    assert cache.get_seq_length() == 3
+    assert given_cache(dict(out.items())) is cache
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_given_cache_knows_both_names(name):
+    cache = DynamicCache()
+    assert given_cache({name: cache, "use_cache": True}) is cache
+    assert given_cache({"cache": None, "past_key_values": None}) is given_cache({}) is None
+
+
+def test_with_cache_is_what_the_model_gives():
+    cache, hidden = DynamicCache(), torch.zeros(1, 1, 1)
+    out = with_cache(BaseModelOutputWithPast, cache, last_hidden_state=hidden)
+    assert given_cache(dict(out.items())) is cache
+    assert out.past_key_values is cache
+    assert out.last_hidden_state is hidden
+
+
+def test_attention_implementation_comes_back(llava):
+    decoder = llava.model.get_decoder()
+    before = attention_name(decoder)
+    assert before in ("sdpa", "eager")
+    with attention_implementation(decoder, "eager"):
+        assert attention_name(decoder) == attention_name(decoder.layers[0].self_attn) == "eager"
+    with pytest.raises(KeyError), attention_implementation(decoder, "eager"):
+        raise KeyError
+    assert attention_name(decoder) == attention_name(decoder.layers[0].self_attn) == before
+
+
+def test_a_cache_layer_of_ours_lacks_nothing():
+    assert "get_max_length" in CacheLayerMixin.__abstractmethods__
+    assert not StageLayer.__abstractmethods__
+    assert StageLayer.get_max_length is compat.NoLargestLength.get_max_length
+
+
+def test_deepstack_is_a_method_of_qwen3_vl(llava):
+    assert callable(getattr(zoo.build("qwen3_vl", layers=2).model.get_decoder(), DEEPSTACK))
+    assert not hasattr(llava.model.get_decoder(), DEEPSTACK)
+
+
+def test_onnx_program_keeps_names_and_shapes():
+    ir = pytest.importorskip("onnx_ir")
+
+    class Named(nn.Module):
+        def forward(self, x, given):
+            return {"larger": x + given["y"], "index": sort(x, descending=True).indices}
+
+    inputs = {"x": torch.ones(2, 3), "given": {"y": torch.ones(3)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter talks about itself
+        model, _ = onnx_program(Named(), inputs, 24)
+    assert isinstance(model, ir.Model)
+    assert model.opset_imports[""] == 24
+    assert [v.name for v in model.graph.inputs] == ["x", "given.y"]
+    assert [(v.name, list(v.shape)) for v in model.graph.outputs] == [("larger", [2, 3]), ("index", [2, 3])]
+    [top] = [node for node in model.graph if node.op_type == "TopK"]
+    downwards = "largest" not in top.attributes or top.attributes["largest"].as_int() == 1
+    assert downwards == (releases.release("transformers") >= (5, 18))
+
+
+@pytest.mark.parametrize("version", ["5.17.0", "5.24.0"])
+def test_sort_is_a_stable_one(monkeypatch, version):
+    monkeypatch.setattr(releases, "version", lambda name: version)
+    x = torch.tensor([[2, 5, 2, -1, 5], [0, 0, 0, 0, 0]])
+    for kwargs in ({}, {"descending": True}, {"descending": True, "dim": 0}):
+        for given in (x, x.float()):
+            want, got = torch.sort(given, stable=True, **kwargs), sort(given, stable=True, **kwargs)
+            assert torch.equal(want.values, got.values)
+            assert torch.equal(want.indices, got.indices)
+
+
+# --- torch: modules and ops -----------------------------------------------------------------------------
+
+
+def test_checks_that_torch_export_writes():
+    def checked(x):
+        n = x.sum().item()
+        torch._check(n > 2)
+        return x.to(torch.float64), torch.ones(3) * n
+
+    found = targets(exported(checked, torch.arange(4)))
+    assert ASSERT_SCALAR in found
+    assert ASSERT_METADATA in found
+
+
+def test_shallow_shares_weights_but_no_table():
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    twin = shallow(module)
+    assert type(twin) is nn.Sequential
+    assert twin[0] is module[0]
+    twin.register_module("1", nn.Tanh())
+    twin.register_forward_pre_hook(lambda *args: None)
+    twin.register_forward_pre_hook(lambda *args: None, with_kwargs=True)
+    twin.register_buffer("more", torch.ones(1))
+    twin.weight = nn.Parameter(torch.ones(1))
+    assert isinstance(module[1], nn.ReLU)
+    assert list(module.state_dict()) == ["0.weight", "0.bias"]
+    assert torch.equal(module(torch.ones(1, 2)), module[0](torch.ones(1, 2)).relu())
+
+
+def test_body_is_the_function_behind_an_operator():
+    @torch.library.custom_op("lightvlm_test::double", mutates_args=())
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    op, function = body(double)
+    assert op is torch.ops.lightvlm_test.double.default
+    assert isinstance(op, OpOverload)
+    assert isinstance(torch.ops.lightvlm_test.double, OpOverloadPacket)
+    assert torch.equal(function(torch.ones(1)), torch.full((1,), 2.0))
+
+
+def test_schema_tells_name_and_mutation():
+    assert schema(torch.ops.aten.add_.Tensor).name == "aten::add_"
+    assert schema(torch.ops.aten.add_.Tensor).is_mutable
+    assert not schema(torch.ops.aten.add.Tensor).is_mutable
+    assert schema(operator.getitem) is schema("name") is None
+
+
+def test_for_real_computes_inside_a_trace():
+    numbers = []
+
+    def traced(x):
+        with for_real():
+            numbers.append(torch.arange(4).sum().item())
+        return x + numbers[-1]
+
+    assert exported(traced, torch.ones(2)).module()(torch.ones(2)).tolist() == [7, 7]
+    assert numbers[0] == 6
+    with FakeTensorMode():
+        assert isinstance(torch.ones(1), FakeTensor)
+        with for_real():
+            assert not isinstance(torch.ones(1), FakeTensor)
+
+
+def test_pytree_names_the_way_to_a_leaf():
+    tree = {"a": torch.ones(1), "b": [torch.ones(2), 3]}
+    flat, spec = pytree.tree_flatten_with_path(tree)
+    assert [[getattr(p, "key", getattr(p, "idx", None)) for p in path] for path, _ in flat] == [["a"], ["b", 0], ["b", 1]]
+    assert pytree.tree_unflatten([leaf for _, leaf in flat], spec).keys() == tree.keys()
+    assert pytree.tree_map_only(torch.Tensor, len, tree) == {"a": 1, "b": [2, 3]}
+    assert pytree.tree_leaves(tree)[2] == 3
+
+
+# --- torch: symbolic sizes ------------------------------------------------------------------------------
+
+
+def test_symbolic_sizes_have_expressions():
+    program = exported(lambda x: torch.cat([x, x[:1]]), torch.ones(5), S=True)
+    x, _, *_, cat = (node.meta["val"] for node in program.graph.nodes if "val" in node.meta)
+    size, longer = x.shape[0], cat.shape[0]
+    assert expression(longer) == expression(size) + 1
+    assert fake_mode(x) is not None
+    assert fake_mode(torch.ones(1)) is fake_mode(3) is None
+    with fake_mode(x):
+        assert isinstance(torch.ones(1), FakeTensor)
+    new = symbolic_size(x, "images", 7)
+    assert isinstance(new, torch.SymInt)
+    assert expression(new) != expression(size)
+    assert not free_unbacked_symbols(x.new_empty(new))
+
+
+def test_shapes_that_depend_on_values_are_told():
+    program = exported(torch.nonzero, torch.ones(3))
+    [found] = (node.meta["val"] for node in program.graph.nodes if node.target is torch.ops.aten.nonzero.default)
+    assert free_unbacked_symbols(found)
+
+
+def test_branches_on_values_are_told():
+    with pytest.raises(GuardOnDataDependentSymNode):
+        exported(lambda x: x + 1 if x.sum() > 0 else x, torch.ones(3))
+
+
+# --- torch.compile --------------------------------------------------------------------------------------
+
+
+def test_a_dimension_that_may_be_dynamic_is_compiled_once():
+    torch.compiler.reset()
+    function = torch.compile(lambda x: x + 1, backend="eager", fullgraph=True)
+    before = compiled_graphs()
+    for length in (5, 6, 9):
+        x = torch.ones(length)
+        maybe_dynamic(x, 0)
+        function(x)
+    assert compiled_graphs() == before + 1
+
+
+def test_aoti_compile_takes_a_path(monkeypatch, tmp_path):
+    import torch._inductor
+
+    entry = create_autospec(torch._inductor.aoti_compile_and_package)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", entry)
+    program = exported(torch.neg, torch.ones(1))
+    compat.aoti_compile(program, tmp_path / "x.pt2")
+    entry.assert_called_once_with(program, package_path=str(tmp_path / "x.pt2"))
+
+
+# --- nowhere else ---------------------------------------------------------------------------------------
+
+
+def private(name):
+    return name.startswith("_") and not name.endswith("__")
+
+
+INTERNAL = {"fake_mode", "experimental"}  # no underscore, but nobody's public API; so are the insides of symbolic sizes
+WORDS = {word for thing in (nn.Module(), transformers.PreTrainedModel, transformers.PretrainedConfig) for word in dir(thing)}
+WORDS = {word for word in WORDS if private(word)} | {DEEPSTACK, "_schema"}
+
+
+def own_names(trees):
+    """What the package itself defines: functions, classes, variables and attributes."""
+    names = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return names
+
+
+def private_uses(tree, own):
+    """Lines that use what is private to torch or transformers: imports, attributes, and their names as text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            for alias in node.names:
+                path = (f"{module}.{alias.name}" if module else alias.name).split(".")
+                if path[0] in releases.TESTED and any(private(part) or part in INTERNAL for part in path):
+                    yield node.lineno, ".".join(path)
+        elif isinstance(node, ast.Attribute):
+            of_size = node.attr in ("expr", "hint") and ast.unparse(node.value).endswith(".node")
+            if of_size or node.attr in INTERNAL or (private(node.attr) and node.attr not in own):
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in WORDS - own:
+            yield node.lineno, repr(node.value)
+
+
+def test_private_names_stand_in_compat_alone():
+    paths = [path for folder in (PACKAGE, *PACKAGE.iterdir()) if folder.is_dir() for path in sorted(folder.glob("*.py"))]
+    files = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in paths}
+    assert {"compat.py", "exporters/vision.py", "passes/reduce_tokens.py", "ops/bodies.py"} < files.keys()
+    own = own_names(files.values())
+    del files["compat.py"]
+    assert [f"{file}:{line}: {use}" for file, tree in files.items() for line, use in private_uses(tree, own)] == []
+
+
+@pytest.mark.parametrize("line", [
+    "from torch._dynamo.utils import counters", "from torch.fx.experimental.symbolic_shapes import guard_int", "import torch._inductor",
+    "from transformers.masking_utils import _vmap_expansion_sdpa", "torch._C._len_torch_dispatch_stack()", "model._modules['x'] = y",
+    "getattr(config, '_attn_implementation')", "size.node.expr", "x.fake_mode", "torch.utils._pytree.tree_map(f, x)",
+])  # fmt: skip
+def test_a_private_name_is_found(line):
+    assert list(private_uses(ast.parse(line), own_names([ast.parse("def _mine(): self._step = 1")])))
+
+
+@pytest.mark.parametrize("line", ["self._step()", "from torch.utils import data", "torch.__version__", "from lightvlm_fx.cli import _x"])
+def test_other_names_are_not(line):
+    assert not list(private_uses(ast.parse(line), own_names([ast.parse("self._step = 1")])))
