@@ -255,7 +255,7 @@ def _checked(
     inputs, _ = _feed(how, pictures)
     dynamic: dict[str, dict[int, str]] = {}
     if not static:
-        inputs, _ = _feed(how, _twice(pictures))  # torch.export takes a size of one for a constant
+        inputs, _ = _feed(how, _traced_at(how, pictures))
         dynamic = symbolic(how, inputs)
     with torch.no_grad(), InAten(), contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints half-traced graphs
         sizes = (dimensions(dynamic, inputs),) if dynamic else None
@@ -287,9 +287,15 @@ class _Named(nn.Module):
         return self.traced(given)
 
 
-def _twice(pictures: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The pictures, and once more."""
-    return {name: torch.cat([x, x]) for name, x in pictures.items()}
+def _traced_at(how: dict[str, Any], pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A few small pictures to trace symbolic sizes with: torch.export takes a size of one for a constant, and equal sizes for one."""
+    if how["kind"] == "patches":
+        sizes = torch.tensor([[1, 4, 6], [1, 2, 4]]) * torch.tensor([1, how["merge"], how["merge"]])
+        return {"pixel_values": pictures["pixel_values"].new_zeros(int(sizes.prod(1).sum()), how["width"]), how["grid"]: sizes}
+    if how["kind"] == "tiles":
+        pixels = pictures["pixel_values"]
+        return {"pixel_values": pixels.new_ones(*[1] * (pixels.ndim - 4), 2, *how["shape"])}
+    return {name: torch.cat([x[:1]] * 2) for name, x in pictures.items()}
 
 
 def others(how: dict[str, Any], pictures: dict[str, Tensor]) -> list[dict[str, Tensor]]:

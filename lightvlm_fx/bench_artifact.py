@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from lightvlm_fx.bench import Shape, build, example
+from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.explanation import explain
 from lightvlm_fx.exporting.export import Artifact, export
 from lightvlm_fx.schedule import Schedule
@@ -169,6 +170,8 @@ class Ours:
 def _theirs(model: Any, inputs: dict[str, Any], home: Path) -> None:
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
+    if not hasattr(OnnxExporter, "save_program"):
+        raise NotSupported("bench artifact compares with transformers' own export, as transformers 5.23 and later write it; install one")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

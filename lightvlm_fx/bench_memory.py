@@ -6,9 +6,10 @@ tokens. Each figure comes from a process of its own: its peak over what was resi
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -65,7 +66,6 @@ def measure(tokens: int, schedule: Schedule, backend: str = "eager", repeats: in
     peaks, seconds = [], []
     with torch.inference_mode():
         for turn in range(repeats + 1):
-            gc.collect()
             before, start = _forget_peak(), time.perf_counter()
             fast(**inputs, use_cache=True, logits_to_keep=1)
             seconds.append(time.perf_counter() - start)
@@ -74,7 +74,10 @@ def measure(tokens: int, schedule: Schedule, backend: str = "eager", repeats: in
 
 
 def _forget_peak() -> int:
-    """Bytes that are resident; the peak counts from here."""
+    """Bytes that are resident without what the allocator only keeps; the peak counts from here."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
     PEAK.write_text("5", encoding="ascii")
     return _status("VmRSS")
 
@@ -85,10 +88,9 @@ def _status(what: str) -> int:
 
 
 def apart(tokens: int, schedule: Schedule, backend: str = "eager", repeats: int = 1) -> Taken:
-    """`measure` in a process of its own, whose allocator gives back at once what is free."""
+    """`measure` in a process of its own."""
     given = {"tokens": tokens, "schedule": schedule.model_dump_json(), "backend": backend, "repeats": repeats}
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
-    done = subprocess.run([sys.executable, "-m", __name__, json.dumps(given)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", __name__, json.dumps(given)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{schedule.name}, {tokens} tokens: {done.stderr[-2000:]}")
     return Taken(**json.loads(done.stdout.splitlines()[-1]))

@@ -326,6 +326,33 @@ def bench_answer(
     out.print(program.machine(device), highlight=False)
 
 
+@bench.command("first")
+def bench_first(
+    shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
+    preset: Annotated[str, typer.Option("--preset", "-p", help="Preset and its options.")] = "lightvlm",
+    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
+    backend: Backend = "inductor",
+    dtype: str = "bfloat16",
+    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+) -> None:
+    """Seconds to the first answer of a new process: with an empty compile cache, and with what the process before left."""
+    from lightvlm_fx import bench as program
+    from lightvlm_fx.bench_first import both
+
+    with err.status("two processes, one after the other"):
+        schedule = preset_of(preset, []).model_dump_json()
+        processes = both(shape=shape, layers=layers, schedule=schedule, text=text, dtype=dtype, backend=backend)
+    table = Table("compile cache", "stage", "capture s", "rewriting s", "compiling, first run s", "first answer s", "second answer s",
+                  title=f"first answer, {preset}, {program.shape(shape, layers)}, {text} text tokens, {dtype}, {backend}")  # fmt: skip
+    for cache, made in zip(("empty", "full"), processes, strict=True):
+        for i, stage in enumerate(made.stages):
+            times = [f"{stage[what]:.1f}" for what in ("capture", "rewrite", "first_run")]
+            answers = [f"{made.answer:.1f}", f"{made.again:.2f}"] if i == 0 else ["", ""]
+            table.add_row(cache if i == 0 else "", stage["stage"], *times, *answers)
+    Console(width=max(out.width, 140)).print(table)
+    out.print(program.machine("cpu"), highlight=False)
+
+
 def main() -> None:
     """Entry point: our own errors, and packages that are not there, print as one message and exit with 2."""
     from lightvlm_fx import cli_artifact  # noqa: F401  (adds its commands to app)

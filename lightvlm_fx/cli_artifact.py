@@ -30,7 +30,8 @@ def export(
     provider: Annotated[str, typer.Option(help="Execution provider that the graphs are for: cpu, cuda or tensorrt.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or int8 (weights only).")] = "float32",
     image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture, the largest of a bucket; each makes one.")] = None,
-    images: Annotated[int, typer.Option(help="Pictures in the example's prompt; a prompt may have up to that many, at least 4.")] = 1,
+    images: Annotated[int, typer.Option(help="Pictures in the example's prompt.")] = 1,
+    pictures: Annotated[int | None, typer.Option(help="Most pictures of a row (default: 4, or the example's).")] = None,
     rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 1,
     prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, pictures included (default: the example and 64).")] = None,
     new_tokens: Annotated[int, typer.Option(help="Longest answer, where the schedule does not bound the cache.")] = 256,
@@ -47,10 +48,10 @@ def export(
         source, processor = load_model(model)
         opened = [[open_picture(path)] * images for path in image or []]
         sizes = opened or [[]]
-        batches = [example(processor, pictures, rows=rows, images=images) for pictures in sizes]
+        batches = [example(processor, shown, rows=rows, images=images) for shown in sizes]
         made = lightvlm.export(
             source, schedule, output, target=target, inputs=batches, processor=processor, prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens, dtype=dtype, provider=provider, aot_inductor=aot_inductor, tell=status.update,
+            images=pictures, new_tokens=new_tokens, dtype=dtype, provider=provider, aot_inductor=aot_inductor, tell=status.update,
         )  # fmt: skip
     size = sum(f["bytes"] for f in made.manifest["files"].values())
     said_of_all = ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "parser", "versions")
@@ -110,10 +111,10 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
             table.add_row(name, stage["file"], str(sum(stage["operators"].values())), _shapes(stage["inputs"]), _shapes(stage["outputs"]),
                           ", ".join(f"{n} {op}" for op, n in often))  # fmt: skip
         out.print(table)
+        alone = " of the sizes of the example alone" if bucket["vision"]["kind"] == "fixed" else ""
         answer = f"{bucket['new_tokens']} new tokens" if bucket["new_tokens"] else "answers of any length"
         out.print(f"{bucket['rows']} rows of at most {bucket['prompt_tokens']} tokens, {bucket['text_tokens']} of them text, "
-                  f"{bucket['visual_tokens']} of at most {bucket['pictures']} pictures"
-                  f"{' of the sizes of the example alone' if bucket['vision']['kind'] == 'fixed' else ''}; {answer}", highlight=False)  # fmt: skip
+                  f"{bucket['visual_tokens']} of at most {bucket['pictures']} pictures{alone}; {answer}", highlight=False)  # fmt: skip
         out.print(f"tokens a layer: {bucket['tokens_per_layer']}\ncache slots a layer: {bucket['cache_slots']}", highlight=False)
     out.print(f"schedule: {json.dumps(manifest['schedule'])}", highlight=False)
 

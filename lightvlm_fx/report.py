@@ -8,9 +8,9 @@ from typing import Any
 from lightvlm_fx.pipeline import Step
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bucket:
-    """One compiled stage for one family of shapes."""
+    """One graph, and what it took to make it."""
 
     stage: str
     rows: int
@@ -22,12 +22,13 @@ class Bucket:
     capture_s: float
     rewrite_s: float
     steps: tuple[Step, ...]
+    first_s: float = 0.0  # its first run, in which torch.compile compiles it
 
     def __str__(self) -> str:
         head = f"{self.stage}: {self.shapes}" + (", masked" if self.masked else "")
         head += ", static length" if self.static_length else ""
         tokens = " ".join(map(str, self.tokens_per_layer))
-        lines = [head, f"  capture {self.capture_s:.1f} s, rewriting {self.rewrite_s:.1f} s"]
+        lines = [head, f"  capture {self.capture_s:.1f} s, rewriting {self.rewrite_s:.1f} s, compiling and first run {self.first_s:.1f} s"]
         if self.stage == "prefill":
             lines.append(f"  tokens per layer: {tokens}")
         return "\n".join([*lines, *(f"  {i + 1}/{len(self.steps)}  {s}" for i, s in enumerate(self.steps))])
@@ -64,6 +65,7 @@ class Report:
                     "shapes": b.shapes,
                     "tokens_per_layer": list(b.tokens_per_layer),
                     "masked": b.masked,
+                    "seconds": {"capture": b.capture_s, "rewrite": b.rewrite_s, "first_run": b.first_s},
                     "passes": [
                         {"pass": s.pass_text, "matched": s.result.matched, "expected": s.result.expected, "delta": s.delta}
                         for s in b.steps

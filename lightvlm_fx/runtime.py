@@ -45,7 +45,18 @@ class Entry:
     """One compiled graph."""
 
     program: Program
-    run: Compiled
+    compiled: Compiled
+    bucket: Bucket
+
+    def run(self, given: dict[str, Tensor]) -> list[Tensor]:
+        """The graph's outputs; the first call is timed, as torch.compile does its work in it."""
+        inputs = [given[name] for name in self.program.inputs]
+        if self.bucket.first_s:
+            return list(self.compiled(*inputs))
+        start = time.perf_counter()
+        outputs = list(self.compiled(*inputs))
+        self.bucket.first_s = time.perf_counter() - start
+        return outputs
 
 
 class Decoder:
@@ -170,7 +181,7 @@ class Decoder:
             given["visual_salience"] = self._salience(layout)
         if self.observe:
             self.observe("prefill", given)
-        outputs = list(entry.run(*(given[name] for name in entry.program.inputs)))
+        outputs = entry.run(given)
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
         outputs.clear()  # `new_state` takes keys and values out one by one, so that no two copies of all of them ever stand
         self.last = {k: v for k, v in named.items() if k.split(".")[0] in SURVIVORS or k == "kv_count"}
@@ -307,7 +318,7 @@ class Decoder:
             return self._rewrite(pipe, program, seconds, kwargs, (), ())
 
         entry = self._entry(key, schedule, build, f"{rows} rows, {new} new tokens")
-        hidden, *asked = entry.run(*(given[name] for name in entry.program.inputs))
+        hidden, *asked = entry.run(given)
         state.advance(new)
         if asking and state.count is not None:
             for i, (store, score) in enumerate(zip(state.stores, asked, strict=True)):
@@ -356,7 +367,7 @@ class Decoder:
                 )
             with releases_first():
                 program, bucket = build()
-            self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static))
+            self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static), bucket)
             self.report.buckets.append(bucket)
         return self.entries[key]
 

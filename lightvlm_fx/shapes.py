@@ -77,33 +77,38 @@ class _Shifts:
         reads, same = pytree.tree_flatten((node.args, dict(node.kwargs)))
         if shape != same:
             return None
+        pairs = self._pairs(read, reads)
+        if pairs is None:
+            return None
         moves, stayed, length = set(), set(), None
+        for x, y in pairs:
+            was, now = _linear(x), _linear(y)
+            if was is None or now is None or was[1] != now[1]:
+                return None
+            move = (was[0], now[0], (now[2] - was[2]) / was[1])
+            if move[0] == move[1] and not move[2]:
+                stayed.add(move[0])
+                continue
+            moves.add(move)
+            length = (y, now[2]) if now[1] == 1 else length
+        if len(moves) != 1 or length is None:
+            return None
+        [(symbol, _, shift)] = moves
+        return None if symbol in stayed else self._moved(old, symbol, shift, *length)
+
+    def _pairs(self, read: list[Any], reads: list[Any]) -> list[tuple[Any, Any]] | None:
+        """The symbolic sizes of what a node read and reads, two by two; None where more than such sizes differ."""
+        out = []
         for a, b in zip(read, reads, strict=True):
             if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
                 if a is not b and a != b:
                     return None
                 continue
             pairs = _sizes(self.was.get(a, a.meta.get("val")), b.meta.get("val"))
-            if pairs is None:
+            if pairs is None or any(x != y for x, y in pairs if not isinstance(x, SymInt) and not isinstance(y, SymInt)):
                 return None
-            for x, y in pairs:
-                if not isinstance(x, SymInt) and not isinstance(y, SymInt):
-                    if x != y:
-                        return None
-                    continue
-                was, now = _linear(x), _linear(y)
-                if was is None or now is None or was[1] != now[1]:
-                    return None
-                move = (was[0], now[0], (now[2] - was[2]) / was[1])
-                if move[0] == move[1] and not move[2]:
-                    stayed.add(move[0])
-                    continue
-                moves.add(move)
-                length = (y, now[2]) if now[1] == 1 else length
-        if len(moves) != 1 or length is None:
-            return None
-        [(symbol, _, shift)] = moves
-        return None if symbol in stayed else self._moved(old, symbol, shift, *length)
+            out += [(x, y) for x, y in pairs if isinstance(x, SymInt) or isinstance(y, SymInt)]
+        return out
 
     def _moved(self, old: Tensor, symbol: Any, shift: Any, length: SymInt, offset: Any) -> Tensor | None:
         """`old` with (`length` - `offset`) + `shift` for `symbol`; other sizes stay."""

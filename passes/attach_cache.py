@@ -51,7 +51,7 @@ class AttachCache(Pass):
         stages = range(len(self.layers) + 1)
         capacity = [self.capacity or program.new_size(f"capacity_{s}") for s in stages]
         positions = [program.add_input(f"position_{s}", integers.new_empty(rows, capacity[s])) for s in stages]
-        sizes = {s: program.add_input(f"size_{s}", value(positions[s]).new_empty(rows, capacity[s], dtype=torch.float32)) for s in self.biased}
+        sizes = {s: program.add_input(f"size_{s}", embeds.new_empty(rows, capacity[s], dtype=torch.float32)) for s in self.biased}
         slots = [program.add_input(f"slot_{s}", integers.new_empty(queries)) for s in stages]
         masks: dict[tuple[int, int], fx.Node] = {}
         held: dict[int, fx.Node] = {}

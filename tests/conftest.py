@@ -13,7 +13,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from lightvlm_fx import zoo
+from lightvlm_fx.compat import SINCE
 from lightvlm_fx.ops import tiles
+from lightvlm_fx.releases import TESTED, release
 from lightvlm_fx.testing import tiny_programs
 
 torch.set_num_threads(1)
@@ -30,6 +32,8 @@ settings.register_profile(
 settings.load_profile("same")
 
 GOLDEN = Path(__file__).parent / "golden"
+PINS = (Path(__file__).parents[1] / "requirements-tested.txt").read_text(encoding="utf-8")
+PINNED = {name: tuple(map(int, re.search(rf"^{name}==(\d+)\.(\d+)", PINS, re.MULTILINE).groups())) for name in TESTED}
 
 
 # begun first, longest first: whatever comes last, one worker does alone
@@ -44,6 +48,15 @@ def pytest_collection_modifyitems(items):
     """Files in the order of LONG, then the others as they were (pytest-randomly shuffles them)."""
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+def pytest_runtest_setup(item):
+    """Skip what the installed transformers does in another way than later ones: by family, or by the mark `since`."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    family = params.get("family", params.get("model_type"))
+    least = max([SINCE.get(family, (0, 0)), *(mark.args for mark in item.iter_markers("since"))])
+    if release("transformers") < least:
+        pytest.skip(f"from transformers {'.'.join(map(str, least))} on")
 
 
 def pytest_addoption(parser):
@@ -84,7 +97,9 @@ def pytest_assertrepr_compare(op, left, right):
 
 @pytest.fixture
 def golden(request):
-    """The golden text of this test: tests/golden/<file stem>/<test name>.txt."""
+    """The golden text of this test: tests/golden/<file stem>/<test name>.txt, by the pinned releases alone."""
+    if {name: release(name) for name in TESTED} != PINNED:
+        pytest.skip("golden texts are of the releases in requirements-tested.txt")
     name = re.sub(r"[^\w.-]+", "_", request.node.name).strip("_")
     return Golden(GOLDEN / request.path.stem / f"{name}.txt", request.config.getoption("--update-golden"))
 

@@ -1,8 +1,8 @@
 """Which nodes of a graph ONNX Runtime's CUDA provider leaves to the CPU, with copies before and behind: told without a GPU.
 
-Sizes, and what is computed from them alone, stay on the CPU without a copy, and are no matter. From the kernels that ONNX Runtime documents (docs/OperatorKernels.md at its commit 001d12d): for the operators that
-artifacts use, the types of their data at the newest opset that it has them for. `lint` asks ONNX Runtime itself where
-it has that provider.
+From the kernels that ONNX Runtime documents (docs/OperatorKernels.md at its commit 001d12d): for the operators that
+artifacts use, the types of their data at the newest opset that it has them for. Sizes, and what is computed from sizes alone, stay on the
+CPU without a copy. `lint` asks ONNX Runtime itself where it has that provider.
 """
 
 from __future__ import annotations

@@ -127,7 +127,8 @@ def _probabilities(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Of every tile of rows its begin, its end, and its attention [B, G, H/G, rows, end] to the keys before that end."""
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(q.shape[2], device=q.device)
-    real, counts = (segment != PADDING).unsqueeze(1), torch.zeros(1, device=q.device) if size is None else size.clamp_min(1).log().unsqueeze(1)
+    real = (segment != PADDING).unsqueeze(1)
+    counts = torch.zeros(1, device=q.device) if size is None else size.clamp_min(1).log().unsqueeze(1)
     lowest = torch.finfo(torch.float32).min  # finite: a padding query may see no key, and NaN would spread through its value
     for start, stop in tiles(q.shape[2], q.shape[0] * q.shape[1] * q.shape[2]):
         logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :stop]

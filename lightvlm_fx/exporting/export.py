@@ -190,7 +190,7 @@ def _write_bucket(
         stages[name] = found
         del graph
     bucket, bounds, tables = built.bucket, built.bounds, built.tables
-    samples = _write_samples(folder, number, built)
+    samples = _write_samples(folder, number, built, with_stages=weights is None)
     return {
         "rows": bounds.rows, "prompt_tokens": bounds.length, "text_tokens": bounds.text, "visual_tokens": bounds.visual,
         "pictures": bounds.pictures, "least_picture": tables.least_picture, "least_tokens": tables.least_row,
@@ -201,13 +201,19 @@ def _write_bucket(
     }  # fmt: skip
 
 
-def _write_samples(folder: Path, number: int, built: Built) -> dict[str, Any]:
-    """The example batch with the compiled model's answer, and its logits at the end of the prompt, for `verify`; plain .npy files."""
+def _write_samples(folder: Path, number: int, built: Built, with_stages: bool) -> dict[str, Any]:
+    """The example batch with the compiled model's answer, and its logits at the end of the prompt, for `verify`; plain .npy files.
+
+    `with_stages`: also what the runner works out of a batch, `vision.*` and `prefill.picture_*`, for a target that has no runner.
+    """
     home = folder / "samples"
     home.mkdir(exist_ok=True)
     end = built.bucket.length + built.new_tokens if built.new_tokens else None
     arrays = {f"inputs.{k}": v for k, v in built.bucket.inputs.items()}
     arrays |= {"logits": built.bucket.logits[0].float(), "sequences": built.bucket.sequences[:, :end]}
+    if with_stages:
+        arrays |= {f"vision.{name}": x for name, x in built.stages["vision"].inputs.items()}
+        arrays |= {f"prefill.{name}": x for name, x in built.stages["prefill"].inputs.items() if name.startswith("picture_")}
     files = {}
     for name, x in arrays.items():
         x = x.float() if x.dtype == torch.bfloat16 else x

@@ -55,7 +55,7 @@ def attend(
 
 
 def counted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q [B, H, S, d] and k, v [B, G, S, d], ROOM wider, so that q k^T is `bias` [B, 1, 1, S] float32 larger in each column.
+    """The same q [B, H, S, d] and k, v [B, G, S, d], but wider by ROOM: q k^T is `bias` [B, 1, 1, S] float32 larger in each column.
 
     Two dimensions of ones meet the bias in two parts, whose sum is as exact in half precision as the logits' own sums are. A
     mask that says the same would hold S x S numbers, and keep fused kernels from skipping what a causal rule hides.

@@ -20,7 +20,7 @@ def merge_entries(
     keys, values [B, G, S, d], size [B, S] (None: ones), worth [B, G, S] (None: zeros), segment [B, S]; index, entry
     [B, G, K] from `keep_entries`. Where the heads share a choice, G is 1 in index, entry, worth and the last two results.
     What resembles what is said by the values; keys, rotated as they are, are averaged alike. With its size counted in
-    attention, a survivor answers as all that it stands for would, as far as they are equal (`key_bias`).
+    attention, a survivor answers as all that it stands for would, as far as they are equal.
     """
     (b, g), (heads, k) = values.shape[:2], index.shape[1:]
     shared = heads < g

@@ -36,7 +36,9 @@ def span(rows: Tensor, columns: Tensor) -> tuple[int, int]:
 
 
 def wanted(which: Tensor) -> Tensor | None:
-    """Places [B, n] of the tokens that `which` [B, S] marks, in order, filled with others in rows that have fewer; None (all), if not readable."""
+    """Places [B, n] of the tokens that `which` [B, S] marks, in order; rows that have fewer are filled with others. None, for all,
+    if not readable.
+    """
     if not readable(which):
         return None
     return torch.sort(which.int(), dim=1, descending=True, stable=True).indices[:, : int(which.sum(1).max())]

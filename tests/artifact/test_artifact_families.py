@@ -5,6 +5,7 @@ from artifacts import BOUNDED, check_same, once
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.compat import SINCE
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.schedule import Cut, Schedule
 
@@ -46,6 +47,7 @@ def test_llava_answers_as_the_compiled_model(bounded, tiny):
         check_same(fast, vlm, tiny.inputs(images=(1,), **other), 30)
 
 
+@pytest.mark.since(*SINCE["aria"])
 def test_a_masked_picture_is_not_taken_for_a_whole_one(shelf):
     """The mask of a picture's real pixels is a constant of the bucket: another one is refused."""
     tiny = zoo.build("aria", layers=2)

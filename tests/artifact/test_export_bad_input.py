@@ -5,6 +5,7 @@ import torch
 from artifacts import BOUNDED, contents, state_of
 
 import lightvlm_fx as lightvlm
+from lightvlm_fx import zoo
 from lightvlm_fx.errors import CaptureError, InputError, LightVLMError, ScheduleError, UnknownName
 from lightvlm_fx.schedule import Schedule
 
@@ -61,11 +62,19 @@ def test_an_example_that_lacks_something(refused, tiny, name):
 
 def test_an_example_without_a_picture_in_its_prompt(refused, tiny):
     inputs = tiny.inputs(text=(9,), images=(0,)) | {"pixel_values": torch.zeros(1, 3, 48, 48)}
-    assert "needs rows with the same pictures, at least one" in refused(InputError, inputs=inputs)
+    assert "needs a picture in its prompt" in refused(InputError, inputs=inputs)
 
 
-def test_rows_with_different_pictures(refused, tiny):
-    assert "needs rows with the same pictures" in refused(InputError, inputs=tiny.inputs(text=(9, 9), images=(1, 2)))
+def test_fewer_pictures_than_the_example_has(refused, tiny):
+    inputs = tiny.inputs(text=(9, 9), images=(1, 2))
+    assert "images=1 is below the 2 pictures that a row of the example has" in refused(InputError, inputs=inputs, images=1)
+    assert "images must be at least 1, got 0" in refused(InputError, images=0)
+
+
+def test_rows_with_different_pictures_of_a_tower_of_one_size(tmp_path):
+    inputs = zoo.build("aria", layers=2).inputs(text=(9, 9), images=(1, 2))
+    with pytest.raises(InputError, match="takes pictures of the example's sizes only, so its rows need the same ones"):
+        lightvlm.export(zoo.build("aria", layers=2).model, Schedule.preset("fastv", layer=1), tmp_path / "out", inputs=inputs)
 
 
 def test_no_examples(refused):

@@ -237,10 +237,11 @@ def test_bfloat16_graphs_in_the_reference_implementation(tiny):
     built = build(cast(tiny.model, "bfloat16"), BOUNDED, example, length, 16)
     asked = built.bucket.inputs
     given = {"input_ids": asked["input_ids"].numpy(), "attention_mask": asked["attention_mask"].numpy()}
+    given["picture_tokens"] = built.stages["prefill"].inputs["picture_tokens"].numpy()
     given["pixel_values"] = asked["pixel_values"].float().numpy().astype(ml_dtypes.bfloat16)
     for name in ("vision", "embed", "prefill"):
         stage = built.stages[name]
-        evaluator = ReferenceEvaluator(ir.to_proto(to_onnx(name, stage.module, stage.inputs)))
+        evaluator = ReferenceEvaluator(ir.to_proto(to_onnx(name, stage.module, stage.inputs, dynamic=stage.dynamic)))
         given |= dict(zip(evaluator.output_names, evaluator.run(None, {n: given[n] for n in evaluator.input_names}), strict=True))
     assert given["image_features"].dtype == ml_dtypes.bfloat16
     expected = built.bucket.logits[0].float().numpy()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from artifacts import BOUNDED, CUTS, LARGE, ROOM, SMALL, arrays, check_same, manifest, with_picture
+from artifacts import BOUNDED, CUTS, LARGE, ROOM, SMALL, arrays, check_same, manifest, split, with_picture
 from transformers import AutoTokenizer, TextStreamer
 
 import lightvlm_fx as lightvlm
@@ -24,9 +24,7 @@ def fast(sized):
 
 
 def bucket_of(vlm, inputs, new=NEW):
-    given = arrays(inputs)
-    pictures = {k: v for k, v in given.items() if k == "image_grid_thw"}
-    return vlm.bucket(given["input_ids"], given["attention_mask"], given.get("pixel_values"), pictures, new)
+    return vlm.bucket(*split(inputs), new)
 
 
 # --- batches and buckets ----------------------------------------------------------------------------------
@@ -85,8 +83,8 @@ def test_says_which_buckets_there_are(vlm, sized):
         vlm.generate(**sized[LARGE].inputs(text=(60,)), max_new_tokens=NEW)
     lines = str(error.value).splitlines()
     assert lines[0] == "no bucket of the artifact takes this batch:"
-    assert lines[1].startswith("  bucket 0 (1 rows, pictures [16, 384] of [4] tokens, 20 of text): ")
-    assert lines[2].startswith("  bucket 1 (2 rows, pictures [96, 384] of [12] tokens, 28 of text): ")
+    assert lines[1].startswith("  bucket 0 (1 rows of at most 20 tokens of text and 4 visual tokens in 4 pictures): ")
+    assert lines[2].startswith("  bucket 1 (2 rows of at most 28 tokens of text and 12 visual tokens in 4 pictures): ")
     assert lines[2].endswith("a row has 62 tokens of text")
     assert lines[3] == "export one with such an example"
 
@@ -99,29 +97,49 @@ def without_picture(inputs):
     return {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
 
 
-def turned(inputs):
-    return inputs | {"image_grid_thw": inputs["image_grid_thw"][:, [0, 2, 1]]}
+def larger(inputs):
+    return inputs | {"image_grid_thw": torch.tensor([[1, 12, 16]])}
+
+
+def other(inputs):
+    return inputs | {"pixel_values": inputs["pixel_values"][:16], "image_grid_thw": torch.tensor([[1, 4, 4]])}
+
+
+def moving(inputs):
+    return inputs | {"image_grid_thw": torch.tensor([[2, 6, 4]])}
+
+
+def without_grid(inputs):
+    return {k: v for k, v in inputs.items() if k != "image_grid_thw"}
 
 
 @pytest.mark.parametrize(("sizes_of_batch", "change", "new", "message"), [
     ({"text": (9, 9, 9), "images": (1, 1, 1)}, dict, NEW, "the batch has 3 rows"),
-    ({"text": (9,), "images": (2,)}, dict, NEW, r"pixel_values have the shape \[96, 384\]"),
-    ({"text": (9, 9), "images": (1, 0)}, dict, NEW, r"rows hold \[12, 0\] visual tokens, every one must hold 12"),
+    ({"text": (9,), "images": (2,)}, dict, NEW, "a row has 24 visual tokens"),
     ({"text": (9,), "images": (1,)}, without_picture, NEW, "holds placeholders for pictures, but no picture came with it"),
     ({"text": (9,), "images": (1,)}, padded_on_the_right, NEW, "the batch is padded on the right; pad on the left"),
-    ({"text": (9,), "images": (1,)}, turned, NEW, "image_grid_thw differs"),
+    ({"text": (9,), "images": (1,)}, larger, NEW, r"pixel_values \[48, 384\] are not the patches \[192, 384\] of image_grid_thw"),
+    ({"text": (9,), "images": (1,)}, other, NEW, "the pictures make 4 visual tokens, the prompt holds 12"),
+    ({"text": (9,), "images": (1,)}, moving, NEW, r"takes still pictures, one frame each, got grids .* \[\[2, 6, 4\]\]"),
+    ({"text": (9,), "images": (1,)}, without_grid, NEW, "pixel_values came without image_grid_thw"),
     ({"text": (9,), "images": (1,)}, dict, ROOM + 1, f"its caches have room for {ROOM} new tokens, {ROOM + 1} are wanted"),
     ({"text": (9,), "images": (1,)}, dict, 0, "max_new_tokens must be at least 1, got 0"),
-], ids=["rows", "pictures", "ragged", "no picture", "right", "grid", "room", "nothing"])  # fmt: skip
+], ids=["rows", "pictures", "no picture", "right", "grid", "other", "moving", "no grid", "room", "nothing"])  # fmt: skip
 def test_refuses_what_no_bucket_takes(vlm, sized, sizes_of_batch, change, new, message):
     with pytest.raises(InputError, match=message):
         vlm.generate(**change(sized[LARGE].inputs(**sizes_of_batch)), max_new_tokens=new)
 
 
-def test_refuses_a_picture_of_another_size(vlm, sized):
+def test_refuses_a_larger_picture(vlm, sized):
     inputs = with_picture(sized[LARGE], 8, 8).inputs()
-    with pytest.raises(InputError, match=r"pixel_values have the shape \[64, 384\]"):
+    with pytest.raises(InputError, match="a row has 16 visual tokens"):
         vlm.generate(**inputs, max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 10), (8, 4), (4, 12)])
+def test_answers_smaller_pictures_of_any_shape(vlm, fast, sized, height, width):
+    kind = with_picture(sized[LARGE], height, width)
+    check_same(fast, vlm, kind.inputs(text=(9, 6), images=(1, 0), seed=3), NEW)
 
 
 def test_answers_up_to_the_room_there_is(vlm, fast, sized):
@@ -158,7 +176,7 @@ def test_gives_back_the_kind_it_is_given(vlm, sized):
     assert array.dtype == np.int64
     assert tensor.tolist() == array.tolist()
     assert vlm.generate(inputs["input_ids"].tolist(), arrays(inputs)["attention_mask"], arrays(inputs)["pixel_values"],
-                        max_new_tokens=4).tolist() == array.tolist()  # fmt: skip
+                        image_grid_thw=inputs["image_grid_thw"].tolist(), max_new_tokens=4).tolist() == array.tolist()  # fmt: skip
 
 
 def test_takes_pictures_in_half_precision(vlm, sized):
@@ -250,8 +268,7 @@ def test_answers_do_not_depend_on_those_before(vlm, sized):
 
 def test_steps_write_into_the_buffers_they_read(bounded, tiny):
     """Nothing is copied: every buffer of the cache stays where the prompt put it, and changes there."""
-    given = arrays(tiny.inputs(text=(9, 9), images=(1, 1)))
-    run = lightvlm.load(bounded).stages(0).start(given["input_ids"], given["attention_mask"], given["pixel_values"], zoo.PAD)
+    run = lightvlm.load(bounded).stages(0).start(*split(tiny.inputs(text=(9, 9), images=(1, 1))), zoo.PAD)
     places = {name: value.data_ptr() for name, value in run.cache.items()}
     before = {name: value.numpy().copy() for name, value in run.cache.items()}
     assert len(set(places.values())) == len(places)
@@ -266,8 +283,7 @@ def test_steps_write_into_the_buffers_they_read(bounded, tiny):
 def test_two_answers_at_once_do_not_mix(bounded, tiny):
     """Caches belong to an answer, not to a session."""
     stages = lightvlm.load(bounded).stages(0)
-    given = [arrays(tiny.inputs(text=(9, 9), images=(1, 1), seed=seed)) for seed in (0, 5)]
-    args = [(g["input_ids"], g["attention_mask"], g["pixel_values"], zoo.PAD) for g in given]
+    args = [(*split(tiny.inputs(text=(9, 9), images=(1, 1), seed=seed)), zoo.PAD) for seed in (0, 5)]
 
     def tokens(runs, steps=12):
         out = [[] for _ in runs]

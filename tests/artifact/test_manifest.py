@@ -88,7 +88,8 @@ def add_file(path):
 
 
 MANIFESTS = {
-    "a newer schema": (lambda m: m.update(schema_version=2), "schema version 2, this lightvlm_fx reads up to 1; install a newer release"),
+    "a newer schema": (lambda m: m.update(schema_version=3), "schema version 3, this lightvlm_fx reads up to 2; install a newer release"),
+    "an older schema": (lambda m: m.update(schema_version=1), "schema version 1, this lightvlm_fx reads 2; export again, or"),
     "no number for a schema": (lambda m: m.update(schema_version="1"), "schema version 1"),
     "no schema": (lambda m: m.pop("schema_version"), "not readable as a manifest"),
     "no buckets": (lambda m: m.pop("buckets"), "lacks buckets"),

@@ -10,9 +10,9 @@ NEW = 12
 
 def greedy(stages, given, new):
     """Tokens [B, new] of the stages, each something that is called with its inputs by name."""
-    seen = stages["vision"](pixel_values=given["pixel_values"])
+    seen = stages["vision"](**given["vision"])
     embedded = stages["embed"](input_ids=given["input_ids"], **seen)
-    out = stages["prefill"](input_ids=given["input_ids"], attention_mask=given["attention_mask"], **embedded)
+    out = stages["prefill"](input_ids=given["input_ids"], attention_mask=given["attention_mask"], **given["prefill"], **embedded)
     cache, tokens = out["present"], [out["logits"].argmax(-1)]
     for step in range(new - 1):
         out = stages["decode"](input_ids=tokens[-1][:, None], step=torch.tensor([step]), past_key_values=cache)
@@ -25,7 +25,10 @@ def sample(folder):
     """The recorded batch, and the compiled model's answer to it."""
     files = manifest(folder)["buckets"][0]["samples"]
     arrays = {name: torch.from_numpy(np.load(folder / file)) for name, file in files.items()}
-    given = {name.removeprefix("inputs."): x for name, x in arrays.items() if name.startswith("inputs.")}
+    given = {}
+    for name, x in arrays.items():
+        kind, _, name = name.partition(".")
+        (given if kind == "inputs" else given.setdefault(kind, {}))[name] = x
     return given, arrays["sequences"][:, given["input_ids"].shape[1] :][:, :NEW]
 
 

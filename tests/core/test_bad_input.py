@@ -388,7 +388,10 @@ def test_refuses_what_is_no_cache(fast, inputs):
         fast(**inputs, past_key_values=((torch.ones(1), torch.ones(1)),))
 
 
-@pytest.mark.parametrize("kind", ["static", "offloaded"])
+NO_STREAM = torch.backends.cuda.is_built() and not torch.cuda.is_available()  # then transformers itself makes no offloaded cache
+
+
+@pytest.mark.parametrize("kind", ["static", pytest.param("offloaded", marks=pytest.mark.skipif(NO_STREAM, reason="a build for GPUs"))])
 def test_refuses_caches_with_buffers_of_their_own(fast, inputs, kind):
     with pytest.raises(
         NotSupported, match="a compiled model brings its own buffers; leave cache_implementation unset"
@@ -407,9 +410,8 @@ def test_refuses_to_shorten_its_cache(fast, inputs, change):
 
 
 def test_refuses_generation_that_needs_cropping(fast, inputs):
-    with pytest.raises(
-        NotSupported, match="cannot be cropped, so assisted and contrastive generation are not available"
-    ):
+    """From 5.24 on transformers asks the cache itself whether it can be cropped."""
+    with pytest.raises((NotSupported, ValueError), match=r"cannot be cropped, so assisted|requires a cache that can be cropped"):
         fast.generate(**inputs, max_new_tokens=3, prompt_lookup_num_tokens=2)
 
 

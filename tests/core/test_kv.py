@@ -201,12 +201,12 @@ def test_a_list_shares_the_budget_in_proportion(capacity, shares):
     [
         ({"capacity": 8}, (), [[8] * 3, [6] * 3], (8, 8, 8)),
         ({"capacity": 0.5}, (), [[8] * 3, [3] * 3], (8, 8, 8)),
-        ({"capacity": 16}, (), [[16] * 3, [6] * 3], (0, 0, 0)),  # all fit
-        ({"capacity": 10}, [Cut(layer=1, keep=0.2)], [[10, 8, 8], [6, 3, 3]], (10, 0, 0)),
+        ({"capacity": 16}, (), [[16] * 3, [6] * 3], (16, 16, 16)),  # all fit
+        ({"capacity": 10}, [Cut(layer=1, keep=0.2)], [[10, 8, 8], [6, 3, 3]], (10, 8, 8)),
         ({"capacity": 0.5} | VISUAL, (), [[5] * 3, [2] * 3], (11, 11, 11)),  # beside text
         ({"capacity": 10, "visual_share": 0.5}, (), [[10] * 3, [10] * 3], (10, 10, 10)),
         ({"capacity": 24, "visual_share": 0.25}, (), [[24] * 3, [24] * 3], (12, 12, 12)),  # they fit, but 10 visual are above 6
-        ({"capacity": 24, "visual_share": 0.5}, (), [[24] * 3, [24] * 3], (0, 0, 0)),
+        ({"capacity": 24, "visual_share": 0.5}, (), [[24] * 3, [24] * 3], (16, 16, 16)),
         ({"capacity": 4, "budgets": [2, 1, 3]} | VISUAL, (), [[4, 2, 6], [4, 2, 4]], (10, 8, 12)),
     ],
 )

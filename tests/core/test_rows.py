@@ -68,10 +68,10 @@ def test_the_schedule_does_change_the_answer(llava, fast):
 
 
 def test_a_later_batch_may_lose_more_tokens_than_the_first_one_had(llava):
-    """The capture of a short prompt cannot serve one whose cuts are longer than all of it; it is redone."""
+    """Of one graph: its cuts take as many tokens as the pictures have too many."""
     fast = lightvlm.compile(llava.model, Schedule.preset("fastv", layer=1, keep=4), backend="eager")
     for pictures in (1, 3, 1, 2):
         batch = llava.inputs(text=(9,), images=(pictures,))
         assert logits(fast, batch).isfinite().all()
     prefills = [bucket.tokens_per_layer for bucket in fast.lightvlm.report.buckets]
-    assert prefills == [(45, 13, 13, 13), (117, 21, 21, 21), (81, 17, 17, 17)]
+    assert prefills == [(45, 13, 13, 13)]

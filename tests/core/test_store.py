@@ -46,7 +46,7 @@ def answer(layer, seed=1):
     slot, query = stage.slots(1), torch.tensor([LENGTH])
     stage.used += 1
     return attend_bounded(q, k, v, layer.keys, layer.values, stage.position, None, stage.size, query, torch.tensor([1, 0]), slot,
-                          WIDTH**-0.5, 0.0, 0, "age", 0, 0, 1.0, 0)  # fmt: skip
+                          WIDTH**-0.5, 0.0, 0, "age", 0, 0, 1.0, None)  # fmt: skip
 
 
 @pytest.mark.parametrize("sized", [False, True])

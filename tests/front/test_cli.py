@@ -101,6 +101,7 @@ def test_bench_prints_ratios(run):
         assert part in text
 
 
+@pytest.mark.since(5, 23)  # before, transformers' exporter writes other components
 def test_bench_artifact_prints_ratios(run, monkeypatch):
     monkeypatch.setattr("lightvlm_fx.bench_artifact.SPINNING", 0)  # not a measurement
     code, text, _ = run("bench", "artifact", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--text", "9")

@@ -12,6 +12,7 @@ from lightvlm_fx import runtime, zoo
 from lightvlm_fx.capture import Call, capture
 from lightvlm_fx.errors import NotSupported, PreconditionError, RefusedModel
 from lightvlm_fx.match import before_rope
+from lightvlm_fx.releases import release
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer, difference
 
@@ -116,7 +117,7 @@ def check_counts(family, schedule):
         assert layer.keys.shape[2] == layer.values.shape[2] == layer.stage.position.shape[1] >= layer.stage.used
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.since(5, 18)) if f == "paligemma" else f for f in FAMILIES])
 def test_decoding_equals_a_prefill_of_everything_so_far(family):
     check_decoding(family, Schedule.preset("uniform", keep=0.3, layers=(2,)))  # a score that asks not for the last token
 
@@ -263,6 +264,7 @@ def test_a_later_turn_may_bring_a_picture(pair):
     assert difference(*(go_on(model, "llava", first, more, **picture) for model in pair)) <= EXACT
 
 
+@pytest.mark.since(5, 23)  # before, a later picture attends causally
 def test_refuses_a_later_picture_that_attends_in_both_directions():
     first, more = tiny("gemma3").inputs(**CASES["one row"]), torch.tensor([[40, zoo.BOI, *[zoo.IMAGE] * 16, zoo.EOI, 42]])
     picture = {"pixel_values": tiny("gemma3").inputs(**CASES["one row"], seed=5)["pixel_values"]}
@@ -294,7 +296,8 @@ def test_keeping_everything_changes_nothing_around_another_decoder(text_type, ex
     other = llava_around(text_type, **extra)
     fast = lightvlm.compile(other.model, EVERYTHING, backend="eager")
     inputs = other.inputs(**CASES["batch"])
-    assert difference(answer(other.model, inputs, NEW), answer(fast, inputs, NEW)) <= EXACT
+    exact = EXACT if release("transformers") >= (5, 21) else 5e-5  # before, gemma2 itself rounded more
+    assert difference(answer(other.model, inputs, NEW), answer(fast, inputs, NEW)) <= exact
 
 
 @pytest.mark.parametrize("family", ["glm4v_moe", "fuyu", "kimi_k25"])
