@@ -326,6 +326,37 @@ def bench_answer(
     out.print(program.machine(device), highlight=False)
 
 
+@bench.command("size")
+def bench_size(
+    shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
+    preset: Annotated[str, typer.Option("--preset", "-p", help="Preset and its options.")] = "lightvlm",
+    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
+    repeats: int = 7,
+    dtype: str = "bfloat16",
+    device: str = "cpu",
+    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+) -> None:
+    """The graph that serves every size beside one made for the size (`static=True`): prefill and step, in turns."""
+    import statistics
+
+    import torch
+
+    from lightvlm_fx import bench as program
+    from lightvlm_fx.bench_size import compare, ratio
+
+    chosen = program.shape(shape, layers)
+    with err.status("building the model") as status:
+        made = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, dtype=getattr(torch, dtype), device=device,
+                       tell=status.update)  # fmt: skip
+    table = Table("graph", "prefill ms", "step ms", "first answer s", title=f"{preset}, {chosen}, {text} text tokens, {dtype}, inductor")
+    for variant in made:
+        times = [f"{1e3 * statistics.median(x):.1f}" for x in (variant.prefill, variant.step)]
+        table.add_row(variant.name, *times, f"{variant.first_s:.1f}")
+    Console(width=max(out.width, 120)).print(table)
+    out.print(f"every size / this size: prefill {ratio(made, 'prefill'):.3f}, step {ratio(made, 'step'):.3f}", highlight=False)
+    out.print(program.machine(device), highlight=False)
+
+
 @bench.command("first")
 def bench_first(
     shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
@@ -350,6 +381,29 @@ def bench_first(
             answers = [f"{made.answer:.1f}", f"{made.again:.2f}"] if i == 0 else ["", ""]
             table.add_row(cache if i == 0 else "", stage["stage"], *times, *answers)
     Console(width=max(out.width, 140)).print(table)
+    out.print(program.machine("cpu"), highlight=False)
+
+
+@bench.command("memory")
+def bench_memory(
+    preset: Annotated[str, typer.Option("--preset", "-p", help="Preset and its options, as lightvlm:combine=recover.")] = "lightvlm",
+    tokens: Annotated[list[int] | None, typer.Option(help="Visual tokens of the video, in frames of 72; may be repeated.")] = None,
+    repeats: int = 1,
+    backend: Backend = "eager",
+) -> None:
+    """Peak memory and time of the prefill of one long video by a tiny Qwen2.5-VL, beside those of the same model unreduced."""
+    from lightvlm_fx import bench as program
+    from lightvlm_fx.bench_memory import apart
+
+    table = Table("visual tokens", "unreduced MiB", "reduced MiB", "of unreduced", "unreduced ms", "reduced ms",
+                  title=f"prefill of one video, tiny Qwen2.5-VL, {preset}, {backend}")  # fmt: skip
+    with err.status("measuring") as status:
+        for n in tokens or [1008, 2880, 5760, 8640, 11520]:
+            status.update(f"{n} visual tokens")
+            full, reduced = (apart(n, schedule, backend, repeats) for schedule in (Schedule.preset("none"), preset_of(preset, [])))
+            table.add_row(str(n), f"{full.peak / 2**20:.0f}", f"{reduced.peak / 2**20:.0f}", f"{reduced.peak / full.peak:.2f}",
+                          f"{1e3 * full.seconds:.0f}", f"{1e3 * reduced.seconds:.0f}")  # fmt: skip
+    Console(width=max(out.width, 120)).print(table)
     out.print(program.machine("cpu"), highlight=False)
 
 

@@ -56,9 +56,10 @@ def _bound_prefill(schedule: Schedule, depth: int) -> BoundPrefill:
     assert kv is not None
     return BoundPrefill(
         sizes=shared_sizes(schedule, depth), score=kv.prompt or kv.score, shared=kv.shared,
-        sinks=kv.sinks, recent=kv.recent, window=kv.window, kernel=kv.kernel, of_visual=kv.of == "visual", text_first=kv.text_first, visual_share=kv.visual_share,
-        budgets=str(kv.budgets) if kv.adaptive else "uniform", alpha=kv.alpha,
-        merge=kv.merge, running="" if kv.when in ("prefill", "turn") else kv.score, store=kv.when == "turn",
+        sinks=kv.sinks, recent=kv.recent, window=kv.window, kernel=kv.kernel,
+        of_visual=kv.of == "visual", text_first=kv.text_first, visual_share=kv.visual_share,
+        budgets=str(kv.budgets) if kv.adaptive else "uniform", alpha=kv.alpha, merge=kv.merge,
+        running="" if kv.when in ("prefill", "turn") else kv.score, store=kv.when == "turn",
     )  # fmt: skip
 
 

@@ -102,6 +102,19 @@ def test_bench_prints_ratios(run):
 
 
 @pytest.mark.since(5, 23)  # before, transformers' exporter writes other components
+def test_bench_first_tells_what_a_new_process_takes(run):
+    code, text, _ = run("bench", "first", "--shape", "tiny", "--backend", "eager", "--layers", "4", "--dtype", "float32")
+    assert code == 0
+    assert [word in text for word in ("empty", "full", "prefill", "decode")] == [True] * 4
+
+
+@pytest.mark.heavy  # compiles four graphs with inductor
+def test_bench_size_compares_two_graphs(run):
+    code, text, _ = run("bench", "size", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--dtype", "float32")
+    assert code == 0
+    assert "every size / this size: prefill" in text
+
+
 def test_bench_artifact_prints_ratios(run, monkeypatch):
     monkeypatch.setattr("lightvlm_fx.bench_artifact.SPINNING", 0)  # not a measurement
     code, text, _ = run("bench", "artifact", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--text", "9")
