@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -57,6 +58,7 @@ def to_onnx_with_metadata(
             logging.disable(logging.NOTSET)
     model.graph.name = name
     common.InlinePass()(model)
+    name_sizes(model, dynamic or {})
     if gemm:
         linear_as_gemm(model)
     simplify(model)
@@ -77,6 +79,21 @@ def dimensions(axes: dict[str, dict[int, str]], inputs: dict[str, Any]) -> dict[
         return int(times) * size if times else size
 
     return {name: {d: dim(axis) for d, axis in axes.get(name, {}).items()} or None for name in inputs}
+
+
+def name_sizes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
+    """Call symbolic sizes what `axes` calls them, in the shapes of all values; torch.export numbers them."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for d, axis in axes.get(value.name or "", {}).items():
+            names[str(value.shape[d].value).rpartition("*")[2]] = axis.rpartition("*")[2]  # type: ignore[index, union-attr]
+    if not names:
+        return
+    pattern = re.compile("|".join(rf"\b{re.escape(old)}\b" for old in names))
+    for value in (*model.graph.inputs, *model.graph.outputs, *(v for node in model.graph for v in node.outputs)):
+        for d, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and size.value is not None:
+                value.shape[d] = pattern.sub(lambda found: names[found[0]], str(size.value))  # type: ignore[index]
 
 
 FUNCTION_IR = values.TracedOnnxFunction.__dict__["function_ir"]

@@ -115,6 +115,6 @@ def _received(q: Tensor, k: Tensor, scale: float, rows: int) -> Tensor:
     """Attention [n, P] that each patch receives from the first `rows` patches, mean over them and over heads."""
     patches = q.shape[2]
     here = torch.arange(patches, device=q.device)
-    weight = (here < rows).float().expand(len(q), -1) / rows
-    everything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=q.device).expand(len(q), 1, patches, patches)
-    return column_sums(q, k, torch.zeros(len(q), patches, dtype=torch.int64, device=q.device), everything, scale, weight)[0].mean(1)
+    weight = (here < rows).float().expand(q.shape[0], -1) / rows
+    everything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=q.device).expand(q.shape[0], 1, patches, patches)
+    return column_sums(q, k, torch.zeros(q.shape[0], patches, dtype=torch.int64, device=q.device), everything, scale, weight)[0].mean(1)

@@ -7,6 +7,7 @@ schedule itself, so that they say what `Layout.plan` and `KvPlan` say at run tim
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,7 @@ class Tables:
         firsts = schedule.layers(depth) if schedule.cuts else []
         cut_of = tuple(sum(first <= layer for first in firsts) for layer in range(depth))
         sizes = list(range(bounds.unit, bounds.visual + 1, bounds.unit))
-        by_size, least_picture = _largest_run(sizes, lambda n: schedule.budgets(n))
+        by_size, least_picture = _largest_run(sizes, schedule.budgets)
         kept = np.zeros((len(schedule.cuts), bounds.visual + 1), np.int64)
         for n, left in by_size.items():
             kept[:, n] = left
@@ -99,7 +100,7 @@ class Tables:
         return KvPlan(count, self.entries, most, self.slots, own)
 
 
-def _largest_run(numbers: list[int], answer):  # type: ignore[no-untyped-def]
+def _largest_run(numbers: list[int], answer: Callable[[int], list[int]]) -> tuple[dict[int, list[int]], int]:
     """What `answer` gives for the numbers from which on it gives something for all, by number, and the least of them.
 
     Raises the ScheduleError of the last number where it gives none for that.

@@ -90,7 +90,8 @@ class Prefill(StageModule):
         self.like = {n.name: n.meta["val"].dtype for n in program.placeholders()}
         self.prompt, self.positions, self.rules, self.head = prompt, positions, rules, head
         self.schedule, self.tables, self.depth, self.room = schedule, tables, depth, room
-        self.register_buffer("kept", tables.kept, persistent=False)
+        for i, kept in enumerate(tables.kept):  # a buffer a cut: torch.export saves no table of no rows
+            self.register_buffer(f"kept_{i}", kept, persistent=False)
         self.register_buffer("wanted", tables.wanted, persistent=False)
 
     def forward(self, **given: Tensor) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class Prefill(StageModule):
             if name.startswith("attention_mask"):
                 rule = self.rules.get(name)
                 given[name] = additive(rule.allowed(segment), self.like[name]) if rule else attention_mask.to(self.like[name])
-        budgets = [kept[picture_tokens] for kept in self.kept]
+        budgets = [getattr(self, f"kept_{i}")[picture_tokens] for i in range(len(self.tables.stay))]
         for i, (budget, stay) in enumerate(zip(budgets, self.tables.stay, strict=True)):
             given |= {f"visual_budget_{i}": budget, f"stay_{i}": segment.new_empty(stay)}
         kv = None

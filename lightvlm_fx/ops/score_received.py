@@ -20,7 +20,7 @@ def column_sums(
     `mask` [B, 1, S, S] replaces the causal rule where given.
     """
     s = q.shape[2]
-    total, seen_by = torch.zeros(len(q), k.shape[1], s, device=q.device), torch.zeros(len(q), s, device=q.device)
+    total, seen_by = torch.zeros(q.shape[0], k.shape[1], s, device=q.device), torch.zeros(q.shape[0], s, device=q.device)
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
     allowed_keys = (segment != PADDING)[:, None, :]
     for start, stop in tiles(s, q.shape[0] * q.shape[1] * s, first):

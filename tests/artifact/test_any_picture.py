@@ -16,7 +16,7 @@ NEW = 10
 SCHEDULES = {
     "cut": Schedule.preset("lightvlm", keep=0.3, layers=(1,)),
     "cache": Schedule(cuts=(Cut(layer=1, keep=0.3, combine="merge", proportional=True),), kv=Schedule.preset("h2o", capacity=14).kv),
-    "share": Schedule.preset("lightvlm", keep=0.5, layers=(1,), capacity=0.4, recent=4, sinks=2),
+    "share": Schedule.preset("lightvlm", keep=0.5, layers=(1,), capacity=0.6, recent=2, sinks=1),
     "budgets": Schedule.preset("aircache", capacity=0.25),
 }
 PAIRS = [*((family, name) for family in ("llava", "qwen2_5_vl") for name in SCHEDULES), ("internvl", "cut"), ("smolvlm", "cache"),
@@ -112,7 +112,7 @@ def test_masks_of_real_pixels(artifact):
 
 def test_names_its_bounds(artifact):
     tiny, _, vlm = artifact("qwen2_5_vl", "cut")
-    said = "bucket 0 (2 rows of at most 17 tokens of text and 24 visual tokens in 4 pictures): "
+    said = "bucket 0 (2 rows of at most 21 tokens of text and 24 visual tokens in 4 pictures): "
     small = with_picture(tiny, 2, 2)
     for kind, batch, why in (
         (tiny, {"text": (9,), "images": (3,)}, "a row has 36 visual tokens"),

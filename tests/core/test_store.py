@@ -27,7 +27,7 @@ def store_of(counted, size=None, seed=0):
     place = torch.where(ROWS == PADDING, -1, torch.arange(LENGTH)).unsqueeze(1)
     if size is None and counted:
         size = torch.ones(2, 1, LENGTH)
-    layer = StageLayer(None, Stage(0, place, size), keys, values)
+    layer = StageLayer(None, Stage(0, place, size, fixed=LENGTH + 4), keys, values)
     return Store(layer, ROWS, counted), layer
 
 

@@ -31,7 +31,7 @@ class Cache(NamedTuple):
     def held(self, b, g):
         return sorted(i for i in self.position[b, g].tolist() if i >= 0)
 
-    def attend(self, q, k, v, query, slot=None, rule="age", softcap=0.0, window=0, sinks=0, recent=0, decay=0.9, limit=0):
+    def attend(self, q, k, v, query, slot=None, rule="age", softcap=0.0, window=0, sinks=0, recent=0, decay=0.9, limit=None):
         return attend_bounded(q, k, v, *self[:5], query, self.start, slot, SCALE, softcap, window, rule, sinks, recent, decay, limit)
 
 
@@ -100,7 +100,7 @@ def test_overwriting_is_masking(rule, shared, sized, sinks, recent, n, seed):
         query = torch.arange(first, first + n)
         new, options = [x[:, :, query] for x in (q, k, v)], {"rule": rule, "sinks": sinks, "recent": recent}
         out = small.attend(*new, query, **options)
-        torch.testing.assert_close(out, large.attend(*new, query, query, limit=slots, **options))
+        torch.testing.assert_close(out, large.attend(*new, query, query, limit=torch.tensor([slots, slots]), **options))
         for b in range(2):
             for g in range(small.position.shape[1]):
                 held = small.held(b, g)
