@@ -86,14 +86,14 @@ def name_sizes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
     names: dict[str, str] = {}
     for value in model.graph.inputs:
         for d, axis in axes.get(value.name or "", {}).items():
-            names[str(value.shape[d].value).rpartition("*")[2]] = axis.rpartition("*")[2]  # type: ignore[index, union-attr]
+            names[str(value.shape[d].value).rpartition("*")[2]] = axis.rpartition("*")[2]
     if not names:
         return
     pattern = re.compile("|".join(rf"\b{re.escape(old)}\b" for old in names))
     for value in (*model.graph.inputs, *model.graph.outputs, *(v for node in model.graph for v in node.outputs)):
         for d, size in enumerate(value.shape or ()):
             if not isinstance(size, int) and size.value is not None:
-                value.shape[d] = pattern.sub(lambda found: names[found[0]], str(size.value))  # type: ignore[index]
+                value.shape[d] = pattern.sub(lambda found: names[found[0]], str(size.value))
 
 
 FUNCTION_IR = values.TracedOnnxFunction.__dict__["function_ir"]

@@ -42,7 +42,7 @@ def measure(shape: str, layers: int | None, schedule: str, text: int, dtype: str
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
     stages = [{"stage": b["stage"], **b["seconds"]} for b in fast.lightvlm.report.data()["buckets"]]
-    return First(*seconds, stages)
+    return First(seconds[0], seconds[1], stages)
 
 
 def both(**given: Any) -> list[First]:

@@ -70,7 +70,7 @@ def attention_name(module: nn.Module) -> str:
 
     `config._attn_implementation` is private: transformers has no public way to read what `set_attn_implementation` sets.
     """
-    return module.config._attn_implementation
+    return str(module.config._attn_implementation)
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def symbolic_size(like: Any, name: str, hint: int) -> Any:
     from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
-    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[None])
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[None])
     return fake_mode(like).from_tensor(torch.empty(hint), source=ConstantSource(name), symbolic_context=context).shape[0]
 
 
@@ -203,7 +203,8 @@ def inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., An
     """What inductor makes of a graph that dynamo traced, whose outputs are a tuple; called while its backend is."""
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(graph, inputs)
+    compiled: Any = compile_fx(graph, inputs)
+    return compiled
 
 
 def traced_guards() -> int:

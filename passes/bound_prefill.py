@@ -197,4 +197,5 @@ class BoundPrefill(Pass):
 
 def _counted_size(marker: fx.Node) -> fx.Node | None:
     """The tokens [B, S] that each key counts as in this layer's attention; None: one each."""
-    return marker.args[SIZE] if len(marker.args) > SIZE else None
+    size = marker.args[SIZE] if len(marker.args) > SIZE else None
+    return size if isinstance(size, fx.Node) else None

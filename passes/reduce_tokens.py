@@ -169,10 +169,12 @@ class ReduceTokens(Pass):
         if self.combine == "merge":
             went = edit.call(f"went_{number}", OPS.nearest_survivor.default, hidden, segment, index, left)
             merged = edit.call(f"merge_{number}", OPS.merge_tokens.default, hidden, size, index, went)
-            return *edit.parts(merged, f"kept_{number}", f"size_{number}"), went
+            kept, size = edit.parts(merged, f"kept_{number}", f"size_{number}")
+            return kept, size, went
         arguments = (hidden, size, score, rank, budget, index, segment, left, self.centres, self.group)
         merged = edit.call(f"merge_{number}", OPS.recover_tokens.default, *arguments)
-        return edit.parts(merged, f"kept_{number}", f"size_{number}", f"went_{number}")
+        kept, size, went = edit.parts(merged, f"kept_{number}", f"size_{number}", f"went_{number}")
+        return kept, size, went
 
     def _carry(
         self, program: Program, edit: Editor, old: fx.Node, index: fx.Node, renumbered: fx.Node, left: fx.Node, length: Any

@@ -67,7 +67,7 @@ def _what(node: fx.Node) -> tuple[Any, ...]:
     return q, k, mask, scale
 
 
-def _segment(program: Program, mask: fx.Node) -> fx.Node:
+def _segment(program: Program, mask: Any) -> Any:
     """What each token is [B, S] that a causal `mask` is for: of a cut's survivors, or of the prompt."""
     while mask.target in DERIVED:
         if mask.target is OPS.mask_out.default:
@@ -82,7 +82,8 @@ def _segment(program: Program, mask: fx.Node) -> fx.Node:
 
 def _in_blocks(graph: fx.Graph, node: fx.Node, segment: fx.Node, score: fx.Node | None) -> None:
     """Replace an `attend`, and the `score` that sums up its probabilities if there is one, by attention in blocks."""
-    q, k, v, _, scale, softcap, size = (*node.args, *(0.0, None)[len(node.args) - 5 :])
+    given: list[Any] = [*node.args, *(0.0, None)[len(node.args) - 5 :]]
+    q, k, v, _, scale, softcap, size = given
     if score is None or softcap:
         node.target = attend_in_blocks
         node.update_arg(MASK, segment)
