@@ -106,9 +106,9 @@ class Program:
         self.inputs = (*self.inputs, name)
         return node
 
-    def new_size(self, name: str) -> torch.SymInt:
-        """A symbolic size that no other value of the program has yet, for the dimension of a new input."""
-        return symbolic_size(value(self.sequence()), name, EXAMPLE + 2 * len(self.inputs))
+    def new_size(self, name: str, least: int = EXAMPLE) -> torch.SymInt:
+        """A symbolic size that no other value of the program has yet, for the dimension of a new input; traced at `least` or more."""
+        return symbolic_size(value(self.sequence()), name, least + 2 * len(self.inputs))
 
     def add_ruler(self, name: str) -> fx.Node:
         """A new input [n] whose only use is its size n, in the graph as a symbolic number."""

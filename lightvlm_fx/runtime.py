@@ -313,7 +313,7 @@ class Decoder:
             key = (*key, *(tuple(x.shape) for x in given.values()))
 
         def build() -> tuple[Program, Bucket]:
-            capacity = fixed_capacity(schedule)
+            capacity = fixed_capacity(schedule) if new == 1 else 0  # a captured example of several tokens may be longer than it
             pipe = pipelines.decode(schedule, self.depth, several=new > 1, capacity=capacity)
             return self._rewrite(pipe, program, seconds, kwargs, (), ())
 

@@ -15,6 +15,9 @@ from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
 
 
+SLOTS = 64  # that buffers of any size are traced at, or more: as many as the new tokens of an example
+
+
 @dataclass(frozen=True)
 class AttachCache(Pass):
     """Give each layer its cache buffers; layers between two cuts form a stage and share slots and mask.
@@ -49,7 +52,7 @@ class AttachCache(Pass):
         integers = embeds.new_empty(queries, dtype=torch.int64)
         query = program.add_input("query_index", integers)
         stages = range(len(self.layers) + 1)
-        capacity = [self.capacity or program.new_size(f"capacity_{s}") for s in stages]
+        capacity = [self.capacity or program.new_size(f"capacity_{s}", SLOTS) for s in stages]
         positions = [program.add_input(f"position_{s}", integers.new_empty(rows, capacity[s])) for s in stages]
         sizes = {s: program.add_input(f"size_{s}", embeds.new_empty(rows, capacity[s], dtype=torch.float32)) for s in self.biased}
         slots = [program.add_input(f"slot_{s}", integers.new_empty(queries)) for s in stages]

@@ -12,7 +12,7 @@ from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownNam
 from lightvlm_fx.kv import KV_SCORES
 from lightvlm_fx.ops.bounded_attention import attend_bounded
 from lightvlm_fx.pass_base import Pass, PassResult
-from lightvlm_fx.passes.attach_cache import buffer
+from lightvlm_fx.passes.attach_cache import SLOTS, buffer
 from lightvlm_fx.program import Program, value
 
 
@@ -62,7 +62,7 @@ class BoundDecode(Pass):
         for layer, marker in sorted(markers.items()):
             q, k, v, _, scale, _, window, softcap = marker.args
             heads = 1 if self.shared else value(k).shape[1]
-            capacity = self.capacity or program.new_size(f"capacity_{layer}")
+            capacity = self.capacity or program.new_size(f"capacity_{layer}", SLOTS)
             held = integers.new_empty(rows, heads, capacity)
             kv = [buffer(program, f"{name}_{layer}", value(x), capacity) for name, x in (("keys", k), ("values", v))]
             position = program.add_input(f"position_{layer}", held)

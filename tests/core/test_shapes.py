@@ -14,6 +14,7 @@ from lightvlm_fx.passes import pipelines
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.program import value
+from lightvlm_fx.releases import release
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.testing import tiny_programs
 
@@ -42,6 +43,7 @@ def sizes(program):
     return {n.name: of(value(n)) for n in program.graph.nodes if n.op == "call_function"}
 
 
+@pytest.mark.skipif(release("torch") < (2, 13), reason="a matmul that is run again takes symbolic sizes for numbers before torch 2.13")
 @pytest.mark.parametrize("case", CASES)
 def test_values_are_what_running_every_node_gives(case, programs, masked_programs):
     shared = {"one row": programs, "masked rows": masked_programs}

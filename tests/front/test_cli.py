@@ -115,6 +115,16 @@ def test_bench_size_compares_two_graphs(run):
     assert "every size / this size: prefill" in text
 
 
+def test_bench_memory_compares_peaks(run, monkeypatch):
+    from lightvlm_fx import bench_memory
+
+    monkeypatch.setattr(bench_memory, "apart", lambda tokens, schedule, backend, repeats: bench_memory.measure(tokens, schedule, backend))
+    code, text, _ = run("bench", "memory", "--tokens", "72")
+    assert code == 0
+    assert "prefill of one video" in text
+    assert "72" in text
+
+
 def test_bench_artifact_prints_ratios(run, monkeypatch):
     monkeypatch.setattr("lightvlm_fx.bench_artifact.SPINNING", 0)  # not a measurement
     code, text, _ = run("bench", "artifact", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--text", "9")
