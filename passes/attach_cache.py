@@ -14,7 +14,6 @@ from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
 
-
 SLOTS = 64  # that buffers of any size are traced at, or more: as many as the new tokens of an example
 
 

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightvlm_fx.ops.bodies import bodies
 
 OPS = torch.ops.lightvlm
 SEGMENT = torch.tensor([[-2, -1, 0, 0, 0, 1, 1, -1], [-1, 0, 0, 0, 0, 0, -1, -1]])
@@ -91,3 +94,11 @@ def test_every_registered_op_has_arguments_here():
         if name.startswith("lightvlm::")
     }
     assert registered == set(arguments())
+
+
+@pytest.mark.parametrize(("name", "case"), [c for c in CASES if c[0] != "kv_score_question"])
+def test_no_value_is_read_on_the_host_of_another_device(name, case):
+    """An accelerator would be waited for; the meta device, which has no values, refuses. One score reads a number: see there."""
+    elsewhere = tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, arguments()[name][case])
+    made = bodies()[getattr(OPS, name).default](*elsewhere)
+    assert all(x.device.type == "meta" for x in tree_leaves(made) if isinstance(x, torch.Tensor))

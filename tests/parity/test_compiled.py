@@ -66,7 +66,7 @@ def test_buffers_grow_while_nothing_is_compiled(tiny, fast):
     assert len({layer.keys.shape[2] for layer in long}) == 3  # one capacity a stage
 
 
-def test_a_batch_of_another_size_is_a_bucket_of_its_own(tiny, fast):
+def test_one_row_is_a_kind_of_its_own_and_every_other_number_is_one(tiny, fast):
     graphs, buckets = counters["stats"]["unique_graphs"], len(fast.lightvlm.report.buckets)
     inputs = tiny.inputs(text=(9, 6), images=(1, 1))
     first = generate(fast, inputs, 3)
@@ -74,6 +74,7 @@ def test_a_batch_of_another_size_is_a_bucket_of_its_own(tiny, fast):
     assert counters["stats"]["unique_graphs"] == graphs + 2
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert generate(fast, inputs, 3).sequences.tolist() == first.sequences.tolist()
+        generate(fast, tiny.inputs(text=(9, 6, 12), images=(1, 1, 1)), 3)
 
 
 @pytest.mark.compat
