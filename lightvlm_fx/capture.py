@@ -138,7 +138,7 @@ class Call:
 
     @staticmethod
     def of(kwargs: dict[str, Any]) -> Call:
-        flat, spec = pytree.tree_flatten_with_path(kwargs)
+        flat, spec = pytree.tree_flatten_with_path(dict(sorted(kwargs.items())))  # in whatever order they come
         names, tensors, leaves = [], [], []
         for path, leaf in flat:
             leaves.append(leaf)

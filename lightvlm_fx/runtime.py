@@ -195,7 +195,7 @@ class Decoder:
             given = torch.arange(length, device=device)[None]
             if self.placeholders.planes:
                 given = given.expand(self.placeholders.planes, 1, -1)
-        return given.expand(*given.shape[:-2], rows, -1)
+        return given.expand(*given.shape[:-2], rows, -1).contiguous()  # strides, too, are something a compiled graph relies on
 
     def _plan(self, layout: Layout, schedule: Schedule) -> tuple[Schedule, Plan, KvPlan | None]:
         plan = layout.plan(schedule)

@@ -280,6 +280,6 @@ def test_talks_as_much_as_lightvlm_debug_asks(prefill, monkeypatch, capsys, leve
     monkeypatch.setenv("LIGHTVLM_DEBUG", level)
     Pipeline([LowerAttention()]).run(prefill)
     out = capsys.readouterr().out
-    assert [out.startswith("lower-attention   "), "--- before" in out, "prefill(%position_ids" in out] == [
+    assert [out.startswith("lower-attention   "), "--- before" in out, "prefill(%inputs_embeds" in out] == [
         i < parts for i in range(3)
     ]

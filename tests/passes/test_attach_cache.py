@@ -18,7 +18,8 @@ def test_gives_every_stage_one_mask_and_every_layer_its_buffers(decode, golden):
 def test_a_step_over_a_cache_is_the_last_row_of_a_prefill(prefill, decode, layers, capacity):
     """Eight tokens in the cache, wherever stages begin, however long the buffers; the ninth as a step."""
     embeds = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0))
-    whole = run(prefill, [torch.arange(9)[None], embeds])
+    prompt = {"inputs_embeds": embeds, "position_ids": torch.arange(9)[None]}
+    whole = run(prefill, [prompt[name] for name in prefill.inputs])
     step, _ = Pipeline([AttachCache(layers=layers)]).run(decode)
     given = {
         "position_ids": torch.tensor([[8]]),
