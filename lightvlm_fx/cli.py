@@ -401,7 +401,8 @@ def bench_memory(
         for n in tokens or [1008, 2880, 5760, 8640, 11520]:
             status.update(f"{n} visual tokens")
             full, reduced = (apart(n, schedule, backend, repeats) for schedule in (Schedule.preset("none"), preset_of(preset, [])))
-            table.add_row(str(n), f"{full.peak / 2**20:.0f}", f"{reduced.peak / 2**20:.0f}", f"{reduced.peak / full.peak:.2f}" if full.peak else "-",
+            share = f"{reduced.peak / full.peak:.2f}" if full.peak else "-"
+            table.add_row(str(n), f"{full.peak / 2**20:.0f}", f"{reduced.peak / 2**20:.0f}", share,
                           f"{1e3 * full.seconds:.0f}", f"{1e3 * reduced.seconds:.0f}")  # fmt: skip
     Console(width=max(out.width, 120)).print(table)
     out.print(program.machine("cpu"), highlight=False)
