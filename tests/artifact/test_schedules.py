@@ -6,6 +6,7 @@ from artifacts import check_same, once
 import lightvlm_fx as lightvlm
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.schedule import Cut, Schedule
+from lightvlm_fx.support import ALL
 
 NEW = 28
 COMPACT = Cut(layer=1, keep=0.25, positions="compact")  # PyramidDrop's
@@ -16,7 +17,7 @@ def bound(**options):
 
 
 SCHEDULES = {  # h2o, scissorhands and streaming-llm are in test_artifact_families.py
-    "none": Schedule.preset("lightvlm", keep=1.0, layers=(1,)),
+    "none": Schedule.preset("lightvlm", keep=ALL, layers=(1,)),
     "mask": Schedule(kv=bound(when="mask")),
     "periodic": Schedule(kv=bound(when="periodic", every=6)),
     "snapkv behind compact positions": Schedule(cuts=(COMPACT,), kv=Schedule.preset("snapkv", capacity=14, window=4).kv),

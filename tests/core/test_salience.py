@@ -11,7 +11,7 @@ from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.salience import NAME, Noted, noting, salience
 from lightvlm_fx.schedule import Cut, Schedule
-from lightvlm_fx.support import answer, difference
+from lightvlm_fx.support import ALL, answer, difference
 from lightvlm_fx.testing import tiny_program
 
 SALIENT = {"layer": 0, "score": "salience"}
@@ -85,7 +85,7 @@ def test_keeps_the_tokens_that_the_tower_attends_to_most(llava):
 def test_every_token_kept_changes_nothing_and_the_source_stays_as_it_was(llava):
     inputs = llava.inputs(text=(7, 9), images=(1, 1))
     before = answer(llava.model, inputs, 4)
-    assert difference(before, answer(compiled(llava.model, keep=1.0), inputs, 4)) <= 1e-5
+    assert difference(before, answer(compiled(llava.model, keep=ALL), inputs, 4)) <= 1e-5
     assert difference(before, answer(llava.model, inputs, 4)) == 0
     assert "get_image_features" not in llava.model.model.__dict__
 
@@ -96,7 +96,7 @@ def test_reads_towers_without_a_summary(family):
     fast, inputs = compiled(tiny.model, keep=0.5), tiny.inputs(text=(9,), images=(2,))
     answer(fast, inputs, 2)
     assert len(set(fast.lightvlm.report.buckets[0].visual_per_layer)) == 1
-    whole = compiled(tiny.model, keep=1.0)
+    whole = compiled(tiny.model, keep=ALL)
     assert difference(answer(tiny.model, inputs, 2), answer(whole, inputs, 2)) <= 1e-4
 
 

@@ -11,6 +11,7 @@ from transformers import LlavaForConditionalGeneration, TextStreamer, pipeline
 import lightvlm_fx as lightvlm
 from lightvlm_fx import bundled, demo, evaluate
 from lightvlm_fx.bundled import scenes
+from lightvlm_fx.support import ALL
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_streams_tokens(box, fast, capsys):
 
 
 def test_samples_the_same_tokens_at_keep_1(box):
-    whole = lightvlm.compile(box[0], lightvlm.Schedule.preset("lightvlm", keep=1.0), backend="eager")
+    whole = lightvlm.compile(box[0], lightvlm.Schedule.preset("lightvlm", keep=ALL), backend="eager")
     path, _ = demo.bundled()[0]
     texts = []
     for model in (box[0], whole):

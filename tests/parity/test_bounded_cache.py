@@ -11,7 +11,7 @@ from lightvlm_fx.errors import InputError
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import Cut, Schedule
-from lightvlm_fx.support import answer, difference
+from lightvlm_fx.support import ALL, answer, difference
 
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3")
 BATCH = {"text": (9, 6), "images": (1, 1)}
@@ -216,9 +216,9 @@ def test_nothing_is_lost_between_turns(merge):
     """With room for all visual entries each turn reads what the model itself reads; with less, all of it is still there."""
     inputs, model = tiny("llava").inputs(text=(9,), images=(1,)), tiny("llava").model
     whole, _ = dialogue(model, inputs, QUESTIONS)
-    roomy, _ = dialogue(compiled("llava", Schedule.preset("sparsevila", keep=1.0, capacity=1.0, merge=merge)), inputs, QUESTIONS)
+    roomy, _ = dialogue(compiled("llava", Schedule.preset("sparsevila", keep=ALL, capacity=1.0, merge=merge)), inputs, QUESTIONS)
     assert (whole - roomy).abs().max() <= EXACT * whole.abs().max()
-    fast = compiled("llava", Schedule.preset("sparsevila", keep=1.0, capacity=0.25, merge=merge))
+    fast = compiled("llava", Schedule.preset("sparsevila", keep=ALL, capacity=0.25, merge=merge))
     _, cache = dialogue(fast, inputs, QUESTIONS)
     prompt, visual = inputs["input_ids"].shape[1], tiny("llava").visual_tokens
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_what_a_question_does_not_ask_for_is_counted():
 
 
 def test_each_question_reads_entries_of_its_own():
-    inputs, schedule = tiny("llava").inputs(text=(9,), images=(1,)), Schedule.preset("sparsevila", keep=1.0, capacity=0.25)
+    inputs, schedule = tiny("llava").inputs(text=(9,), images=(1,)), Schedule.preset("sparsevila", keep=ALL, capacity=0.25)
     read = []
     for question in (torch.full((1, 5), 11), torch.full((1, 5), 50)):
         _, cache = dialogue(compiled("llava", schedule), inputs, [question])

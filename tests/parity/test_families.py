@@ -15,7 +15,7 @@ from lightvlm_fx.errors import NotSupported, PreconditionError, RefusedModel
 from lightvlm_fx.match import before_rope
 from lightvlm_fx.releases import release
 from lightvlm_fx.schedule import Schedule
-from lightvlm_fx.support import answer, difference
+from lightvlm_fx.support import ALL, answer, difference
 
 FAMILIES = (
     "llava", "llava_next", "llava_onevision", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl",
@@ -32,7 +32,7 @@ RAGGED = CASES["ragged pictures"]
 EXACT, ALONE = 1e-5, 1e-4  # bounds on logits, of the largest: the same sums; the same row, padded or not
 NEW = 4
 DEEP = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3")  # four layers and three cuts; in other families three and two
-EVERYTHING = Schedule.preset("lightvlm", keep=1.0, layers=(1, 2))
+EVERYTHING = Schedule.preset("lightvlm", keep=ALL, layers=(1, 2))
 REDUCED = Schedule.preset("lightvlm", keep=0.3)
 SHALLOW = Schedule.preset("lightvlm", keep=0.3, layers=(1, 2))
 
