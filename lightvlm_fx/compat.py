@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 import torch.utils._pytree
 from torch import nn
@@ -173,6 +174,15 @@ def symbolic_size(like: Any, name: str, hint: int) -> Any:
 
     context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[None])
     return fake_mode(like).from_tensor(torch.empty(hint), source=ConstantSource(name), symbolic_context=context).shape[0]
+
+
+def equal_sizes(like: torch.Tensor) -> set[str]:
+    """What the shape environment of the fake tensor `like` takes for equal: sizes that met each other, or a number."""
+    environment = getattr(fake_mode(like), "shape_env", None)
+    if environment is None:
+        return set()
+    guards = {str(guard.expr) for guard in environment.guards if isinstance(guard.expr, sympy.Eq)}
+    return guards | {f"{old} = {new}" for old, new in environment.replacements.items()}
 
 
 # --- torch.compile --------------------------------------------------------------------------------------

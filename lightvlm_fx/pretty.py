@@ -24,14 +24,15 @@ NOISE = ("_assert_tensor_metadata",)  # checks that torch.export leaves behind; 
 
 def typed(val: Any) -> str:
     """`f32[1, S, 64]` for a tensor, the number for a number (`S` for any symbolic size)."""
-    return _with_letters(_typed(val), {})
+    return _with_letters(exact(val), {})
 
 
-def _typed(val: Any) -> str:
+def exact(val: Any) -> str:
+    """`typed`, with symbolic sizes under their own names: two sizes that differ read differently."""
     if isinstance(val, Tensor):
-        return f"{SHORT.get(val.dtype, str(val.dtype))}[{', '.join(map(_typed, val.shape))}]"
+        return f"{SHORT.get(val.dtype, str(val.dtype))}[{', '.join(map(exact, val.shape))}]"
     if isinstance(val, tuple | list):
-        return "(" + ", ".join(map(_typed, val)) + ")"
+        return "(" + ", ".join(map(exact, val)) + ")"
     return str(val)
 
 
@@ -61,7 +62,7 @@ def line(node: fx.Node) -> str:
     if "lightvlm_pass" in node.meta:
         notes.append(f"<- {node.meta['lightvlm_pass']}")
     arguments = [*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())]
-    text = f"%{node.name}: {_typed(node.meta.get('val'))} = {target_name(node.target)}({', '.join(arguments)})"
+    text = f"%{node.name}: {exact(node.meta.get('val'))} = {target_name(node.target)}({', '.join(arguments)})"
     return text + ("   # " + " ".join(notes) if notes else "")
 
 
@@ -73,7 +74,7 @@ def _shown(nodes: Iterable[fx.Node], noise: bool = False) -> list[fx.Node]:
 def text(program: Program, only_pass: str | None = None, *, noise: bool = False) -> str:
     """The whole program, or only the lines that one pass (or any, "*") made; with `noise`, checks of torch.export too."""
     weights = sum(n.op == "get_attr" for n in program.graph.nodes)
-    inputs = ", ".join(f"%{n.name}: {_typed(n.meta.get('val'))}" for n in program.placeholders())
+    inputs = ", ".join(f"%{n.name}: {exact(n.meta.get('val'))}" for n in program.placeholders())
     nodes = _shown(program.graph.nodes, noise)
     if only_pass is not None:
         nodes = [n for n in nodes if only_pass in ("*", n.meta.get("lightvlm_pass")) and "lightvlm_pass" in n.meta]

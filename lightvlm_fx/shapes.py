@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx
 
-from lightvlm_fx.compat import expression, fake_mode, pytree
+from lightvlm_fx.compat import equal_sizes, expression, fake_mode, pytree
 from lightvlm_fx.errors import PostconditionError
-from lightvlm_fx.pretty import excerpt, typed
-from lightvlm_fx.program import Program
+from lightvlm_fx.pretty import exact, excerpt, typed
+from lightvlm_fx.program import Program, value
 
 Record = dict[fx.Node, tuple[Any, ...]]  # every node with its target, args and kwargs
 
@@ -44,15 +44,20 @@ def infer_shapes(program: Program, before: Record | None = None) -> None:
             old = node.meta.get("val")
             new = shifts.value(node)
             node.meta["val"] = _run(program, node) if new is None else new
-            if new is not None or typed(old) != typed(node.meta["val"]):
+            if new is not None or exact(old) != exact(node.meta["val"]):
                 shifts.was[node] = old
                 todo |= node.users.keys()
 
 
 def _run(program: Program, node: fx.Node) -> Any:
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
+    like = value(program.sequence())
+    known = equal_sizes(like)
     try:
-        return node.target(*args, **kwargs)
+        val = node.target(*args, **kwargs)
+        if taken := equal_sizes(like) - known:  # torch notes such things where an operator meets a length that is gone, and goes on
+            raise PostconditionError(f"it takes sizes for equal, or for numbers: {', '.join(sorted(taken))}")
+        return val
     except Exception as error:
         raise PostconditionError(
             f"shapes no longer fit at %{node.name} ({typed(node.meta.get('val'))}): {error}\n"

@@ -63,6 +63,12 @@ def counted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tens
     bias = bias.transpose(2, 3)  # [B, 1, S, 1]
     high = bias.to(k.dtype)
     parts = torch.cat([high, (bias - high.float()).to(k.dtype)], -1)
-    k = torch.cat([k, F.pad(parts, (0, ROOM - 2)).expand(-1, k.shape[1], -1, -1)], -1)
-    ones = F.pad(q.new_ones(2), (0, ROOM - 2)).expand(*q.shape[:3], -1)
-    return torch.cat([q, ones], -1), k, F.pad(v, (0, max(0, k.shape[3] - v.shape[3])))
+    k = torch.cat([k, _wider(parts, ROOM).expand(-1, k.shape[1], -1, -1)], -1)
+    ones = _wider(q.new_ones(2), ROOM).expand(*q.shape[:3], -1)
+    return torch.cat([q, ones], -1), k, _wider(v, k.shape[3])
+
+
+def _wider(x: Tensor, width: int) -> Tensor:
+    """`x` with zeros up to `width`; not by F.pad, which takes symbolic sizes for the numbers they are traced at."""
+    more = width - x.shape[-1]
+    return torch.cat([x, x.new_zeros(*x.shape[:-1], more)], -1) if more > 0 else x

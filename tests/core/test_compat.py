@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AttentionInterface
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -29,6 +30,7 @@ from lightvlm_fx.compat import (
     body,
     cache_argument,
     compiled_graphs,
+    equal_sizes,
     expression,
     fake_mode,
     for_real,
@@ -36,6 +38,7 @@ from lightvlm_fx.compat import (
     given_cache,
     maybe_dynamic,
     onnx_program,
+    packed_attention,
     pytree,
     schema,
     shallow,
@@ -105,6 +108,26 @@ def test_attention_implementation_comes_back(llava):
     with pytest.raises(KeyError), attention_implementation(decoder, "eager"):
         raise KeyError
     assert attention_name(decoder) == attention_name(decoder.layers[0].self_attn) == before
+
+
+def test_a_tower_hands_packed_attention_all_patches_at_once():
+    """Qwen2.5-VL: two pictures of 16 and 24 patches, one call a layer, with the ends of the pictures or windows."""
+    calls = []
+
+    def attend(module, q, k, v, attention_mask, cu_seq_lens_q, **options):
+        calls.append((q.shape[2], int(cu_seq_lens_q[-1])))
+        return q.transpose(1, 2), None
+
+    AttentionInterface.register("lightvlm_flash_probe", attend)
+    tower = zoo.build("qwen2_5_vl", layers=2).model.model.visual
+    config, before = tower.config, attention_name(tower)
+    patches = torch.ones(40, config.in_channels * config.temporal_patch_size * config.patch_size**2)
+    with packed_attention(tower, "lightvlm_flash_probe"):
+        tower(patches, grid_thw=torch.tensor([[1, 4, 4], [1, 4, 6]]))
+    assert calls == [(40, 40)] * config.depth
+    with pytest.raises(KeyError), packed_attention(tower, "lightvlm_flash_probe"):
+        raise KeyError
+    assert attention_name(tower) == before
 
 
 def test_a_cache_layer_of_ours_lacks_nothing():
@@ -238,6 +261,20 @@ def test_symbolic_sizes_have_expressions():
     assert isinstance(new, torch.SymInt)
     assert expression(new) != expression(size)
     assert not free_unbacked_symbols(x.new_empty(new))
+
+
+def test_sizes_taken_for_equal_are_told():
+    x = exported(lambda x: x + 1, torch.ones(5), S=True).graph_module.graph.find_nodes(op="placeholder")[0].meta["val"]
+    assert not equal_sizes(x)
+    sizes = [symbolic_size(x, name, hint) for name, hint in (("kept", 3), ("images", 3), ("rows", 2))]
+    x.new_empty(sizes[0]) + x.new_empty(sizes[0])
+    assert not equal_sizes(x)
+    x.new_empty(sizes[0]) + x.new_empty(sizes[1])
+    met = equal_sizes(x)
+    assert met
+    x.new_empty(sizes[2]).view(2)
+    assert equal_sizes(x) > met
+    assert equal_sizes(torch.ones(1)) == set()
 
 
 def test_shapes_that_depend_on_values_are_told():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightvlm_fx import shapes
+from lightvlm_fx.compat import equal_sizes
 from lightvlm_fx.edit import Editor, crossing, first_of_layer, replace_behind
 from lightvlm_fx.errors import PostconditionError
 from lightvlm_fx.match import hidden_state
@@ -23,6 +24,9 @@ CASES = {  # one kind of mask or another; M-RoPE and side inputs of layers; wind
     "masked rows": Schedule.preset("lightvlm", keep=0.3),
     "qwen3_vl": Schedule.preset("lightvlm", keep=0.3, layers=(1,), score="received", combine="recover"),
     "gemma3": Schedule.preset("lightvlm", keep=0.3, layers=(1,)),
+    # rotations and experts whose sizes are products: nodes that have to be run
+    "glm4v": Schedule.preset("lightvlm", keep=0.3, layers=(1,)),
+    "qwen3_vl_moe": Schedule.preset("lightvlm", keep=0.3, layers=(1,)),
 }
 LONG = 77
 
@@ -65,15 +69,20 @@ def test_most_values_behind_a_cut_are_not_run(prefill, monkeypatch):
     assert len(ran & set(changed)) < len(changed) / 10
 
 
-@dataclass(frozen=True)
-class Forgetful(Pass):
-    """Shortens what layer 1 reads, but not the angles of its positions."""
-
-    name = "forgetful"
+class Edit(Pass):
+    name = "edit"
     stages = ("prefill",)
 
     def requires(self, program):
         pass
+
+    def ensures(self, program):
+        pass
+
+
+@dataclass(frozen=True)
+class Forgetful(Edit):
+    """Shortens what layer 1 reads by two tokens, but not the angles of its positions."""
 
     def call(self, program):
         cut = first_of_layer(program, 1)
@@ -82,10 +91,36 @@ class Forgetful(Pass):
         replace_behind(program, cut, hidden, shorter)
         return PassResult(1, 1)
 
-    def ensures(self, program):
-        pass
+
+@dataclass(frozen=True)
+class Unequal(Edit):
+    """Brings what the last sum reads to a size of its own: it meets the old one after it."""
+
+    def call(self, program):
+        total = [n for n in program.graph.nodes if n.target is torch.ops.aten.add.Tensor and value(n).ndim == 3][-1]
+        index = program.add_input("index", value(total).new_empty(1, program.new_size("kept"), dtype=torch.int64))
+        shorter = Editor(program, total).call("shorter", torch.ops.lightvlm.take_tokens.default, total.args[0], index, 0, 1)
+        total.update_arg(0, shorter)
+        return PassResult(1, 1)
 
 
 def test_a_stale_length_shows_where_it_meets_the_new_one(prefill):
     with pytest.raises(PostconditionError, match=r"shapes no longer fit at %view_3 (.*\n)+  > %view_3: .*@layers.1.self_attn"):
         Pipeline([Forgetful()]).run(prefill)
+
+
+def test_a_stale_length_shows_where_torch_would_take_it_for_the_new_one(prefill):
+    """Two symbolic sizes that meet in a sum: torch.export's shape environment notes that they must be equal, and goes on."""
+    with pytest.raises(PostconditionError, match=r"shapes no longer fit at %\w+ .*it takes sizes for equal, or for numbers: "):
+        Pipeline([Unequal()]).run(prefill)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rewriting_assumes_nothing_of_sizes(case, programs, masked_programs):
+    """Captures are shared between schedules: what one takes for equal, all would."""
+    shared = {"one row": programs, "masked rows": masked_programs}
+    captured = (shared.get(case) or tiny_programs(family=case, layers=2))["prefill"]
+    like = value(captured.sequence())
+    before = equal_sizes(like)
+    pipelines.prefill(CASES[case], captured.facts.layers).run(captured)
+    assert equal_sizes(like) == before
