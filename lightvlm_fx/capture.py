@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import time
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -343,9 +342,3 @@ def _unlift(exported: Any, names: tuple[str, ...]) -> fx.GraphModule:
     gm.graph.eliminate_dead_code()
     gm.graph.lint()
     return gm
-
-
-def timed_capture(*args: Any, **kwargs: Any) -> tuple[Program, float]:
-    """`capture`, and the seconds it took."""
-    start = time.perf_counter()
-    return capture(*args, **kwargs), time.perf_counter() - start

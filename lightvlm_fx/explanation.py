@@ -119,17 +119,16 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
     plan = layout.plan(schedule)
     rows, length = layout.segment.shape
     full_visual = sum(map(sum, layout.images)) / rows
-    tokens, visual = [], []
+    tokens, visual = plan.tokens(schedule, depth), []
     for layer in range(depth):
         done = sum(layer >= first for first in layers)
-        tokens.append(length - sum(plan.removed[:done]))
         visual.append(float(plan.budgets[done - 1].sum()) / rows if done else full_visual)
     costs = [layer_costs(decoder.layers[i], decoder.config) for i in range(depth)]
     itemsize = next(decoder.parameters()).element_size()
     bound = KvPlan.of(layout, plan, schedule, depth) if schedule.kv else None
     entries: list[int] = []
     if bound and schedule.kv:  # steps that overwrite have all their slots from the start
-        entries = list(bound.capacity) if schedule.kv.when == "step" else [n or t for n, t in zip(bound.lengths, tokens, strict=True)]
+        entries = list(bound.capacity) if schedule.kv.when == "step" else list(bound.lengths)
     held = [n + t for n, t in zip(entries, tokens, strict=True)] if schedule.kv and schedule.kv.when == "turn" else entries or tokens
     kv = [2 * _kv_width(decoder.config) * itemsize] * depth
     return Explanation(

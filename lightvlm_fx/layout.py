@@ -108,7 +108,7 @@ class Plan:
     stay: tuple[int, ...]  # tokens that stay in a row after each cut, the longest row's
     masked: bool  # some row holds padding, or fills up with dropped tokens
 
-    @property
-    def removed(self) -> tuple[int, ...]:
-        """Tokens that every row loses at each cut."""
-        return tuple(a - b for a, b in zip((self.length, *self.stay), self.stay, strict=False))
+    def tokens(self, schedule: Schedule, depth: int) -> tuple[int, ...]:
+        """Tokens of a row in each of `depth` layers, the longest row's."""
+        firsts, left = schedule.layers(depth), (self.length, *self.stay)
+        return tuple(left[sum(first <= layer for first in firsts)] for layer in range(depth))

@@ -8,7 +8,6 @@ Nodes carry `meta["val"]` (a fake tensor), `meta["nn_module_stack"]` and, where 
 from __future__ import annotations
 
 import copy
-import operator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -127,7 +126,3 @@ class Program:
 def value(node: Any) -> Any:
     """The fake tensor, symbolic number or plain number that `node` stands for."""
     return node.meta.get("val") if isinstance(node, fx.Node) else node
-
-
-def is_getitem(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target is operator.getitem

@@ -25,8 +25,8 @@ from lightvlm_fx.kv_plan import shared_sizes
 from lightvlm_fx.ops.bounded_attention import shrink
 from lightvlm_fx.ops.segments import PADDING
 from lightvlm_fx.program import Program
-from lightvlm_fx.runtime import new_state
 from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.state import new_state
 
 ARRAYS = ("position", "size", "score")
 

@@ -99,7 +99,7 @@ def test_a_plan_budgets_every_picture():
 def test_a_row_loses_what_the_longest_row_can_spare():
     """Row 0 keeps 3 text and 6 visual tokens of 15, so every row goes from 15 to 9, whatever it holds."""
     plan = layout([T, *[P] * 8, T, *[P] * 4, T], [T, *[P] * 4, T]).plan(half())
-    assert plan.removed == (6,)
+    assert (plan.length, plan.stay) == (15, (9,))
     assert plan.masked
 
 
@@ -133,7 +133,7 @@ def test_every_row_fits_after_every_cut(rows, keep):
     schedule = Schedule.preset("uniform", keep=keep, layers=(1, 2, 3))
     plan, length = made.plan(schedule), made.segment.shape[1]
     for cut in range(3):
-        length -= plan.removed[cut]
+        length = plan.stay[cut]
         survivors = []
         for b, images in enumerate(made.images):
             wanted = [schedule.budgets(n)[cut] for n in images]
