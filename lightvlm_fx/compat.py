@@ -14,7 +14,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import sympy
 import torch
 import torch.utils._pytree
 from torch import nn
@@ -181,8 +180,8 @@ def equal_sizes(like: torch.Tensor) -> set[str]:
     environment = getattr(fake_mode(like), "shape_env", None)
     if environment is None:
         return set()
-    guards = {str(guard.expr) for guard in environment.guards if isinstance(guard.expr, sympy.Eq)}
-    return guards | {f"{old} = {new}" for old, new in environment.replacements.items()}
+    guards = (str(guard.expr) for guard in environment.guards)
+    return {guard for guard in guards if guard.startswith("Eq(")} | {f"{old} = {new}" for old, new in environment.replacements.items()}
 
 
 # --- torch.compile --------------------------------------------------------------------------------------
