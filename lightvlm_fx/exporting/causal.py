@@ -131,7 +131,7 @@ def _probabilities(
     real = (segment != PADDING).unsqueeze(1)
     counts = torch.zeros(1, device=q.device) if size is None else size.clamp_min(1).log().unsqueeze(1)
     lowest = torch.finfo(torch.float32).min  # finite: a padding query may see no key, and NaN would spread through its value
-    for start, stop in tiles(q.shape[2], q.shape[0] * q.shape[1] * q.shape[2]):
+    for start, stop in tiles(q, q.shape[2], q.shape[0] * q.shape[1] * q.shape[2]):
         logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :stop]
         if softcap:
             logits = torch.tanh(logits / softcap) * softcap

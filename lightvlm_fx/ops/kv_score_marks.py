@@ -21,7 +21,7 @@ def kv_score_marks(q: Tensor, k: Tensor, segment: Tensor, scale: float, window: 
     here = torch.arange(s, device=segment.device)
     valid = segment != PADDING
     keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(k.shape[:3], device=k.device)
-    for start, stop in tiles(s, q.shape[0] * q.shape[1] * s, first):
+    for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s, first):
         seen = (here <= here[start:stop, None]) & valid[:, None]  # [B, rows, S]
         logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
         attended = logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min).softmax(-1)

@@ -27,7 +27,7 @@ def kv_score_question(q: Tensor, k: Tensor, segment: Tensor, scale: float, promp
     else:
         rows = torch.ones(q.shape[0], q.shape[2], device=q.device)
     keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(segment.shape, device=q.device)
-    for start, stop in tiles(q.shape[2], q.shape[0] * q.shape[1] * segment.shape[1]):
+    for start, stop in tiles(q, q.shape[2], q.shape[0] * q.shape[1] * segment.shape[1]):
         logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
         attended = logits.masked_fill(~visual[:, None, None, None], torch.finfo(torch.float32).min).softmax(-1)
         score = score + (attended * rows[:, None, None, start:stop, None]).sum(3).mean((1, 2))

@@ -26,7 +26,7 @@ def kv_spread(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale:
     rows = (segment == TEXT) & (here > last) if kind == "density" else real
     total, out_of = torch.zeros(len(segment), device=q.device), torch.zeros(len(segment), device=q.device)
     keys = k.float().transpose(2, 3).unsqueeze(2)
-    for start, stop in tiles(s, q.shape[0] * q.shape[1] * s):
+    for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s):
         if mask is None:
             seen = (here <= here[start:stop, None])[None] & real[:, None]
         else:

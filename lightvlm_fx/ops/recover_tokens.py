@@ -37,7 +37,7 @@ def recover_tokens(
     kinds = torch.where(centre, left, PADDING)
     x, exact, s = unit(hidden), hidden.float(), segment.shape[1]
     kept, went, absorbed = pick(x, index), torch.zeros_like(segment), []  # `went` counts from 1 here
-    for start, stop in tiles(index.shape[1], segment.numel()):
+    for start, stop in tiles(index, index.shape[1], segment.numel()):
         rows = kinds[:, start:stop]
         first, last = span(rows, segment)
         if first == last:

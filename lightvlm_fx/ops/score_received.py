@@ -23,7 +23,7 @@ def column_sums(
     total, seen_by = torch.zeros(q.shape[0], k.shape[1], s, device=q.device), torch.zeros(q.shape[0], s, device=q.device)
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
     allowed_keys = (segment != PADDING)[:, None, :]
-    for start, stop in tiles(s, q.shape[0] * q.shape[1] * s, first):
+    for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s, first):
         last = stop if mask is None else s  # no row of the tile sees a later key
         if mask is None:
             seen = (here[None, :last] <= here[start:stop, None])[None] & allowed_keys[..., :last]

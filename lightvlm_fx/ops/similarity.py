@@ -18,7 +18,7 @@ def directions(hidden: Tensor, segment: Tensor) -> Tensor:
     what hidden states have in common would hide how they differ.
     """
     b, s, width = hidden.shape
-    parts = [(0, s)] if hidden.dtype == torch.float32 else list(tiles(s, b * width))  # no float32 copy of all
+    parts = [(0, s)] if hidden.dtype == torch.float32 else list(tiles(hidden, s, b * width))  # no float32 copy of all
     visual = (segment >= 0).unsqueeze(1).float()
     mean = sum(visual[..., start:stop] @ hidden[:, start:stop].float() for start, stop in parts) / visual.sum(2, keepdim=True).clamp_min(1)
     made = [unit(hidden[:, start:stop].float() - mean).to(hidden.dtype) for start, stop in parts]
@@ -40,7 +40,7 @@ def density(x: Tensor, segment: Tensor) -> Tensor:
     b, s = segment.shape
     here = torch.arange(s, device=segment.device)
     as_row, as_column = [], x.new_zeros(b, s, dtype=torch.float32)
-    for start, stop in tiles(s, b * s):
+    for start, stop in tiles(x, s, b * s):
         rows = segment[:, start:stop]
         first, last = span(rows, segment[:, :stop])
         alike = cosines(x[:, start:stop], x[:, first:last]).float()
@@ -63,7 +63,7 @@ def peaks(score: Tensor, x: Tensor, segment: Tensor, power: float, base: float) 
     x = pick(x, order)
     here = torch.arange(s, device=segment.device)
     nearest = []
-    for start, stop in tiles(s, b * s):
+    for start, stop in tiles(x, s, b * s):
         rows = kinds[:, start:stop]
         first, last = span(rows, kinds[:, :stop])
         if first == last:
@@ -83,7 +83,7 @@ def nearest(x: Tensor, segment: Tensor, others: Tensor, kinds: Tensor) -> Tensor
     """
     b, s = segment.shape
     found = [segment[:, :0]]
-    for start, stop in tiles(s, b * others.shape[1]):
+    for start, stop in tiles(x, s, b * others.shape[1]):
         rows = segment[:, start:stop]
         first, last = span(rows, kinds)
         if first == last:

@@ -7,16 +7,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CELLS = 2**20  # numbers of a tile: 4 MiB of float32
+CELLS = 2**20  # numbers of a tile: 4 MiB of float32, which caches of processors hold
 LEAST, MOST = 64, 256  # rows: with fewer, products mostly fetch their other side; with more, half of a square is less worth
+ACCELERATOR_CELLS = 2**24  # 64 MiB: starting a kernel costs an accelerator more than computing both halves of a square
 
 
-def tiles(rows: int, width: int, first: int = 0) -> Iterator[tuple[int, int]]:
+def tiles(like: Tensor, rows: int, width: int, first: int = 0) -> Iterator[tuple[int, int]]:
     """Begin and end of each tile of the rows `first` to `rows`, where a row (of the whole batch and all heads) makes `width` numbers.
 
-    Exported graphs hold every tile, so theirs are as large as tiles get.
+    They suit the device of `like`. Exported graphs hold every tile, so theirs are as large as tiles get.
     """
-    step = MOST if torch.compiler.is_exporting() else min(MOST, max(LEAST, CELLS // max(width, 1)))
+    if torch.compiler.is_exporting():
+        step = MOST
+    elif like.device.type == "cpu":
+        step = min(MOST, max(LEAST, CELLS // max(width, 1)))
+    else:
+        step = max(LEAST, ACCELERATOR_CELLS // max(width, 1))
     for start in range(first, rows, step):
         yield start, min(start + step, rows)
 

@@ -11,6 +11,7 @@ from lightvlm_fx.ops.segments import PADDING, TEXT, same_image
 from lightvlm_fx.ops.similarity import density, directions, nearest, peaks
 
 rows = st.integers(1, 9)
+DEVICES = torch.empty(0), torch.empty(0, device="meta")
 
 
 @pytest.fixture(params=[False, True], ids=["eager", "exporting"])
@@ -80,15 +81,20 @@ def test_tiles_as_large_as_they_are(dtype):
     assert nearest(x, segment, kept, left).equal(whole_nearest(x, segment, kept, left))
 
 
-@given(st.integers(0, 40), st.integers(0, 5), st.integers(1, 10**7))
-def test_tiles_cover_every_row_once(n, first, width):
-    covered = [row for start, stop in tiles.tiles(n, width, first) for row in range(start, stop)]
+@given(st.sampled_from(DEVICES), st.integers(0, 40), st.integers(0, 5), st.integers(1, 10**7))
+def test_tiles_cover_every_row_once(device, n, first, width):
+    covered = [row for start, stop in tiles.tiles(device, n, width, first) for row in range(start, stop)]
     assert covered == list(range(first, n))
 
 
 @pytest.mark.parametrize("tokens", [1088, 11520, 10**6])
-def test_a_tile_does_not_grow_with_the_square(tokens):
-    assert max(stop - start for start, stop in tiles.tiles(tokens, tokens)) * tokens <= max(tiles.CELLS, tiles.LEAST * tokens)
+@pytest.mark.parametrize(("device", "cells"), [(DEVICES[0], tiles.CELLS), (DEVICES[1], tiles.ACCELERATOR_CELLS)], ids=["cpu", "accelerator"])
+def test_a_tile_does_not_grow_with_the_square(device, cells, tokens):
+    assert max(stop - start for start, stop in tiles.tiles(device, tokens, tokens)) * tokens <= max(cells, tiles.LEAST * tokens)
+
+
+def test_an_accelerator_takes_an_ordinary_prompt_in_one_piece():
+    assert list(tiles.tiles(DEVICES[1], 1088, 1088)) == [(0, 1088)]
 
 
 @given(batches(), rows)
