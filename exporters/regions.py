@@ -1,56 +1,226 @@
-"""A backend of torch.compile that compiles equal decoder layers once, with inductor.
+"""Compiling with inductor: equal decoder layers once.
 
-A decoder is one layer over and over. Dynamo traces the whole graph, so that its guards hold for all of it; then the graph is cut up
-at the layers, and of parts that compute the same only the first is compiled: minutes become seconds.
+A decoder is one layer over and over. The graph is cut up at the layers, and of parts that compute the same only the first is compiled:
+minutes become seconds. Calling a part takes time of its own, so a few equal layers in a row make one part. The programs are graphs
+already, so dynamo, which would trace them again and look at every weight at every call, has no part in it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar
 
+import torch
 from torch import SymInt, Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-from lightvlm_fx.compat import expression, inductor, traced_guards
+from lightvlm_fx.compat import expression, fresh_mode, inductor, operators, pytree, size_checks, symbolic_size
 from lightvlm_fx.edit import module_path
-from lightvlm_fx.program import Program
+from lightvlm_fx.program import Program, value
 
 CUT = "cut"
+GROUP = 2  # layers of a part at most: more take longer to compile, fewer longer to call
+BUFFERS = ("keys_", "values_", "position_", "score_", "size_")  # inputs that graphs write
 
 
-def mark_cuts(program: Program) -> None:
-    """Give the nodes of cuts a place of their own among the modules that nodes are traced from, which dynamo hands on."""
+def dynamic_dims(program: Program) -> list[tuple[int, int]]:
+    """(input, dimension) of everything that may differ from call to call of one graph."""
+    return [(i, d) for i, node in enumerate(program.placeholders()) for d, size in enumerate(value(node).shape) if isinstance(size, SymInt)]
+
+
+class ByLayer:
+    """A program as a function of its inputs: compiled for the first sizes it meets, and anew where parts assumed more than holds."""
+
+    compiled: ClassVar[int] = 0  # graphs, in this process
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        nodes = program.graph.nodes
+        self.names = list(dict.fromkeys(node.target for node in nodes if node.op == "get_attr"))
+        self.weights = [_attribute(program.graph_module, name) for name in self.names]
+        self.dims = dynamic_dims(program)
+        self.made: list[tuple[Callable[[Sequence[int]], bool], Callable[..., Any]]] = []
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        sizes = [inputs[i].shape[d] for i, d in self.dims]
+        if min(sizes, default=2) < 2:  # symbolic sizes are of two and more: sizes of one would need graphs of their own
+            return self.program.graph_module(*inputs)
+        given = [x if x.is_contiguous() else self._laid_out(i, x) for i, x in enumerate(inputs)]
+        run = next((run for holds, run in self.made if holds(sizes)), None) or self._compile(given, sizes)
+        return run(*self.weights, *given)
+
+    def _laid_out(self, i: int, x: Tensor) -> Tensor:
+        name = self.program.inputs[i]
+        assert not name.startswith(BUFFERS), f"the buffer {name} is not contiguous: a defect of lightvlm_fx"
+        return x.contiguous()
+
+    def _compile(self, inputs: Sequence[Tensor], sizes: Sequence[int]) -> Callable[..., Any]:
+        ByLayer.compiled += 1
+        mode = fresh_mode()
+        with torch.inference_mode(False), torch.no_grad():
+            given = _symbolic(mode, self.program, inputs)
+            weights = [mode.from_tensor(x, static_shapes=True) for x in self.weights]
+            with mode:
+                graph, blocks = _in_aten(self.program, dict(zip(self.names, weights, strict=True)), given)
+            run = by_layer(graph, blocks, mode)
+        self.made.append((size_checks(mode, [given[i].shape[d] for i, d in self.dims]), run))
+        return run
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _symbolic(mode: Any, program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Fake inputs of `mode`, with a symbolic size wherever the program has one: sizes that are one there are one here."""
+    known: dict[Any, Any] = {}
+
+    def size(wanted: Any, number: int, name: str) -> Any:
+        if not isinstance(wanted, SymInt):
+            return number
+        key = expression(wanted)
+        if key not in known:
+            known[key] = symbolic_size(mode, name, number)
+        return known[key]
+
+    made = []
+    for node, x in zip(program.placeholders(), inputs, strict=True):
+        shape = [size(n, m, f"{node.name}_{d}") for d, (n, m) in enumerate(zip(value(node).shape, x.shape, strict=True))]
+        with mode:
+            made.append(torch.empty(shape, dtype=x.dtype, device=x.device))
+    return made
+
+
+def _in_aten(program: Program, weights: dict[str, Tensor], inputs: Sequence[Tensor]) -> tuple[fx.GraphModule, list[list[fx.Node]]]:
+    """The program with its weights as first inputs, so that layers differ in nothing else, and with the operators that functions of this
+    package are made of; and its blocks. Every node has its fake value; a block that computes what one before computes takes them from it.
+    """
+    graph = fx.Graph()
+    new: dict[fx.Node, Any] = {}
+    known: dict[Any, tuple[list[fx.Node], list[fx.Node], list[fx.Node]]] = {}
+    blocks = []
+    lifted = {name: _noted(graph.placeholder(f"weight_{i}"), fake) for i, (name, fake) in enumerate(weights.items())}
+    for node, fake in zip(program.placeholders(), inputs, strict=True):
+        new[node] = _noted(graph.node_copy(node), fake)
     for node in program.graph.nodes:
-        if node.meta.get("lightvlm_pass") == "reduce-tokens":
-            node.meta["nn_module_stack"] = {CUT: (CUT, nn.Module)}
+        if node.op == "get_attr":
+            new[node] = lifted[node.target]
+    for block in _blocks(program.graph):
+        *key, outside = _key(block)
+        start = len(graph.nodes)
+        if (like := known.get(tuple(key))) is None:
+            for node in block:
+                new[node] = _computed(graph, node, new)
+        else:
+            _copied(graph, new, block, outside, *like)
+        made = list(graph.nodes)[start:]
+        known.setdefault(tuple(key), (block, outside, made))
+        blocks.append(made)
+    graph.node_copy(program.output_node(), new.__getitem__)
+    return fx.GraphModule({}, graph), blocks
+
+
+def _blocks(graph: fx.Graph) -> list[list[fx.Node]]:
+    """What computes, in order: a list of nodes for each layer, each cut, and what lies between."""
+    blocks: list[list[fx.Node]] = [[]]
+    place = ""
+    for node in graph.nodes:
+        if node.op in ("placeholder", "get_attr", "output"):
+            continue
+        here = _place(node)
+        if here and here != place:  # a node that a pass put in belongs where it stands
+            blocks.append([])
+            place = here
+        blocks[-1].append(node)
+    return [block for block in blocks if block]
 
 
 def _place(node: fx.Node) -> str:
     """The layer that a node is of, or the cut; empty where nothing says."""
+    if node.meta.get("lightvlm_pass") == "reduce-tokens":
+        return CUT
     path = module_path(node).split(".")
     return ".".join(path[:2]) if path[0] == "layers" else path[0]
 
 
-def by_layer(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """The backend: `graph`, as dynamo traced it, with its layers, and what lies between them, compiled part by part."""
-    number, place, places = 0, "", dict[fx.Node, int]()
-    for node in graph.graph.nodes:
-        if node.op in ("placeholder", "output"):
-            continue
-        here = _place(node)
-        if here and here != place and not here.startswith("L["):
-            number, place = number + 1, here
-        places[node] = number  # a node that a pass put in belongs where it stands
-    whole = split_module(graph, None, lambda node: places.get(node, 0), keep_original_order=True)
+def _noted(node: fx.Node, fake: Any) -> fx.Node:
+    node.meta["val"] = fake
+    return node
+
+
+def _computed(graph: fx.Graph, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
+    """`node` at the end of `graph`; of a function of this package the operators that it is made of."""
+    if not getattr(node.target, "__module__", "").startswith("lightvlm_fx."):
+        copied = graph.node_copy(node, new.__getitem__)
+        args, kwargs = pytree.tree_map_only(fx.Node, value, (copied.args, copied.kwargs))
+        return _noted(copied, node.target(*args, **kwargs))
+    read = node.all_input_nodes
+
+    def call(*fakes: Any) -> Any:
+        fake = dict(zip(read, fakes, strict=True)).__getitem__
+        return node.target(*fx.node.map_arg(node.args, fake), **fx.node.map_arg(node.kwargs, fake))
+
+    traced = operators(call, [value(new[x]) for x in read])
+    return graph.graph_copy(traced, dict(zip(traced.find_nodes(op="placeholder"), (new[x] for x in read), strict=True)))
+
+
+def _copied(graph: fx.Graph, new: dict[fx.Node, Any], block: list[fx.Node], outside: list[fx.Node],
+            like: list[fx.Node], its_outside: list[fx.Node], its_made: list[fx.Node]) -> None:  # fmt: skip
+    """`block` at the end of `graph`, as what was made of the block `like`, which computes the same of other values."""
+    inside = set(block)
+    instead = {new[old]: new[now] for old, now in zip(its_outside, outside, strict=True)}
+    for node in its_made:
+        instead[node] = graph.node_copy(node, instead.__getitem__)
+    for old, now in zip(like, block, strict=True):
+        new[now] = fx.node.map_arg(new[old], instead.__getitem__)
+        if now.users.keys() - inside:  # an input of another part: inductor takes one fake tensor for one value
+            new[now].meta["val"] = pytree.tree_map_only(Tensor, _another, value(new[now]))
+
+
+def _another(fake: Tensor) -> Tensor:
+    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device)
+
+
+def by_layer(graph: fx.GraphModule, blocks: list[list[fx.Node]], mode: Any) -> Callable[..., Any]:
+    """`graph`, whose values are fakes of `mode`, compiled part by part."""
+    number = {node: i for i, group in enumerate(_grouped(blocks)) for block in group for node in block}
+    whole = split_module(graph, None, number.__getitem__, keep_original_order=True)
     known: dict[Any, Callable[..., Any]] = {}
     for node in whole.graph.nodes:
         if node.op == "call_module":
             part = getattr(whole, node.target)
             if not _is_choice(part):
-                setattr(whole, node.target, _Part(part, known))
+                setattr(whole, node.target, _Part(part, known, mode))
     return whole
+
+
+def _grouped(blocks: list[list[fx.Node]]) -> list[list[list[fx.Node]]]:
+    """Blocks that make one part: a run of equal ones in groups as equal as they can be, of GROUP at most."""
+    owner = {node: i for i, block in enumerate(blocks) for node in block}
+
+    def shared(i: int) -> set[fx.Node]:
+        """What the block and others read, as layers of a stage read its mask."""
+        read = {x for node in blocks[i] for x in node.all_input_nodes if owner.get(x) != i}
+        return {x for x in read if any(owner.get(user) != i for user in x.users)}
+
+    runs: list[list[int]] = []
+    last: Any = None
+    for i, block in enumerate(blocks):
+        kind = (_key(block)[0], shared(i))
+        if kind != last:
+            runs.append([])
+        runs[-1].append(i)
+        last = kind
+    groups = []
+    for run in runs:
+        count = -(-len(run) // GROUP)
+        ends = [len(run) * n // count for n in range(count + 1)]
+        groups += [[blocks[i] for i in run[start:stop]] for start, stop in pairwise(ends)]
+    return groups
 
 
 def _is_choice(part: fx.GraphModule) -> bool:
@@ -62,10 +232,10 @@ def _is_choice(part: fx.GraphModule) -> bool:
 class _Part(nn.Module):
     """A compiled part in the place of its graph."""
 
-    def __init__(self, part: fx.GraphModule, known: dict[Any, Callable[..., Any]]) -> None:
+    def __init__(self, part: fx.GraphModule, known: dict[Any, Callable[..., Any]], mode: Any) -> None:
         super().__init__()
         self.single = not isinstance(_results(part), tuple | list)
-        self.run = _compiled(part, known)
+        self.run = _compiled(part, known, mode)
 
     def forward(self, *values: Any) -> Any:
         out = self.run(*values)
@@ -76,9 +246,9 @@ def _results(part: fx.GraphModule) -> Any:
     return next(iter(reversed(part.graph.nodes))).args[0]
 
 
-def _compiled(part: fx.GraphModule, known: dict[Any, Callable[..., Any]]) -> Callable[..., Any]:
+def _compiled(part: fx.GraphModule, known: dict[Any, Callable[..., Any]], mode: Any) -> Callable[..., Any]:
     """What inductor makes of a part, or made of an equal one before."""
-    key, symbols = _key(part)
+    key, symbols, _ = _key(part.graph.nodes)
     if key in known:
         return known[key]
     if (key, symbols) in known:
@@ -87,17 +257,19 @@ def _compiled(part: fx.GraphModule, known: dict[Any, Callable[..., Any]]) -> Cal
     if not isinstance(results, tuple | list):
         next(iter(reversed(part.graph.nodes))).args = ((results,),)
     part.recompile()
-    before = traced_guards()
-    run = inductor(part, [node.meta["example_value"] for node in part.graph.nodes if node.op == "placeholder"])
-    # what was assumed of these sizes, dynamo checks of these alone: parts of other sizes are not equal then
-    known[key if traced_guards() == before else (key, symbols)] = run
+    before = len(mode.shape_env.guards)
+    run = inductor(part, [node.meta["val"] for node in part.graph.nodes if node.op == "placeholder"], mode)
+    # what was assumed of these sizes is checked of these alone: parts of other sizes are not equal then
+    known[key if len(mode.shape_env.guards) == before else (key, symbols)] = run
     return run
 
 
-def _key(part: fx.GraphModule) -> tuple[str, tuple[str, ...]]:
-    """What a part computes, with its values and symbolic sizes numbered in order; and those sizes by name."""
+def _key(nodes: Iterable[fx.Node]) -> tuple[str, tuple[str, ...], list[fx.Node]]:
+    """What nodes compute, with values and symbolic sizes numbered in order; those sizes by name; and what they read from elsewhere."""
+    outside = []
     values: dict[fx.Node, str] = {}
     symbols: dict[str, str] = {}
+    lines = []
 
     def named(size: Any) -> str:
         text = str(expression(size)) if isinstance(size, SymInt) else str(size)
@@ -105,6 +277,9 @@ def _key(part: fx.GraphModule) -> tuple[str, tuple[str, ...]]:
 
     def shown(x: Any) -> str:
         if isinstance(x, fx.Node):
+            if x not in values:
+                outside.append(x)
+                describe(x, "")
             return values[x]
         if isinstance(x, list | tuple):
             return f"[{','.join(map(shown, x))}]"
@@ -112,14 +287,15 @@ def _key(part: fx.GraphModule) -> tuple[str, tuple[str, ...]]:
             return f"{{{','.join(f'{k}:{shown(v)}' for k, v in x.items())}}}"
         return f"{type(x).__name__}:{x}"
 
-    lines = []
-    for node in part.graph.nodes:
+    def describe(node: fx.Node, what: str) -> None:
         values[node] = f"%{len(values)}"
-        like = node.meta.get("example_value")
+        like = node.meta.get("val")
         if isinstance(like, Tensor):
             kind = f"{like.dtype}{like.device}{[*map(named, like.shape)]}{[*map(named, like.stride())]}"
         else:
             kind = named(like) if isinstance(like, SymInt | int) else ""
-        what = "" if node.op == "placeholder" else f"{node.target}{shown(node.args)}{shown(node.kwargs)}"
-        lines.append(f"{node.op} {what} {kind}")
-    return "\n".join(lines), tuple(symbols)
+        lines.append(f"{what} {kind}")
+
+    for node in nodes:
+        describe(node, "" if node.op == "placeholder" else f"{node.op} {node.target}{shown(node.args)}{shown(node.kwargs)}")
+    return "\n".join(lines), tuple(symbols), outside

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 
+from lightvlm_fx import compat
 from lightvlm_fx.compat import maybe_dynamic
 from lightvlm_fx.errors import UnknownName
-from lightvlm_fx.exporters.regions import by_layer, mark_cuts
+from lightvlm_fx.exporters.regions import ByLayer, dynamic_dims
 from lightvlm_fx.program import Program
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 
 
-def dynamic_dims(program: Program) -> list[tuple[int, int]]:
-    """(input, dimension) of everything that may differ from call to call of one graph."""
-    placeholders = enumerate(program.placeholders())
-    return [(i, d) for i, node in placeholders for d, size in enumerate(node.meta["val"].shape) if isinstance(size, SymInt)]
+def compiled_graphs() -> int:
+    """How many graphs were compiled in this process."""
+    return compat.compiled_graphs() + ByLayer.compiled
 
 
 def check_backend(backend: str) -> None:
@@ -32,18 +32,16 @@ def check_backend(backend: str) -> None:
 def lower(program: Program, backend: str, options: dict[str, Any], static: bool = False) -> Compiled:
     """The program as a function of its inputs in order. `backend="eager"` runs the graph as it stands.
 
-    Inductor compiles equal decoder layers once. With `static`, no size is symbolic (whoever calls it sees to it that they are
+    Inductor compiles equal decoder layers once (`ByLayer`). With `static`, no size is symbolic (whoever calls it sees to it that they are
     always the same), and the graph is compiled in one piece, as CUDA graphs want it.
     """
     if backend == "eager" and not options:
         return program.graph_module
+    if backend == "inductor" and not static and not options:
+        return ByLayer(program)
     dims = [] if static else dynamic_dims(program)
     options = {"dynamic": False} | options if static else options
-    if backend == "inductor" and not static and not options:
-        mark_cuts(program)
-        compiled = torch.compile(program.graph_module, backend=by_layer, fullgraph=True)
-    else:
-        compiled = torch.compile(program.graph_module, backend=backend, fullgraph=True, **options)
+    compiled = torch.compile(program.graph_module, backend=backend, fullgraph=True, **options)
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         if any(inputs[i].shape[d] < 2 for i, d in dims):  # torch.compile makes graphs of their own for sizes of 1

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from lightvlm_fx.bench import Shape, build, example
-from lightvlm_fx.compat import compiled_graphs
 from lightvlm_fx.errors import InputError, NotSupported
+from lightvlm_fx.exporters.torch_compile import compiled_graphs
 from lightvlm_fx.ops.bounded_attention import victims
 from lightvlm_fx.schedule import Schedule
 

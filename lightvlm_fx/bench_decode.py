@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from lightvlm_fx.bench import Shape, build, example, synchronise
-from lightvlm_fx.compat import compiled_graphs
+from lightvlm_fx.exporters.torch_compile import compiled_graphs
 from lightvlm_fx.schedule import Schedule
 
 WARM = 3  # untimed steps before each measurement

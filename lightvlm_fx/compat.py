@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -163,8 +163,16 @@ def fake_mode(like: Any) -> Any:
     return getattr(like, "fake_mode", None)
 
 
-def symbolic_size(like: Any, name: str, hint: int) -> Any:
-    """A new symbolic size in the shape environment of the fake tensor `like`, traced at `hint`.
+def fresh_mode() -> Any:
+    """A mode whose fake tensors have symbolic sizes of their own, apart from every other trace."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv())
+
+
+def symbolic_size(mode: Any, name: str, hint: int) -> Any:
+    """A new symbolic size in the shape environment of a fake mode, traced at `hint`.
 
     torch.export makes them for its inputs only; passes need more for the inputs that they add.
     """
@@ -172,7 +180,22 @@ def symbolic_size(like: Any, name: str, hint: int) -> Any:
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
     context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[None])
-    return fake_mode(like).from_tensor(torch.empty(hint), source=ConstantSource(name), symbolic_context=context).shape[0]
+    return mode.from_tensor(torch.empty(hint), source=ConstantSource(name), symbolic_context=context).shape[0]
+
+
+def operators(function: Callable[..., Any], fakes: Sequence[Any]) -> torch.fx.Graph:
+    """The ATen operators that a function of fake tensors calls, each with its fake value."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(function, pre_dispatch=True)(*fakes).graph
+
+
+def size_checks(mode: Any, sizes: Sequence[Any]) -> Callable[[Sequence[int]], bool]:
+    """Whether what was assumed of symbolic `sizes` while something was traced under `mode` holds for numbers in their place."""
+    environment = mode.shape_env
+    text = environment.produce_guards_expression(sizes, ignore_static=False) or "True"
+    code = compile(text, "<sizes>", "eval")
+    return lambda numbers: bool(environment.evaluate_guards_expression(code, numbers))
 
 
 def equal_sizes(like: torch.Tensor) -> set[str]:
@@ -195,7 +218,7 @@ def maybe_dynamic(x: torch.Tensor, dim: int) -> None:
 
 
 def compiled_graphs() -> int:
-    """How many graphs torch.compile has compiled in this process."""
+    """How many graphs torch.compile has compiled in this process (those of `ByLayer` are not among them)."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]
@@ -208,17 +231,11 @@ def aoti_compile(exported: torch.export.ExportedProgram, path: Path) -> None:
     torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
 
 
-def inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-    """What inductor makes of a graph that dynamo traced, whose outputs are a tuple; called while its backend is."""
+def inductor(graph: torch.fx.GraphModule, inputs: list[Any], mode: Any) -> Callable[..., Any]:
+    """What inductor makes of a graph, whose outputs are a tuple, for fake inputs of `mode`; conditions on sizes are noted there."""
+    from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx
 
-    compiled: Any = compile_fx(graph, inputs)
+    with tracing(TracingContext(mode)):
+        compiled: Any = compile_fx(graph, inputs)
     return compiled
-
-
-def traced_guards() -> int:
-    """How many conditions on sizes stand in the shape environment of the graph that dynamo is compiling."""
-    from torch._guards import TracingContext
-
-    environment = TracingContext.get().fake_mode.shape_env
-    return 0 if environment is None else len(environment.guards)

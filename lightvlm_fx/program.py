@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from lightvlm_fx.compat import symbolic_size
+from lightvlm_fx.compat import fake_mode, symbolic_size
 
 Stage = Literal["prefill", "decode"]
 EXAMPLE = 7  # the smallest number that a new symbolic size is traced at
@@ -107,7 +107,7 @@ class Program:
 
     def new_size(self, name: str, least: int = EXAMPLE) -> torch.SymInt:
         """A symbolic size that no other value of the program has yet, for the dimension of a new input; traced at `least` or more."""
-        return symbolic_size(value(self.sequence()), name, least + 2 * len(self.inputs))
+        return symbolic_size(fake_mode(value(self.sequence())), name, least + 2 * len(self.inputs))
 
     def add_ruler(self, name: str) -> fx.Node:
         """A new input [n] whose only use is its size n, in the graph as a symbolic number."""

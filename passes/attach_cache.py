@@ -57,11 +57,12 @@ class AttachCache(Pass):
         slots = [program.add_input(f"slot_{s}", integers.new_empty(queries)) for s in stages]
         masks: dict[tuple[int, int], fx.Node] = {}
         held: dict[int, fx.Node] = {}
+        start = program.first()  # masks are made before the layers, so that layers of a stage compute the same
         for layer, marker in sorted(markers.items()):
             stage = sum(layer >= first for first in self.layers)
             q, k, v, _, scale, _, window, softcap = marker.args
             kv = [buffer(program, f"{name}_{layer}", value(x), capacity[stage]) for name, x in (("keys", k), ("values", v))]
-            with graph.inserting_before(marker):
+            with graph.inserting_before(start):
                 if stage not in held:
                     held[stage] = graph.create_node(
                         "call_function", hold, (positions[stage], slots[stage], query), {}, name=f"held_{stage}"
@@ -70,6 +71,7 @@ class AttachCache(Pass):
                     masks[stage, window] = graph.create_node(
                         "call_function", cache_mask, (held[stage], query, window, sizes.get(stage)), {}, name=f"mask_{stage}_{window}"
                     )
+            with graph.inserting_before(marker):
                 arguments = (q, k, v, *kv, slots[stage], masks[stage, window], scale, softcap)
                 node = graph.create_node("call_function", attend_cached, arguments, {}, name=f"attend_{layer}")
             marker.replace_all_uses_with(node)

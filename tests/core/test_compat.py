@@ -35,13 +35,17 @@ from lightvlm_fx.compat import (
     fake_mode,
     for_real,
     free_unbacked_symbols,
+    fresh_mode,
     given_cache,
+    inductor,
     maybe_dynamic,
     onnx_program,
+    operators,
     packed_attention,
     pytree,
     schema,
     shallow,
+    size_checks,
     sort,
     symbolic_size,
     with_cache,
@@ -257,7 +261,7 @@ def test_symbolic_sizes_have_expressions():
     assert fake_mode(torch.ones(1)) is fake_mode(3) is None
     with fake_mode(x):
         assert isinstance(torch.ones(1), FakeTensor)
-    new = symbolic_size(x, "images", 7)
+    new = symbolic_size(fake_mode(x), "images", 7)
     assert isinstance(new, torch.SymInt)
     assert expression(new) != expression(size)
     assert not free_unbacked_symbols(x.new_empty(new))
@@ -266,7 +270,7 @@ def test_symbolic_sizes_have_expressions():
 def test_sizes_taken_for_equal_are_told():
     x = exported(lambda x: x + 1, torch.ones(5), S=True).graph_module.graph.find_nodes(op="placeholder")[0].meta["val"]
     assert not equal_sizes(x)
-    sizes = [symbolic_size(x, name, hint) for name, hint in (("kept", 3), ("images", 3), ("rows", 2))]
+    sizes = [symbolic_size(fake_mode(x), name, hint) for name, hint in (("kept", 3), ("images", 3), ("rows", 2))]
     x.new_empty(sizes[0]) + x.new_empty(sizes[0])
     assert not equal_sizes(x)
     x.new_empty(sizes[0]) + x.new_empty(sizes[1])
@@ -275,6 +279,39 @@ def test_sizes_taken_for_equal_are_told():
     x.new_empty(sizes[2]).view(2)
     assert equal_sizes(x) > met
     assert equal_sizes(torch.ones(1)) == set()
+
+
+def test_checks_of_sizes_hold_for_what_was_assumed():
+    mode = fresh_mode()
+    first, second = (symbolic_size(mode, name, hint) for name, hint in (("first", 5), ("second", 7)))
+    assert size_checks(mode, [first, second])([2, 1000])
+    with mode:
+        x, y = torch.empty(first), torch.empty(second)
+    assert fake_mode(x) is mode
+    assert first < 6
+    y.view(7)
+    holds = size_checks(mode, [first, second])
+    assert [holds(sizes) for sizes in ([5, 7], [3, 7], [6, 7], [5, 8])] == [True, True, False, False]
+
+
+def test_operators_of_a_function_have_values():
+    mode = fresh_mode()
+    with mode:
+        x = torch.empty(symbolic_size(mode, "rows", 5), 4)
+    graph = operators(lambda a, b: torch.nn.functional.scaled_dot_product_attention(a, b, b), [x[None], x[None]])
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    assert [node.target for node in calls] == [torch.ops.aten.scaled_dot_product_attention.default]
+    assert calls[0].meta["val"].shape[1] == x.shape[0]
+
+
+def test_inductor_compiles_for_every_size():
+    mode = fresh_mode()
+    with mode:
+        x = torch.empty(symbolic_size(mode, "rows", 5))
+    graph = torch.fx.symbolic_trace(lambda a: (a * 2 + 1,))
+    run = inductor(graph, [x], mode)
+    for rows in (5, 9):
+        assert run(torch.ones(rows))[0].tolist() == [3.0] * rows
 
 
 def test_shapes_that_depend_on_values_are_told():

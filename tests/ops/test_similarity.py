@@ -88,7 +88,7 @@ def test_tiles_cover_every_row_once(device, n, first, width):
 
 
 @pytest.mark.parametrize("tokens", [1088, 11520, 10**6])
-@pytest.mark.parametrize(("device", "cells"), [(DEVICES[0], tiles.CELLS), (DEVICES[1], tiles.ACCELERATOR_CELLS)], ids=["cpu", "accelerator"])
+@pytest.mark.parametrize(("device", "cells"), zip(DEVICES, (tiles.CELLS, tiles.ACCELERATOR_CELLS), strict=True), ids=["cpu", "accelerator"])
 def test_a_tile_does_not_grow_with_the_square(device, cells, tokens):
     assert max(stop - start for start, stop in tiles.tiles(device, tokens, tokens)) * tokens <= max(cells, tiles.LEAST * tokens)
 

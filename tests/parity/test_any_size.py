@@ -130,7 +130,7 @@ def test_equal_layers_are_compiled_once(monkeypatch):
 
     compiled = []
     real = regions.inductor
-    monkeypatch.setattr(regions, "inductor", lambda graph, inputs: compiled.append(graph) or real(graph, inputs))
+    monkeypatch.setattr(regions, "inductor", lambda graph, inputs, mode: compiled.append(graph) or real(graph, inputs, mode))
     counts = []
     for layers in (5, 8):
         tiny = zoo.build("llava", layers=layers)

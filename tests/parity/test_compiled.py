@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.exporters.torch_compile import compiled_graphs
 from lightvlm_fx.schedule import Schedule
 
 SCHEDULE = Schedule.preset("lightvlm", keep=0.3, layers=(1, 2))
@@ -48,10 +48,9 @@ def test_nothing_is_compiled_twice(tiny, fast, reference, text, new_tokens):
     """Shorter and longer prompts; 40 new tokens outgrow every buffer."""
     inputs = tiny.inputs(text=(text,), images=(1,))
     expected = generate(reference, inputs, new_tokens)
-    graphs = counters["stats"]["unique_graphs"]
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        out = generate(fast, inputs, new_tokens)
-    assert counters["stats"]["unique_graphs"] == graphs
+    graphs = compiled_graphs()
+    out = generate(fast, inputs, new_tokens)
+    assert compiled_graphs() == graphs
     assert out.sequences.tolist() == expected.sequences.tolist()
     want, got = torch.stack(expected.logits), torch.stack(out.logits)
     assert (want - got).abs().max() <= 1e-4 * want.abs().max()
@@ -67,14 +66,14 @@ def test_buffers_grow_while_nothing_is_compiled(tiny, fast):
 
 
 def test_one_row_is_a_kind_of_its_own_and_every_other_number_is_one(tiny, fast):
-    graphs, buckets = counters["stats"]["unique_graphs"], len(fast.lightvlm.report.buckets)
+    graphs, buckets = compiled_graphs(), len(fast.lightvlm.report.buckets)
     inputs = tiny.inputs(text=(9, 6), images=(1, 1))
     first = generate(fast, inputs, 3)
     assert len(fast.lightvlm.report.buckets) == buckets + 2
-    assert counters["stats"]["unique_graphs"] == graphs + 2
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        assert generate(fast, inputs, 3).sequences.tolist() == first.sequences.tolist()
-        generate(fast, tiny.inputs(text=(9, 6, 12), images=(1, 1, 1)), 3)
+    assert compiled_graphs() == graphs + 2
+    assert generate(fast, inputs, 3).sequences.tolist() == first.sequences.tolist()
+    generate(fast, tiny.inputs(text=(9, 6, 12), images=(1, 1, 1)), 3)
+    assert compiled_graphs() == graphs + 2
 
 
 @pytest.mark.compat
@@ -83,10 +82,11 @@ def test_a_bounded_cache_is_one_step_for_every_length(tiny):
     schedule = Schedule.preset("h2o", capacity=24, recent=4)
     fast, eager = (lightvlm.compile(tiny.model, schedule, backend=backend) for backend in ("inductor", "eager"))
     fast.lightvlm.warm_up(tiny.inputs(text=(8,), images=(1,)))
+    graphs = compiled_graphs()
     for text, new_tokens in ((8, 40), (5, 3), (13, 12)):
         inputs = tiny.inputs(text=(text,), images=(1,))
         expected = generate(eager, inputs, new_tokens)
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            out = generate(fast, inputs, new_tokens)
+        out = generate(fast, inputs, new_tokens)
+        assert compiled_graphs() == graphs
         assert out.sequences.tolist() == expected.sequences.tolist()
         assert {layer.keys.shape[2] for layer in out.past_key_values.layers} == {24}
