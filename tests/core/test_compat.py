@@ -296,8 +296,9 @@ def test_checks_of_sizes_hold_for_what_was_assumed():
 
 def test_operators_of_a_function_have_values():
     mode = fresh_mode()
+    rows = symbolic_size(mode, "rows", 5)
     with mode:
-        x = torch.empty(symbolic_size(mode, "rows", 5), 4)
+        x = torch.empty(rows, 4)
     graph = operators(lambda a, b: torch.nn.functional.scaled_dot_product_attention(a, b, b), [x[None], x[None]])
     calls = [node for node in graph.nodes if node.op == "call_function"]
     assert [node.target for node in calls] == [torch.ops.aten.scaled_dot_product_attention.default]
@@ -306,8 +307,9 @@ def test_operators_of_a_function_have_values():
 
 def test_inductor_compiles_for_every_size():
     mode = fresh_mode()
+    size = symbolic_size(mode, "rows", 5)
     with mode:
-        x = torch.empty(symbolic_size(mode, "rows", 5))
+        x = torch.empty(size)
     graph = torch.fx.symbolic_trace(lambda a: (a * 2 + 1,))
     run = inductor(graph, [x], mode)
     for rows in (5, 9):
