@@ -218,7 +218,7 @@ class Decoder:
     def _salience(self, layout: Layout) -> Tensor:
         """What the tower attended to, where each visual token stands: [B, S] float32."""
         if not layout.has_images:
-            return torch.zeros(layout.segment.shape, device=layout.segment.device)
+            return torch.zeros(layout.segment.shape, dtype=torch.float32, device=layout.segment.device)
         noted, visual = getattr(self._seen, "tower", None), layout.segment >= 0
         self._seen.tower = None
         if noted is None:
@@ -226,7 +226,7 @@ class Decoder:
         # with beams each row stands several times behind the other, but its pictures were encoded once
         rows, merged = len(visual), self.placeholders.merged
         times = next((n for n in range(rows, 1, -1) if rows % n == 0 and noted.fits(int(visual[::n].sum()), merged)), 1)
-        score = torch.zeros(visual[::times].shape, device=visual.device)
+        score = torch.zeros(visual[::times].shape, dtype=torch.float32, device=visual.device)
         score[visual[::times]] = salience(noted, int(visual[::times].sum()), merged)
         return score.repeat_interleave(times, 0)
 
