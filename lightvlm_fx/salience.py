@@ -102,7 +102,7 @@ def salience(noted: Noted, tokens: int, merged: int) -> Tensor:
     if not noted.fits(tokens, merged):
         raise NotSupported(
             f"score 'salience' needs to know which patches of the vision tower a visual token comes from, but {noted.patches} patches "
-            f"became {tokens} tokens (tiles, pooling or row breaks lie between, or a video stands beside them); "
+            f"became {tokens} tokens (tiles, pooling, windows or row breaks lie between, or a video stands beside them); "
             "use a cut with score 'density', which needs no tower"
         )
     if noted.summarised == tokens:
