@@ -128,4 +128,4 @@ class MaskRule:
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask of `dtype` from a boolean one."""
-    return allowed if dtype == torch.bool else torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+    return allowed if dtype == torch.bool else allowed.logical_not().to(dtype) * torch.finfo(dtype).min

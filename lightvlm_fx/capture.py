@@ -252,7 +252,7 @@ def _export(flat: _Flat, call: Call, wanted: str, what: str) -> tuple[Any, str]:
             failed = failed or error
         except Exception as error:
             if not free:
-                raise CaptureError(f"torch.export could not trace {what}: {error}") from (failed or error)
+                raise CaptureError(f"torch.export could not trace {what}: {_reason(flat.decoder, error)}") from (failed or error)
             failed = failed or error
     raise AssertionError("the last attempt returns or raises")
 
@@ -277,6 +277,20 @@ def _holds_for_every_size(exported: Any, what: str) -> bool:
             tries = [dict(zip(sorted(symbols, key=str), sizes, strict=False)) for sizes in product(LENGTHS, repeat=min(2, len(symbols)))]
             proven &= all((held.subs(sizes) if symbols else held) == True for sizes in tries)  # noqa: E712
     return proven
+
+
+def _reason(decoder: nn.Module, error: Exception) -> str:
+    """What a failed trace says, by its type where it says nothing; and what to do about linear layers of a quantiser."""
+    said = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} in {_model_line(error)}"
+    linear = {type(m) for m in decoder.modules() if isinstance(m, nn.Linear)}
+    kinds = [kind for kind in linear if not kind.__module__.startswith(("torch.", "transformers."))]
+    if not kinds:
+        return said
+    names = ", ".join(sorted(f"{kind.__module__.split('.')[0]}'s {kind.__name__}" for kind in kinds))
+    return (
+        f"its linear layers are {names} ({said}); torchao's int8 and quanto's weights can be traced, bitsandbytes' not: "
+        "call model.dequantize() first, or load the model without quantization"
+    )
 
 
 def _model_line(error: BaseException) -> str:

@@ -32,8 +32,9 @@ pytree = torch.utils._pytree  # up to torch 2.14 there is no public one
 DEEPSTACK = "_deepstack_process"  # the method by which decoders of the Qwen3-VL kin add visual features; up to transformers 5.24
 
 # Families that work, or are refused for the reason in docs/support.md, from a release on: before, aria's experts branched on
-# values, fuyu took its pictures as `image_patches`, and granite4_vision read the picture at a fixed width.
-SINCE = {"aria": (5, 18), "granite4_vision": (5, 20), "fuyu": (5, 21), "mistral_large4": (5, 22)}
+# values, fuyu took its pictures as `image_patches`, and granite4_vision read the picture at a fixed width; those of 5.24 are new.
+SINCE = {"aria": (5, 18), "granite4_vision": (5, 20), "fuyu": (5, 21), "mistral_large4": (5, 22),
+         "apertus1p5": (5, 24), "hy_v4_vl": (5, 24), "inkling2_loop": (5, 24)}  # fmt: skip
 
 
 def cache_argument(forward: Callable[..., Any]) -> str:

@@ -17,6 +17,7 @@ from lightvlm_fx.compat import given_cache, shallow
 from lightvlm_fx.errors import InputError, NotSupported, ScheduleError
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend
+from lightvlm_fx.incoming import by_name, expect_finite, misfit
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported, decoder_path, vision_tower
 from lightvlm_fx.pretty import text
@@ -175,9 +176,12 @@ def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         raise NotSupported("labels ask for a training loss, but a compiled model runs inference only; train the source model")
 
 
+@torch.compiler.disable
 def _expect_pictures(placeholders: tuple[int, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A first prompt with placeholders and no picture would be answered by transformers, from their embeddings."""
-    ids, cache = kwargs.get("input_ids", args[0] if args else None), given_cache(kwargs)
+    kwargs = by_name(module, args, kwargs)
+    ids, cache = kwargs.get("input_ids"), given_cache(kwargs)
+    expect_finite({k: v for k, v in kwargs.items() if k not in TEXT_ARGUMENTS})
     if not isinstance(ids, Tensor) or (isinstance(cache, Cache) and cache.get_seq_length()):
         return
     others = [v for k, v in kwargs.items() if k not in TEXT_ARGUMENTS]
@@ -201,11 +205,8 @@ def _telling_counts(fast: nn.Module) -> Callable[..., Any]:
         except ValueError as error:
             if "features and image tokens do not match" not in str(error) or isinstance(error, InputError):
                 raise
-            raise InputError(
-                "the pictures do not fit the placeholders of the prompt: one placeholder a picture in the text, and text and "
-                f"pictures of the same samples, both from one call of the processor (transformers says: {error}; it may count numbers, "
-                "not tokens, in the features)"
-            ) from error
+            cache = given_cache(by_name(fast, args, kwargs))
+            raise misfit(error, isinstance(cache, Cache) and cache.get_seq_length() > 0) from error
 
     return told
 

@@ -79,6 +79,7 @@ class Decoder:
 
     # --- seen from the model ------------------------------------------------------------------------
 
+    @torch.compiler.disable
     def note_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the decoder's parent: keep what tells where pictures and padding are.
 
@@ -92,6 +93,7 @@ class Decoder:
         """What the vision tower attended to, for cuts with the score `salience`."""
         self._seen.tower = noted
 
+    @torch.compiler.disable  # fast.compile() and the like go around it: what runs here is compiled already
     def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
         """Same arguments and result as the source decoder's forward; last_hidden_state is [B, K, D]."""
         if args:
@@ -218,15 +220,18 @@ class Decoder:
     def _salience(self, layout: Layout) -> Tensor:
         """What the tower attended to, where each visual token stands: [B, S] float32."""
         if not layout.has_images:
-            return torch.zeros(layout.segment.shape, device=layout.segment.device)
+            return torch.zeros(layout.segment.shape, dtype=torch.float32, device=layout.segment.device)
         noted, visual = getattr(self._seen, "tower", None), layout.segment >= 0
         self._seen.tower = None
         if noted is None:
-            raise InputError("score 'salience' reads the vision tower, but it did not run; pass pixel_values, not finished features")
+            raise InputError(
+                "score 'salience' reads what the vision tower attends to in get_image_features(), which did not run: the prompt holds "
+                "a video or finished features; pass pictures as pixels, or use a cut with score 'density', which needs no tower"
+            )
         # with beams each row stands several times behind the other, but its pictures were encoded once
         rows, merged = len(visual), self.placeholders.merged
         times = next((n for n in range(rows, 1, -1) if rows % n == 0 and noted.fits(int(visual[::n].sum()), merged)), 1)
-        score = torch.zeros(visual[::times].shape, device=visual.device)
+        score = torch.zeros(visual[::times].shape, dtype=torch.float32, device=visual.device)
         score[visual[::times]] = salience(noted, int(visual[::times].sum()), merged)
         return score.repeat_interleave(times, 0)
 

@@ -102,7 +102,8 @@ def salience(noted: Noted, tokens: int, merged: int) -> Tensor:
     if not noted.fits(tokens, merged):
         raise NotSupported(
             f"score 'salience' needs to know which patches of the vision tower a visual token comes from, but {noted.patches} patches "
-            f"became {tokens} tokens (tiles, pooling or row breaks lie between); use a cut with score 'density', which needs no tower"
+            f"became {tokens} tokens (tiles, pooling, windows or row breaks lie between, or a video stands beside them); "
+            "use a cut with score 'density', which needs no tower"
         )
     if noted.summarised == tokens:
         parts = [_received(q, k, scale, 1)[:, 1:] for q, k, scale in noted.calls]

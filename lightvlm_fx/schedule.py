@@ -91,7 +91,7 @@ class Cut(Frozen):
         if self.keep > n:
             raise ScheduleError(
                 f"cut before layer {self.layer}: keep={self.keep} is above the {n} visual tokens of an image; "
-                "use a smaller count, or a ratio such as keep=0.35"
+                "use a smaller count, or a ratio such as keep=0.35 (each tile of a model that marks them one by one is an image)"
             )
         return self.keep
 

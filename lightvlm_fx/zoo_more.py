@@ -41,6 +41,7 @@ from lightvlm_fx.zoo import (
     grid_tower,
     mark,
     mrope,
+    patches,
     pixels,
     qwen3_vl_config,
     qwen_config,
@@ -180,6 +181,23 @@ def windowed(layers: int, text: str, model_type: str | None = None, **vision: An
 def flat_tower(**extra: Any) -> dict[str, Any]:
     """Config of a tower of the other naming that takes patches and a grid."""
     return without(tower(64, 8, spatial_merge_size=2, **extra), *NO_SIZE)
+
+
+def hy_v4_config(layers: int) -> dict[str, Any]:
+    # as in mistral_large4, the indexer keeps every key
+    text = latent(layers, n_routed_experts=4, rope_parameters=mrope(2, 1, 1), index_topk=512, index_head_dim=16, index_n_heads=2)
+    return vlm(text, flat_tower(out_hidden_size=HIDDEN, max_image_size=64), **MEDIA_IDS)
+
+
+def inkling2_loop_config(layers: int) -> dict[str, Any]:
+    heads = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": HEAD_DIM}
+    experts = {"num_experts_per_tok": 2, "n_routed_experts": 4, "moe_intermediate_size": 32}
+    loop = {"loop_layer_index_start": 2, "loop_layer_index_end": 4, "loop_num_passes": 2, "loop_gate_rank": 8}
+    kinds = ["hybrid" if (layers - i) % 2 else "hybrid_sliding" for i in range(layers)]
+    reach = {"sliding_window_size": 16, "rel_extent": 64, "d_rel": 8, "n_layers_per_attn_res_block": 2}
+    text = decoder(layers, layer_types=kinds, unpadded_vocab_size=VOCAB, **heads, **experts, **loop, **reach)
+    vision = flat_tower(projection_hidden_dim=64, posemb_grid_size=8, text_hidden_size=HIDDEN, model_type="inkling2_vision")
+    return vlm(without(text, "intermediate_size"), vision, image_token_id=IMAGE)
 
 
 def compass_config(layers: int) -> dict[str, Any]:
@@ -350,6 +368,16 @@ def emu3_config(layers: int) -> dict[str, Any]:
     coder = codebook(4, "codebook_size", temporal_downsample_factor=4) | small
     text = decoder(layers) | {"vocab_size": VOCAB + CODES}
     return {"text_config": text, "vq_config": coder, "vocabulary_map": names}
+
+
+def apertus1p5_config(layers: int) -> dict[str, Any]:
+    small = {"base_channels": 32, "channel_multiplier": [1] * 4, "num_res_blocks": 1, "attn_resolutions": []}
+    coder = small | {"codebook_size": CODES, "embed_dim": 16, "latent_channels": 16}
+    audio = {"codebook_size": 8, "hidden_size": 16, "codebook_dim": 16, "num_filters": 2, "num_lstm_layers": 1}
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    text = decoder(layers, rope_parameters=rope) | {"vocab_size": VOCAB + CODES + 8, "output_vocab_size": VOCAB}
+    ids = {"image_token_offset": VOCAB, "audio_token_offset": VOCAB + CODES, "image_token_id": IMAGE, "audio_token_id": AUDIO}
+    return vlm(without(text, "head_dim"), coder, audio_config={"model_type": "wavtokenizer_encoder"} | audio, **ids)
 
 
 def fuyu_config(layers: int) -> dict[str, Any]:
@@ -581,6 +609,8 @@ FAMILIES |= {
     "glm46v": grid(glm4v_config),
     "glmga": grid(glm4v_config),
     "glm_ocr": grid(glm4v_config),
+    "hy_v4_vl": Recipe(hy_v4_config, span(3 * (4 + 1), [BOI], [EOI]), patches(6, 8, 3 * 8 * 8), KINDS),
+    "inkling2_loop": Recipe(inkling2_loop_config, span(12, [BOI]), patches(3, 4, 16, 16, 3)),
     "hunyuan_vl": Recipe(
         hunyuan_config,
         span(3 * (4 + 1) + 2, [BOI], [EOI]),
@@ -610,6 +640,7 @@ FAMILIES |= {
     ),
     # discrete towers, and patches without a tower
     "chameleon": plain(chameleon_config, 32),
+    "apertus1p5": Recipe(apertus1p5_config, (BOI, *ROWS_SPAN), sized_pixels(32, 24)),
     "emu3": Recipe(emu3_config, span(4 * (4 + 1), [BOI], [EOI]), sized_pixels(32, 32)),
     "fuyu": Recipe(
         fuyu_config,

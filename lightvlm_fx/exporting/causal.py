@@ -115,7 +115,7 @@ def attend_and_score(
     rows = (segment != PADDING)[:, None, None, None].float()
     weight = None if size is None else size.clamp_min(1)[:, None, None, :, None]
     values = v.float().unsqueeze(2) if weight is None else v.float().unsqueeze(2) * weight
-    received, parts = torch.zeros(k.shape[:3], device=k.device), []
+    received, parts = torch.zeros(k.shape[:3], dtype=torch.float32, device=k.device), []
     for start, stop, p in _probabilities(q, k, segment, scale):
         out = p @ values[..., :stop, :]
         parts.append(out if weight is None else out / (p @ weight[..., :stop, :]))
@@ -129,7 +129,7 @@ def _probabilities(
     """Of every tile of rows its begin, its end, and its attention [B, G, H/G, rows, end] to the keys before that end."""
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(q.shape[2], device=q.device)
     real = (segment != PADDING).unsqueeze(1)
-    counts = torch.zeros(1, device=q.device) if size is None else size.clamp_min(1).log().unsqueeze(1)
+    counts = torch.zeros(1, dtype=torch.float32, device=q.device) if size is None else size.clamp_min(1).log().unsqueeze(1)
     lowest = torch.finfo(torch.float32).min  # finite: a padding query may see no key, and NaN would spread through its value
     for start, stop in tiles(q, q.shape[2], q.shape[0] * q.shape[1] * q.shape[2]):
         logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :stop]

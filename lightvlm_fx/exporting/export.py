@@ -23,7 +23,7 @@ except ImportError as error:
 from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
 from lightvlm_fx.compiler import as_schedule
-from lightvlm_fx.errors import CaptureError, InputError, UnknownName
+from lightvlm_fx.errors import CaptureError, InputError, NotSupported, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
 from lightvlm_fx.exporters.order import least_first
@@ -143,6 +143,8 @@ def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
     out = []
     for batch in several:
         tensors = {k: torch.as_tensor(v) for k, v in dict(batch).items()}
+        if videos := sorted(k for k in tensors if "video" in k):
+            raise NotSupported(f"the example batch holds a video ({', '.join(videos)}), but an artifact takes pictures: pass frames")
         for name in ("input_ids", "pixel_values"):
             if name not in tensors:
                 raise InputError(f"an example batch needs {name}, got {sorted(tensors)}; pass all that the processor returned")

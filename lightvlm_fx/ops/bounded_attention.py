@@ -108,13 +108,13 @@ def _count(score: Tensor, probabilities: Tensor, seen: Tensor, rule: str, decay:
     """Add to `score` what each slot received: probabilities [B, G, H/G, Q, C]."""
     shared = score.shape[1] == 1
     if rule == "marks":
-        fair = 1 / seen.sum(-1, keepdim=True).clamp_min(1).unsqueeze(2)
+        fair = 1 / seen.sum(-1, keepdim=True).clamp_min(1).unsqueeze(2).float()
         probabilities = ((probabilities >= fair) & seen.unsqueeze(2)).float()
         score.mul_(decay ** seen.shape[2])
     received = probabilities.mean((1, 2), keepdim=True).squeeze(2) if shared else probabilities.mean(2)  # [B, G, Q, C]
     if rule == "marks" and seen.shape[2] > 1:  # as if the tokens had come one by one
         ages = torch.arange(seen.shape[2] - 1, -1, -1, device=score.device)
-        received = received * (decay**ages).unsqueeze(-1)
+        received = received * (decay ** ages.float()).unsqueeze(-1)
     score.add_(received.sum(2))
 
 

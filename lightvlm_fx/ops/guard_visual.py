@@ -11,7 +11,7 @@ GUARD = 1e5  # above what attention adds up to in 100,000 steps; finite, so that
 @torch.library.custom_op("lightvlm::guard_visual", mutates_args=())
 def guard_visual(score: Tensor, segment: Tensor) -> Tensor:
     """`score` [B, G, S] float32, raised for visual entries (segment [B, S] >= 0) above whatever text can reach."""
-    return score + GUARD * (segment >= 0).unsqueeze(1)
+    return score + GUARD * (segment >= 0).unsqueeze(1).float()
 
 
 @guard_visual.register_fake

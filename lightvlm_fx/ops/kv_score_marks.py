@@ -20,14 +20,14 @@ def kv_score_marks(q: Tensor, k: Tensor, segment: Tensor, scale: float, window: 
     first = max(0, s - window)
     here = torch.arange(s, device=segment.device)
     valid = segment != PADDING
-    keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(k.shape[:3], device=k.device)
+    keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(k.shape[:3], dtype=torch.float32, device=k.device)
     for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s, first):
         seen = (here <= here[start:stop, None]) & valid[:, None]  # [B, rows, S]
         logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
         attended = logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min).softmax(-1)
-        fair = 1 / seen.sum(-1).clamp_min(1)[:, None, None, :, None]
+        fair = 1 / seen.sum(-1).clamp_min(1).float()[:, None, None, :, None]
         marks = ((attended >= fair) & seen[:, None, None]).float().mean(2)  # [B, G, rows, S]
-        decay = (1 - 1 / window) ** (s - 1 - here[start:stop])
+        decay = (1 - 1 / window) ** (s - 1 - here[start:stop]).float()
         score = score + (marks * (decay * valid[:, start:stop])[:, None, :, None]).sum(2)
     return score
 

@@ -25,8 +25,8 @@ def kv_score_question(q: Tensor, k: Tensor, segment: Tensor, scale: float, promp
         rows = ((segment == TEXT) & (here > last))[:, first:].float()
         q = q[:, :, first:]
     else:
-        rows = torch.ones(q.shape[0], q.shape[2], device=q.device)
-    keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(segment.shape, device=q.device)
+        rows = torch.ones(q.shape[0], q.shape[2], dtype=torch.float32, device=q.device)
+    keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(segment.shape, dtype=torch.float32, device=q.device)
     for start, stop in tiles(q, q.shape[2], q.shape[0] * q.shape[1] * segment.shape[1]):
         logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
         attended = logits.masked_fill(~visual[:, None, None, None], torch.finfo(torch.float32).min).softmax(-1)

@@ -24,7 +24,8 @@ def kv_spread(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale:
     real = segment != PADDING
     last = torch.where(segment >= 0, here, -1).amax(1, keepdim=True)
     rows = (segment == TEXT) & (here > last) if kind == "density" else real
-    total, out_of = torch.zeros(len(segment), device=q.device), torch.zeros(len(segment), device=q.device)
+    total = torch.zeros(len(segment), dtype=torch.float32, device=q.device)
+    out_of = torch.zeros_like(total)
     keys = k.float().transpose(2, 3).unsqueeze(2)
     for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s):
         if mask is None:

@@ -19,7 +19,7 @@ def merge_tokens(hidden: Tensor, size: Tensor, index: Tensor, went: Tensor) -> t
     total = torch.zeros_like(index, dtype=torch.float32).scatter_add_(1, belongs, weight)
     rows, kept, width = *index.shape, hidden.shape[2]
     flat = (belongs + torch.arange(rows, device=hidden.device).unsqueeze(-1) * kept).flatten()
-    merged = torch.zeros(rows * kept, width, device=hidden.device)
+    merged = torch.zeros(rows * kept, width, dtype=torch.float32, device=hidden.device)
     merged.index_add_(0, flat, (hidden.float() * weight.unsqueeze(-1)).flatten(0, 1))
     merged = merged.view(rows, kept, width)
     merged = (merged / total.unsqueeze(-1)).to(hidden.dtype)

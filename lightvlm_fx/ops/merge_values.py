@@ -28,7 +28,7 @@ def merge_values(keys: Tensor, values: Tensor, segment: Tensor, index: Tensor, e
     kinds = torch.where(entry < 0, PADDING, kind.gather(2, index)).flatten(0, 1)
     found = nearest(pick(x, rows), pick(kind.flatten(0, 1), rows), pick(x, index.flatten(0, 1)), kinds)
     joins, found = (pick(goes, rows) & (found >= 0)).view(b, g, -1), found.clamp_min(0).view(b, g, -1)
-    count = torch.zeros(b, g, index.shape[2], device=keys.device).scatter_add_(2, found, joins.float())
+    count = torch.zeros(b, g, index.shape[2], dtype=torch.float32, device=keys.device).scatter_add_(2, found, joins.float())
     joining = pick(values.flatten(0, 1), rows).view(b, g, -1, d).float() * joins.unsqueeze(-1)
     total = torch.zeros_like(own).scatter_add_(2, found.unsqueeze(-1).expand(-1, -1, -1, d), joining)
     n = count.unsqueeze(-1)

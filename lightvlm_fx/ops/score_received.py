@@ -20,7 +20,8 @@ def column_sums(
     `mask` [B, 1, S, S] replaces the causal rule where given.
     """
     s = q.shape[2]
-    total, seen_by = torch.zeros(q.shape[0], k.shape[1], s, device=q.device), torch.zeros(q.shape[0], s, device=q.device)
+    total = torch.zeros(q.shape[0], k.shape[1], s, dtype=torch.float32, device=q.device)
+    seen_by = torch.zeros(q.shape[0], s, dtype=torch.float32, device=q.device)
     keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
     allowed_keys = (segment != PADDING)[:, None, :]
     for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s, first):
@@ -30,7 +31,7 @@ def column_sums(
         else:
             part = mask[:, 0, start:stop]
             seen = (part if part.dtype == torch.bool else part >= 0) & allowed_keys
-        bias = torch.where(seen, 0.0, torch.finfo(torch.float32).min)  # [B, tile, last]: cheaper than filling the logits of all heads
+        bias = seen.logical_not().float() * torch.finfo(torch.float32).min  # [B, tile, last]: cheaper than filling the logits of all heads
         logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :last] + bias[:, None, None]  # [B, G, H/G, tile, last]
         weight = rows[:, None, start:stop].float()
         total += F.pad((weight[:, None, None] @ logits.softmax(-1)).squeeze(3).mean(2), [0, s - last])

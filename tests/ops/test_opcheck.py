@@ -87,6 +87,24 @@ def test_schema_and_fake_agree_with_the_op(name, case):
     )
 
 
+@pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float64], ids=str)
+def default_dtype(request):
+    """Set when called, and put back."""
+    before = torch.get_default_dtype()
+    yield lambda: torch.set_default_dtype(request.param)
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_the_default_dtype_changes_nothing(name, case, default_dtype):
+    """`torch.set_default_dtype(torch.bfloat16)` is a common way to load a model."""
+    op, given = getattr(OPS, name).default, arguments()[name][case]
+    before, traced = (tree_leaves(f(*given)) for f in (op, bodies()[op]))
+    default_dtype()
+    for now, wanted in ((op(*given), before), (bodies()[op](*given), traced)):
+        torch.testing.assert_close(tree_leaves(now), wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def test_every_registered_op_has_arguments_here():
     registered = {
         name.split("::")[1].split(".")[0]
