@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
 
@@ -15,7 +16,16 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 MOST = 2**31 - 1  # the largest count that any field takes
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
-Number = Annotated[float, AfterValidator(lambda x: x + 0.0)]  # 0.0 for -0.0: they are equal, and must print alike
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):  # pydantic takes whatever has __float__: NumPy's True, a Decimal
+        raise PydanticCustomError("float_type", "Input should be a valid number")
+    return value
+
+
+# 0.0 for -0.0: they are equal, and must print alike
+Number = Annotated[float, BeforeValidator(_number), AfterValidator(lambda x: x + 0.0)]
 
 
 class Frozen(BaseModel):

@@ -64,7 +64,7 @@ Heads = Annotated[Literal["each", "shared"], one_of("selection", ("each", "share
 Budgets = Annotated[_Budgets | tuple[float, ...], BeforeValidator(_budgets)]
 Merge = Annotated[_Merge, one_of("way to merge entries", MERGES)]
 Kernel = Annotated[Positive, AfterValidator(_odd)]
-Alpha = Annotated[float, Field(gt=0, le=1)]
+Alpha = Annotated[Number, Field(gt=0, le=1)]
 VisualShare = Annotated[Number, Field(ge=0, lt=1)]
 
 
@@ -147,7 +147,7 @@ class Kv(Frozen):
             but = f", less {pictures} for pictures," if pictures else ""
             raise ScheduleError(
                 f"capacity {capacity}{where}{but} is below sinks + recent + 1 = {self.sinks} + {self.recent} + 1 = {least}; "
-                "raise the capacity or protect fewer entries"
+                f"raise the capacity or protect fewer entries{', or lower visual_share' if pictures else ''}"
             )
 
     def pictures(self, capacity: int) -> int:
