@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from lightvlm_fx.cli_base import (
     Backend,
+    Console,
     File,
     Keep,
+    Layers,
     Model,
     Preset,
+    Prompt,
+    Some,
     app,
     bench,
+    dtype_of,
     err,
     load_model,
     number,
     out,
+    plain,
     preset_of,
     schedule_of,
+    telling,
 )
 from lightvlm_fx.errors import LightVLMError
 from lightvlm_fx.schedule import Schedule
+
+DEFECT = 70  # exit code, EX_SOFTWARE of sysexits.h
 
 
 @app.command()
@@ -52,7 +63,7 @@ def explain(
     """What a schedule will do to a model: tokens per layer, FLOPs, KV bytes. Runs nothing."""
     import lightvlm_fx as lightvlm
 
-    out.print(str(lightvlm.explain(load_model(model)[0], schedule_of(preset, keep, file))), highlight=False)
+    out.print(str(lightvlm.explain(load_model(model)[0], schedule_of(preset, keep, file))))
 
 
 @app.command()
@@ -73,20 +84,20 @@ def demo(
 
         source, processor = load_model(model)
         items = opened or [(p.stem, open_picture(p), question or asked) for p, asked in program.bundled()]
-        out.print(str(lightvlm.explain(source, schedule)), highlight=False)
+        out.print(str(lightvlm.explain(source, schedule)))
         fast = lightvlm.compile(source, schedule, backend=backend)
         answers: list[program.Answer] = []
-        for a in program.run(source, fast, processor, items, status.update):
+        for a in program.run(source, fast, processor, items, telling(status)):
             if not answers or answers[-1].picture != a.picture:
-                out.print(f"\n[bold]{a.picture}[/]")
-            out.print(f"  [cyan]{a.question}[/]", highlight=False)
-            out.print(Padding(f"full      {a.full_s * 1e3:6.0f} ms  {a.full}", (0, 0, 0, 4)), highlight=False)
+                out.print(f"\n{a.picture}", style="bold")
+            out.print(f"  {a.question}", style="cyan")
+            out.print(Padding(f"full      {a.full_s * 1e3:6.0f} ms  {a.full}", (0, 0, 0, 4)))
             colour = "green" if a.compiled == a.full else "red"
-            out.print(Padding(f"compiled  {a.compiled_s * 1e3:6.0f} ms  [{colour}]{a.compiled}[/]", (0, 0, 0, 4)), highlight=False)
+            out.print(Padding(Text.assemble(f"compiled  {a.compiled_s * 1e3:6.0f} ms  ", (plain(a.compiled), colour)), (0, 0, 0, 4)))
             answers.append(a)
     equal = sum(a.full == a.compiled for a in answers)
     tokens = " ".join(map(str, answers[-1].tokens_per_layer))
-    out.print(f"\n{equal} of {len(answers)} answers equal; tokens per layer: {tokens}", highlight=False)
+    out.print(f"\n{equal} of {len(answers)} answers equal; tokens per layer: {tokens}")
     out.print("(this model is so small that its time is mostly Python; `lightvlm bench prefill` measures real shapes)")
 
 
@@ -121,7 +132,7 @@ def evaluate(
     keep: Annotated[list[float] | None, typer.Option(help="Keep ratio; may be repeated.")] = None,
     capacity: Annotated[list[str] | None, typer.Option(help="Cache: share of the prompt, or count; may be repeated.")] = None,
     preset: Annotated[list[str] | None, typer.Option("--preset", "-p", help="Preset, or as snapkv:window=8; may be repeated.")] = None,
-    samples: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="Held-out questions of each kind.")] = 100,
     kind: Annotated[list[str] | None, typer.Option(help="Kind of question; may be repeated (default: all).")] = None,
     seed: Annotated[int, typer.Option(help="Of the scenes; 8000000 was used for choosing.")] = 7_000_000,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of every preset, e.g. score=peak.")] = None,
@@ -151,7 +162,8 @@ def evaluate(
         if baselines:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
-        tasks = {name: progress.add_task(name, total=samples * (1 if turns else len(kinds))) for name in ["full model", *schedules]}
+        total = samples * (1 if turns else len(kinds))
+        tasks = {name: progress.add_task(escape(plain(name)), total=total) for name in ["full model", *schedules]}
 
         def tick(name: str, n: int) -> None:
             progress.update(tasks[name], advance=n)
@@ -221,24 +233,22 @@ def bench_prefill(
     shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
     keep: Annotated[list[float] | None, typer.Option(help="Keep ratio; may be repeated.")] = None,
     preset: Preset = "lightvlm",
-    batch: int = 1,
-    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
-    repeats: int = 7,
+    batch: Some = 1,
+    text: Prompt = 64,
+    repeats: Some = 7,
     backend: Backend = "inductor",
     dtype: str = "bfloat16",
     device: str = "cpu",
-    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+    layers: Layers = None,
 ) -> None:
     """Time to first logits: full model, compiled full model, compiled schedules, and the FLOP-ideal."""
-    import torch
-
     from lightvlm_fx import bench as program
 
     chosen = program.shape(shape, layers)
     schedules = {f"{preset} @ {ratio:g}": Schedule.preset(preset, keep=ratio) for ratio in keep or [0.35, 0.03]}
     with err.status("building the model") as status:
         variants = program.prefill(chosen, schedules, batch=batch, text=text, repeats=repeats, backend=backend,
-                                   dtype=getattr(torch, dtype), device=device, tell=status.update)  # fmt: skip
+                                   dtype=dtype_of(dtype), device=device, tell=telling(status))  # fmt: skip
     table = Table("variant", "x compiled full", "FLOP-ideal", "of ideal", "x eager", "ms", "spread", "reduction", "rewrite s", "first s",
                   title=f"prefill, {chosen}, batch {batch}, {text} text tokens, {dtype}, {backend}")  # fmt: skip
     for row in program.rows(variants):
@@ -246,7 +256,7 @@ def bench_prefill(
         table.add_row(row.name, f"{row.against_compiled:.2f}", f"{row.ideal:.2f}", f"{row.of_ideal:.2f}", f"{row.against_eager:.2f}",
                       f"{row.ms:.0f}", f"{100 * row.spread:.0f} %", share, f"{row.rewrite_s:.1f}", f"{row.first_s:.0f}")  # fmt: skip
     Console(width=max(out.width, 140)).print(table)
-    out.print(program.machine(device), highlight=False)
+    out.print(program.machine(device))
 
 
 @bench.command("decode")
@@ -255,17 +265,15 @@ def bench_decode(
     capacity: Annotated[list[int] | None, typer.Option(help="Entries a layer; may be repeated.")] = None,
     preset: Annotated[str, typer.Option("--preset", "-p", help="Preset with a bounded cache, see `lightvlm presets`.")] = "h2o",
     length: Annotated[list[int] | None, typer.Option(help="New tokens of an answer; may be repeated.")] = None,
-    batch: int = 1,
-    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
-    repeats: int = 7,
+    batch: Some = 1,
+    text: Prompt = 64,
+    repeats: Some = 7,
     backend: Backend = "inductor",
     dtype: str = "bfloat16",
     device: str = "cpu",
-    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+    layers: Layers = None,
 ) -> None:
     """Tokens a second of whole answers: DynamicCache, static cache with torch.compile, compiled schedules."""
-    import torch
-
     from lightvlm_fx import bench as program
     from lightvlm_fx.bench_decode import decode
 
@@ -273,7 +281,7 @@ def bench_decode(
     schedules = {f"{preset}, capacity {n}": Schedule.preset(preset, capacity=n) for n in capacity or [512]}
     with err.status("building the model") as status:
         variants = decode(chosen, schedules, lengths=lengths, batch=batch, text=text, repeats=repeats, backend=backend,
-                          dtype=getattr(torch, dtype), device=device, tell=status.update)  # fmt: skip
+                          dtype=dtype_of(dtype), device=device, tell=telling(status))  # fmt: skip
     table = Table("variant", "new tokens", "x DynamicCache", "x static", "tokens/s", "first ms", "last ms", "cache MiB", "recompiles",
                   title=f"decode, {chosen}, batch {batch}, {text} text tokens, {dtype}, {backend}")  # fmt: skip
     for new in lengths:
@@ -283,7 +291,7 @@ def bench_decode(
             table.add_row(v.name, str(new), f"{eager / took:.2f}", f"{static / took:.2f}", f"{batch * new / took:.1f}",
                           f"{1e3 * v.step(0):.1f}", f"{1e3 * v.step(new):.1f}", f"{v.peak / 2**20:.0f}", str(v.graphs))  # fmt: skip
     Console(width=max(out.width, 140)).print(table)
-    out.print(program.machine(device), highlight=False)
+    out.print(program.machine(device))
 
 
 @bench.command("answer")
@@ -291,24 +299,22 @@ def bench_answer(
     shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
     preset: Annotated[str, typer.Option("--preset", "-p", help="Preset with a bounded cache and its options.")] = "lightvlm:capacity=512",
     length: Annotated[int, typer.Option(help="New tokens.")] = 4096,
-    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
+    text: Prompt = 64,
     backend: Backend = "inductor",
     dtype: str = "bfloat16",
     device: str = "cpu",
-    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+    layers: Layers = None,
 ) -> None:
     """One long answer in one piece: time a token and peak memory as it grows, recompiles, what choosing victims costs."""
     import itertools
     import statistics
-
-    import torch
 
     from lightvlm_fx import bench as program
     from lightvlm_fx.bench_answer import SETTLED, answer
 
     chosen = program.shape(shape, layers)
     with err.status("building the model") as status:
-        made = answer(chosen, preset_of(preset, []), new=length, text=text, backend=backend, dtype=getattr(torch, dtype),
+        made = answer(chosen, preset_of(preset, []), new=length, text=text, backend=backend, dtype=dtype_of(dtype),
                       device=device, tell=lambda n: status.update(f"token {n} of {length}"))  # fmt: skip
     title = f"one answer, {preset}, {chosen}, {text} text tokens, {dtype}, {backend}"
     table = Table("tokens", "ms a token", "peak MiB", "graphs compiled", title=title)
@@ -322,49 +328,47 @@ def bench_answer(
     grown = made.peaks[-1] / made.peaks[SETTLED] - 1
     out.print(f"behind token {SETTLED}: a step {100 * slope:+.2f} % longer each 1000 tokens (standard error {100 * error:.2f} %), "
               f"peak memory {100 * grown:+.2f} %, {made.graphs[-1] - made.graphs[SETTLED]} recompiles; "
-              f"choosing victims takes {1e3 * made.choice:.2f} ms, {100 * made.choice / step:.1f} % of it", highlight=False)  # fmt: skip
-    out.print(program.machine(device), highlight=False)
+              f"choosing victims takes {1e3 * made.choice:.2f} ms, {100 * made.choice / step:.1f} % of it")  # fmt: skip
+    out.print(program.machine(device))
 
 
 @bench.command("size")
 def bench_size(
     shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
     preset: Annotated[str, typer.Option("--preset", "-p", help="Preset and its options.")] = "lightvlm",
-    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
-    repeats: int = 7,
+    text: Prompt = 64,
+    repeats: Some = 7,
     dtype: str = "bfloat16",
     device: str = "cpu",
-    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+    layers: Layers = None,
 ) -> None:
     """The graph that serves every size beside one made for the size (`static=True`): prefill and step, in turns."""
     import statistics
-
-    import torch
 
     from lightvlm_fx import bench as program
     from lightvlm_fx.bench_size import compare, ratio
 
     chosen = program.shape(shape, layers)
     with err.status("building the model") as status:
-        made = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, dtype=getattr(torch, dtype), device=device,
-                       tell=status.update)  # fmt: skip
+        made = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, dtype=dtype_of(dtype), device=device,
+                       tell=telling(status))  # fmt: skip
     table = Table("graph", "prefill ms", "step ms", "first answer s", title=f"{preset}, {chosen}, {text} text tokens, {dtype}, inductor")
     for variant in made:
         times = [f"{1e3 * statistics.median(x):.1f}" for x in (variant.prefill, variant.step)]
         table.add_row(variant.name, *times, f"{variant.first_s:.1f}")
     Console(width=max(out.width, 120)).print(table)
-    out.print(f"every size / this size: prefill {ratio(made, 'prefill'):.3f}, step {ratio(made, 'step'):.3f}", highlight=False)
-    out.print(program.machine(device), highlight=False)
+    out.print(f"every size / this size: prefill {ratio(made, 'prefill'):.3f}, step {ratio(made, 'step'):.3f}")
+    out.print(program.machine(device))
 
 
 @bench.command("first")
 def bench_first(
     shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
     preset: Annotated[str, typer.Option("--preset", "-p", help="Preset and its options.")] = "lightvlm",
-    text: Annotated[int, typer.Option(help="Text tokens.")] = 64,
+    text: Prompt = 64,
     backend: Backend = "inductor",
     dtype: str = "bfloat16",
-    layers: Annotated[int | None, typer.Option(help="Decoder layers, if not the shape's.")] = None,
+    layers: Layers = None,
 ) -> None:
     """Seconds to the first answer of a new process: with an empty compile cache, and with what the process before left."""
     from lightvlm_fx import bench as program
@@ -381,14 +385,14 @@ def bench_first(
             answers = [f"{made.answer:.1f}", f"{made.again:.2f}"] if i == 0 else ["", ""]
             table.add_row(cache if i == 0 else "", stage["stage"], *times, *answers)
     Console(width=max(out.width, 140)).print(table)
-    out.print(program.machine("cpu"), highlight=False)
+    out.print(program.machine("cpu"))
 
 
 @bench.command("memory")
 def bench_memory(
     preset: Annotated[str, typer.Option("--preset", "-p", help="Preset and its options, as lightvlm:combine=recover.")] = "lightvlm",
     tokens: Annotated[list[int] | None, typer.Option(help="Visual tokens of the video, in frames of 72; may be repeated.")] = None,
-    repeats: int = 1,
+    repeats: Some = 1,
     backend: Backend = "eager",
 ) -> None:
     """Peak memory and time of the prefill of one long video by a tiny Qwen2.5-VL, beside those of the same model unreduced."""
@@ -405,27 +409,37 @@ def bench_memory(
             table.add_row(str(n), f"{full.peak / 2**20:.0f}", f"{reduced.peak / 2**20:.0f}", share,
                           f"{1e3 * full.seconds:.0f}", f"{1e3 * reduced.seconds:.0f}")  # fmt: skip
     Console(width=max(out.width, 120)).print(table)
-    out.print(program.machine("cpu"), highlight=False)
+    out.print(program.machine("cpu"))
 
 
 def main() -> None:
-    """Entry point: our own errors, and packages that are not there, print as one message and exit with 2."""
+    """Entry point: our own errors, files, and packages that are not there print as one message and exit with 2.
+
+    What nobody foresaw exits with 70 and its traceback, so that no code of `verify` says it.
+    """
     from lightvlm_fx import cli_artifact  # noqa: F401  (adds its commands to app)
 
     warnings.filterwarnings("ignore", module="torch")
     try:
         app()
     except LightVLMError as error:
-        err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        err.print("\n".join([str(error), *getattr(error, "__notes__", [])]), markup=False, highlight=False, soft_wrap=True)
+        err.print(f"{type(error).__name__}: ", end="", style="bold red")
+        err.print("\n".join([str(error), *getattr(error, "__notes__", [])]), soft_wrap=True)
         raise SystemExit(2) from None
     except ImportError as error:
         no_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
         if error.name is not None and not no_torch:  # with a name it is Python's own; without, its text says what to install
             raise
         said = "this command needs PyTorch (pip install torch); run, inspect and verify without --model do not" if no_torch else str(error)
-        err.print(said, markup=False, highlight=False, soft_wrap=True)
+        err.print(said, soft_wrap=True)
         raise SystemExit(2) from None
+    except OSError as error:
+        err.print(str(error), soft_wrap=True)
+        raise SystemExit(2) from None
+    except Exception:
+        err.print(traceback.format_exc(), soft_wrap=True)
+        err.print("this is a defect of lightvlm_fx: please report it with the lines above", soft_wrap=True)
+        raise SystemExit(DEFECT) from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lightvlm_fx.cli_base import File, Preset, app, bench, err, load_model, out, preset_of, schedule_of
+from lightvlm_fx.cli_base import File, Layers, Preset, Prompt, app, bench, err, load_model, out, plain, preset_of, schedule_of, telling
 from lightvlm_fx.errors import InputError
 
 Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
@@ -30,11 +30,11 @@ def export(
     provider: Annotated[str, typer.Option(help="Execution provider that the graphs are for: cpu, cuda or tensorrt.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or int8 (weights only).")] = "float32",
     image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture, the largest of a bucket; each makes one.")] = None,
-    images: Annotated[int, typer.Option(help="Pictures in the example's prompt.")] = 1,
-    pictures: Annotated[int | None, typer.Option(help="Most pictures of a row (default: 4, or the example's).")] = None,
-    rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 1,
-    prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, pictures included (default: the example and 64).")] = None,
-    new_tokens: Annotated[int, typer.Option(help="Longest answer, where the schedule does not bound the cache.")] = 256,
+    images: Annotated[int, typer.Option(min=1, help="Pictures in the example's prompt.")] = 1,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Most pictures of a row (default: 4, or the example's).")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 1,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt, with pictures (default: the example and 64).")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, where the schedule does not bound the cache.")] = 256,
     aot_inductor: Annotated[bool, typer.Option(help="torch-export: also compile each stage for this machine.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:  # fmt: skip
@@ -51,7 +51,7 @@ def export(
         batches = [example(processor, shown, rows=rows, images=images) for shown in sizes]
         made = lightvlm.export(
             source, schedule, output, target=target, inputs=batches, processor=processor, prompt_tokens=prompt_tokens,
-            images=pictures, new_tokens=new_tokens, dtype=dtype, provider=provider, aot_inductor=aot_inductor, tell=status.update,
+            images=pictures, new_tokens=new_tokens, dtype=dtype, provider=provider, aot_inductor=aot_inductor, tell=telling(status),
         )  # fmt: skip
     size = sum(f["bytes"] for f in made.manifest["files"].values())
     said_of_all = ("target", "provider", "dtype", "architecture", "schedule", "fingerprint", "parity", "parser", "versions")
@@ -60,14 +60,14 @@ def export(
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    out.print(f"{output}: {len(made.manifest['files'])} files, {size / 2**20:.1f} MiB, in {made.seconds:.0f} s", highlight=False)
+    out.print(f"{output}: {len(made.manifest['files'])} files, {size / 2**20:.1f} MiB, in {made.seconds:.0f} s")
     found = made.manifest["parity"]
     if found:
         tokens = "equal" if found["tokens_equal"] else "differ"
         said = f"against the compiled model: logits within {found['logits']:.1e} of the largest, greedy tokens {tokens}"
-        out.print(said, highlight=False, soft_wrap=True)
+        out.print(said, soft_wrap=True)
     if made.manifest.get("parser"):
-        out.print(f"{made.manifest['parser']} parses every graph", highlight=False)
+        out.print(f"{made.manifest['parser']} parses every graph")
 
 
 @app.command()
@@ -76,7 +76,7 @@ def verify(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Source model to compare with, too (needs torch).")] = None,
     providers: Providers = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Check an artifact: hashes, operators, parity. Exits with 0, or 1 (files), 3 (lint), 4 (parity); 2: not readable."""
+    """Check an artifact: hashes, operators, parity. Exits with 0, or 1 (files), 3 (lint), 4 (parity); 2: not readable; 70: a defect."""
     from lightvlm_fx.artifact.verify import verify as check
 
     fast = None
@@ -88,7 +88,7 @@ def verify(
         made = read(folder)
         fast = lightvlm.compile(cast(load_model(model)[0], made["dtype"]), lightvlm.Schedule(**made["schedule"]), backend="eager")
     verdict = check(folder, model=fast, providers=_providers(providers))
-    print(json.dumps(verdict.as_dict(), indent=1) if as_json else verdict)
+    print(json.dumps(verdict.as_dict(), indent=1) if as_json else plain(str(verdict)))
     raise typer.Exit(verdict.exit_code)
 
 
@@ -103,7 +103,7 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
         return
     size = sum(f["bytes"] for f in manifest["files"].values())
     out.print(f"{manifest['architecture']} under {manifest['schedule']['name']} ({manifest['fingerprint']}), for {manifest['target']} on "
-              f"{manifest['provider']}, {manifest['dtype']}, {size / 2**20:.1f} MiB", highlight=False)  # fmt: skip
+              f"{manifest['provider']}, {manifest['dtype']}, {size / 2**20:.1f} MiB")  # fmt: skip
     for number, bucket in enumerate(manifest["buckets"]):
         table = Table("stage", "file", "nodes", "inputs", "outputs", "most frequent operators", title=f"bucket {number}")
         for name, stage in bucket["stages"].items():
@@ -114,9 +114,9 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
         alone = " of the sizes of the example alone" if bucket["vision"]["kind"] == "fixed" else ""
         answer = f"{bucket['new_tokens']} new tokens" if bucket["new_tokens"] else "answers of any length"
         out.print(f"{bucket['rows']} rows of at most {bucket['prompt_tokens']} tokens, {bucket['text_tokens']} of them text, "
-                  f"{bucket['visual_tokens']} of at most {bucket['pictures']} pictures{alone}; {answer}", highlight=False)  # fmt: skip
-        out.print(f"tokens a layer: {bucket['tokens_per_layer']}\ncache slots a layer: {bucket['cache_slots']}", highlight=False)
-    out.print(f"schedule: {json.dumps(manifest['schedule'])}", highlight=False)
+                  f"{bucket['visual_tokens']} of at most {bucket['pictures']} pictures{alone}; {answer}")  # fmt: skip
+        out.print(f"tokens a layer: {bucket['tokens_per_layer']}\ncache slots a layer: {bucket['cache_slots']}")
+    out.print(f"schedule: {json.dumps(manifest['schedule'])}")
 
 
 @app.command()
@@ -135,16 +135,19 @@ def run(
     from transformers import AutoProcessor, TextStreamer
 
     from lightvlm_fx.artifact.load import load
-    from lightvlm_fx.pictures import open_picture
-    from lightvlm_fx.pictures import prompt as chat
+    from lightvlm_fx.pictures import inputs_of, open_picture
+
+    class Plain(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(plain(text), stream_end)
 
     vlm = load(folder, providers=_providers(providers))
     if not (folder / "processor_config.json").is_file() and not (folder / "preprocessor_config.json").is_file():
         raise InputError(f"{folder} was exported without a processor; call lightvlm.load({str(folder)!r}).generate(...) with arrays")
     processor = AutoProcessor.from_pretrained(folder)
     pictures = [open_picture(path) for path in image or []]
-    inputs: dict[str, Any] = dict(processor(images=pictures or None, text=[chat(processor, prompt, len(pictures))], return_tensors="np"))
-    streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    inputs = inputs_of(processor, prompt, pictures, "np")
+    streamer = None if as_json else Plain(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     start = time.perf_counter()
     tokens = vlm.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, do_sample=do_sample, temperature=temperature,
                           top_k=top_k, top_p=top_p, seed=seed)  # fmt: skip
@@ -157,10 +160,10 @@ def run(
 @bench.command("artifact")
 def bench_artifact(
     shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
-    layers: Annotated[int | None, typer.Option(help="Layers, if not the shape's.")] = None,
+    layers: Layers = None,
     preset: Preset = "lightvlm:capacity=512",
-    text: Annotated[int, typer.Option(help="Text tokens around the picture.")] = 64,
-    repeats: Annotated[int, typer.Option(help="Turns of each side.")] = 5,
+    text: Prompt = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
     prepack: Annotated[bool, typer.Option(help="The decode session rearranges weights into memory of its own.")] = False,
 ) -> None:
     """An artifact beside the same model as transformers' own exporter writes it, both on ONNX Runtime's CPU."""
@@ -169,7 +172,7 @@ def bench_artifact(
 
     chosen = program.shape(shape, layers)
     with err.status("building the model") as status:
-        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, prepack=prepack, tell=status.update)
+        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, prepack=prepack, tell=telling(status))
     title = f"ONNX Runtime on CPU, {preset}, {chosen}, {text} text tokens, float32"
     table = Table("", "transformers' export", "artifact", "ratio", title=title)
     theirs, ours = found.prefill
@@ -181,15 +184,15 @@ def bench_artifact(
         table.add_row(f"steps of an answer of {length}", f"{theirs:.1f} s", f"{ours:.1f} s", f"{theirs / ours:.2f}")
     out.print(table)
     speed = found.prefill[0] / found.prefill[1]
-    out.print(f"prefill: {speed:.2f} of {found.ideal:.2f} by FLOPs, {speed / found.ideal:.2f} of it", highlight=False)
-    out.print(f"export: {found.export_seconds:.0f} s, at most {found.export_peak:.2f} times the weights beside the model", highlight=False)
+    out.print(f"prefill: {speed:.2f} of {found.ideal:.2f} by FLOPs, {speed / found.ideal:.2f} of it")
+    out.print(f"export: {found.export_seconds:.0f} s, at most {found.export_peak:.2f} times the weights beside the model")
     out.print(f"weight file: {found.data / found.weights:.3f} of the language model's weights; with prefill and decode open, "
-              f"{found.resident:.2f} of them are resident (PSS)", highlight=False)  # fmt: skip
+              f"{found.resident:.2f} of them are resident (PSS)")  # fmt: skip
     if found.parity is not None:
         tokens = "the same as" if found.parity["tokens_equal"] else "other than"
         apart = f"logits within {found.parity['logits']:.1e} of the largest"
-        out.print(f"greedy tokens: {tokens} the compiled model's; {apart}", highlight=False)
-    out.print(program.machine("cpu"), highlight=False)
+        out.print(f"greedy tokens: {tokens} the compiled model's; {apart}")
+    out.print(program.machine("cpu"))
 
 
 def _providers(names: list[str] | None) -> tuple[str, ...]:

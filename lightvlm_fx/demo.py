@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lightvlm_fx.pictures import prompt
+from lightvlm_fx.pictures import inputs_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def bundled() -> list[tuple[Path, list[str]]]:
 
 def ask(model: Any, processor: Any, picture: Image.Image, question: str, **options: Any) -> tuple[str, float]:
     """The greedy answer, and the seconds that generate() took."""
-    inputs = processor(images=[picture], text=[prompt(processor, question)], return_tensors="pt")
+    inputs = inputs_of(processor, question, [picture], "pt")
     start = time.perf_counter()
     with torch.inference_mode():
         tokens = model.generate(**inputs, **{"max_new_tokens": 128, "do_sample": False} | options)

@@ -10,6 +10,15 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def shown(value: object, most: int = 300) -> str:
+    """What a message says of a value: its `repr`, at most `most` characters of it, or its type where it has none."""
+    try:
+        text = repr(value)
+    except Exception as error:  # an integer of 5000 digits, a list nested 1000 deep, a class of the caller's
+        return f"a {type(value).__name__} that cannot be printed ({type(error).__name__})"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 class LightVLMError(Exception):
     """Base of everything this package raises on purpose."""
 
@@ -24,9 +33,9 @@ class UnknownName(LightVLMError, ValueError):
     @classmethod
     def of(cls, what: str, name: object, known: Iterable[str]) -> UnknownName:
         known = sorted(known)
-        close = get_close_matches(str(name), known, n=1)
+        close = get_close_matches(name, known, n=1) if isinstance(name, str) else []
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return cls(f"no {what} named {name!r}{hint}\n  known: {', '.join(known)}")
+        return cls(f"no {what} named {shown(name)}{hint}\n  known: {', '.join(known)}")
 
 
 class CaptureError(LightVLMError):

@@ -3,34 +3,68 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from lightvlm_fx.errors import ScheduleError, UnknownName
+from lightvlm_fx.errors import ScheduleError, UnknownName, shown
+
+# Nothing is taken for something else: "3", True and 3.0 are no integers, "off" is no switch.
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+MOST = 2**31 - 1  # the largest count that any field takes
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):  # pydantic takes whatever has __float__: NumPy's True, a Decimal
+        raise PydanticCustomError("float_type", "Input should be a valid number")
+    return value
+
+
+# 0.0 for -0.0: they are equal, and must print alike
+Number = Annotated[float, BeforeValidator(_number), AfterValidator(lambda x: x + 0.0)]
 
 
 class Frozen(BaseModel):
-    """Immutable; unknown fields are errors."""
+    """Immutable; unknown fields are errors. Equal where all fields are, of the same type: 1 is a count and 1.0 a share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid") | STRICT
 
     def __init__(self, /, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise _readable(error, type(self)) from None
+            kind = type(self)
+            raise readable(error, f"a valid {kind.__name__.lower()}", list(kind.model_fields)) from None
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._exact() == other._exact()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._exact()))
+
+    def _exact(self) -> tuple[Any, ...]:
+        values = [getattr(self, name) for name in type(self).model_fields]
+        return tuple((type(value) if value else None, value) for value in values)  # nothing is nothing: 0 is 0.0
 
 
 def one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
     """A validator that suggests the nearest of the `known` names."""
 
     def check(value: Any) -> Any:
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise UnknownName.of(what, value, known)
         return value
 
     return BeforeValidator(check)
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as a tuple, anything else as it is: TOML and JSON have lists only."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def toml(value: Any) -> str:
@@ -38,16 +72,18 @@ def toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _readable(error: ValidationError, kind: type[BaseModel]) -> ScheduleError | UnknownName:
-    """Pydantic's findings in one ScheduleError; what our own validators raised is passed on as it is."""
+def readable(error: ValidationError, what: str, fields: list[str]) -> ScheduleError | UnknownName:
+    """Pydantic's findings in one ScheduleError, which names the fields; what our own validators raised is passed on."""
     lines = []
     for item in error.errors():
-        own = item.get("ctx", {}).get("error")
+        own, loc = item.get("ctx", {}).get("error"), item["loc"]
+        where = ".".join(map(str, loc))[:300]
         if isinstance(own, ScheduleError | UnknownName):
-            if item["loc"][:1] == ("cuts",):
-                own.add_note(f"in cut {item['loc'][1]}")
+            if loc[:1] == ("cuts",):
+                own.add_note(f"in cut {loc[1]}")
+            elif loc and not re.search(rf"\b{re.escape(str(loc[0]))}\b", str(own)):
+                own.args = (f"{own}\n  field: {where}",)
             return own
-        where = ".".join(map(str, item["loc"]))
-        extra = f" (fields: {', '.join(kind.model_fields)})" if item["type"] == "extra_forbidden" else ""
-        lines.append(f"{where}: {item['msg']}, got {item['input']!r}{extra}")
-    return ScheduleError(f"not a valid {kind.__name__.lower()}: " + "; ".join(lines))
+        extra = f" (fields: {', '.join(fields)})" if item["type"] == "extra_forbidden" else ""
+        lines.append(f"{where}: {item['msg']}, got {shown(item['input'])}{extra}")
+    return ScheduleError(f"not {what}: " + "; ".join(lines))

@@ -5,41 +5,67 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lightvlm_fx.errors import ScheduleError, UnknownName
-from lightvlm_fx.frozen import Frozen, one_of
+from lightvlm_fx.errors import ScheduleError, UnknownName, shown
+from lightvlm_fx.frozen import MOST, Count, Frozen, Number, Positive, one_of
 
-When = Literal["prefill", "step", "mask", "periodic", "turn"]
-KvScore = Literal["age", "attention", "marks", "window", "text", "density", "elite", "question"]
-Merge = Literal["none", "pivot", "counted"]
-Budgets = Literal["uniform", "pyramid", "density", "entropy", "strength"]
-WHEN: tuple[str, ...] = get_args(When)
-KV_SCORES: tuple[str, ...] = get_args(KvScore)
-MERGES: tuple[str, ...] = get_args(Merge)
-BUDGETS: tuple[str, ...] = get_args(Budgets)
+_When = Literal["prefill", "step", "mask", "periodic", "turn"]
+_KvScore = Literal["age", "attention", "marks", "window", "text", "density", "elite", "question"]
+_Merge = Literal["none", "pivot", "counted"]
+_Budgets = Literal["uniform", "pyramid", "density", "entropy", "strength"]
+WHEN: tuple[str, ...] = get_args(_When)
+KV_SCORES: tuple[str, ...] = get_args(_KvScore)
+MERGES: tuple[str, ...] = get_args(_Merge)
+BUDGETS: tuple[str, ...] = get_args(_Budgets)
 ADAPTIVE = ("density", "entropy", "strength")
+LEAST_WEIGHT = 1e-100  # of a layer among others: sums and quotients of weights stay finite
 RUNNING = ("age", "attention", "marks")  # scores that every decoding step brings up to date
 
 
 def _capacity(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ScheduleError(f"capacity must be a count of entries or a share of the prompt in (0, 1], got {value!r}")
+        raise ScheduleError(f"capacity must be a count of entries or a share of the prompt in (0, 1], got {shown(value)}")
     if isinstance(value, float) and not 0 < value <= 1:
         raise ScheduleError(f"capacity as a share of the prompt must be in (0, 1], got {value!r}; write a whole number for a count")
     if isinstance(value, int) and value < 1:
-        raise ScheduleError(f"capacity as a count must be at least 1 entry, got {value}")
-    return value
+        raise ScheduleError(f"capacity as a count must be at least 1 entry, got {shown(value)}")
+    if value > MOST:
+        raise ScheduleError(f"capacity as a count must be at most {MOST} entries, got {shown(value)}")
+    return float(value) if isinstance(value, float) else int(value)
+
+
+def _weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and LEAST_WEIGHT <= value <= 1 / LEAST_WEIGHT
 
 
 def _budgets(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        if not value or not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf for x in value):
-            raise ScheduleError(f"budgets as a list must hold one positive weight a layer, got {value!r}")
+        if not value or not all(map(_weight, value)):
+            span = f"of {LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}"
+            raise ScheduleError(f"budgets as a list must hold one positive weight a layer, got {shown(value)}; give numbers {span}")
         return tuple(map(float, value))
-    if value not in BUDGETS:
+    if not isinstance(value, str) or value not in BUDGETS:
         raise UnknownName.of("way to share the budget", value, BUDGETS)
     return value
+
+
+def _odd(kernel: int) -> int:
+    if kernel % 2 == 0:
+        raise ScheduleError(f"kernel must be odd, got {kernel}")
+    return kernel
+
+
+Capacity = Annotated[int | float, BeforeValidator(_capacity)]
+When = Annotated[_When, one_of("moment", WHEN)]
+KvScore = Annotated[_KvScore, one_of("KV score", KV_SCORES)]
+KvScoreOrNone = Annotated[_KvScore | Literal[""], one_of("KV score", ("", *KV_SCORES))]
+Heads = Annotated[Literal["each", "shared"], one_of("selection", ("each", "shared"))]
+Budgets = Annotated[_Budgets | tuple[float, ...], BeforeValidator(_budgets)]
+Merge = Annotated[_Merge, one_of("way to merge entries", MERGES)]
+Kernel = Annotated[Positive, AfterValidator(_odd)]
+Alpha = Annotated[Number, Field(gt=0, le=1)]
+VisualShare = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class Kv(Frozen):
@@ -49,27 +75,27 @@ class Kv(Frozen):
     row's prompt. With `of="visual"` only visual entries count and only they are dropped.
     """
 
-    capacity: Annotated[int | float, BeforeValidator(_capacity)]
+    capacity: Capacity
     of: Annotated[Literal["all", "visual"], one_of("part of the cache", ("all", "visual"))] = "all"
     # prefill: once, behind the prompt, answers are appended; step: a new entry replaces the lowest;
     # mask: as step, but entries are masked, not replaced (the reference); periodic: every `every` steps;
     # turn: nothing is dropped, and at each turn of a dialogue a choice of visual entries is read
-    when: Annotated[When, one_of("moment", WHEN)] = "step"
-    score: Annotated[KvScore, one_of("KV score", KV_SCORES)] = "attention"
-    prompt: Annotated[KvScore | Literal[""], one_of("KV score", ("", *KV_SCORES))] = ""  # chooses behind the prompt, if not `score`
-    heads: Annotated[Literal["each", "shared"], one_of("selection", ("each", "shared"))] = "each"
-    budgets: Annotated[Budgets | tuple[float, ...], BeforeValidator(_budgets)] = "uniform"
-    sinks: int = Field(default=4, ge=0)  # first entries of the row that always stay
-    recent: int = Field(default=32, ge=0)  # last entries that always stay
-    window: int = Field(default=32, ge=1)  # window, marks: last queries that score
-    kernel: int = Field(default=5, ge=1)  # window: width of the average over neighbours
-    alpha: float = Field(default=0.9, gt=0, le=1)  # elite: share of the largest weight that makes a query elite
-    visual_share: float = Field(default=0, ge=0, lt=1)  # share of the capacity that is the picture's, and stays its own
+    when: When = "step"
+    score: KvScore = "attention"
+    prompt: KvScoreOrNone = ""  # chooses behind the prompt, if not `score`
+    heads: Heads = "each"
+    budgets: Budgets = "uniform"
+    sinks: Count = 4  # first entries of the row that always stay
+    recent: Count = 32  # last entries that always stay
+    window: Positive = 32  # window, marks: last queries that score
+    kernel: Kernel = 5  # window: width of the average over neighbours
+    alpha: Alpha = 0.9  # elite: share of the largest weight that makes a query elite
+    visual_share: VisualShare = 0  # share of the capacity that is the picture's, and stays its own
     text_first: bool = False  # no visual entry stays before a text entry goes
     # what becomes of dropped entries (turn: of those not read): pivot, their values join the most alike survivor of their
     # modality, half-way; counted, visual ones are averaged into the most alike survivor of their image, which then counts as all
-    merge: Annotated[Merge, one_of("way to merge entries", MERGES)] = "none"
-    every: int = Field(default=64, ge=1)  # periodic
+    merge: Merge = "none"
+    every: Positive = 64  # periodic
 
     @model_validator(mode="after")
     def _fits_together(self) -> Kv:
@@ -101,7 +127,6 @@ class Kv(Frozen):
               "score='attention' or 'marks', and text_first=False")),
             (turn and self.merge == "pivot",
              "merge='pivot' is for entries that are dropped, but when='turn' drops none; use 'none', or 'counted' for those not read"),
-            (self.kernel % 2 == 0, f"kernel must be odd, got {self.kernel}"),
         ]  # fmt: skip
 
     @property
@@ -122,7 +147,7 @@ class Kv(Frozen):
             but = f", less {pictures} for pictures," if pictures else ""
             raise ScheduleError(
                 f"capacity {capacity}{where}{but} is below sinks + recent + 1 = {self.sinks} + {self.recent} + 1 = {least}; "
-                "raise the capacity or protect fewer entries"
+                f"raise the capacity or protect fewer entries{', or lower visual_share' if pictures else ''}"
             )
 
     def pictures(self, capacity: int) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_type_hints
 
-from lightvlm_fx.errors import ScheduleError
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from lightvlm_fx.errors import ScheduleError, UnknownName, shown
+from lightvlm_fx.frozen import MOST, STRICT, readable
 from lightvlm_fx.program import Program, Stage
+
+Index = Annotated[int, Field(ge=-MOST, le=MOST)]  # of a layer, a stage or slots: `requires` compares it with the program
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,14 @@ class Pass(ABC):
     after: ClassVar[tuple[str, ...]] = ()  # passes that must not come behind it; checked, never re-sorted
     drops: ClassVar[tuple[str, ...]] = ()  # kinds of program outputs that it takes away ("keys", "values")
 
+    def __post_init__(self) -> None:
+        """Raise ScheduleError or UnknownName for an option that is not of its field's type and range."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        try:
+            _options(type(self)).model_validate(given)
+        except ValidationError as error:
+            raise readable(error, f"a valid option of pass {self.name!r}", list(given)) from None
+
     @abstractmethod
     def requires(self, program: Program) -> None:
         """Raise PreconditionError if the program or the options are not fit."""
@@ -49,6 +63,13 @@ class Pass(ABC):
         """`name{option=value,...}` with the options that differ from their defaults; `parse` is the inverse."""
         parts = [f"{f.name}={_write(v)}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]
         return self.name + (f"{{{','.join(parts)}}}" if parts else "")
+
+
+@functools.cache
+def _options(kind: type[Pass]) -> type[BaseModel]:
+    hints = get_type_hints(kind, include_extras=True)
+    options: dict[str, Any] = {f.name: (hints[f.name], ...) for f in fields(kind)}
+    return create_model(kind.__name__, __config__=STRICT, **options)
 
 
 def _write(value: Any) -> str:
@@ -75,11 +96,9 @@ def _read(text: str) -> Any:
 
 def parse_pass(text: str, catalogue: dict[str, type[Pass]]) -> Pass:
     """The pass that prints as `text`. Raises ScheduleError or UnknownName."""
-    from lightvlm_fx.errors import UnknownName
-
     match = re.fullmatch(r"([a-z-]+)(?:\{(.*)\})?", text.strip())
     if not match:
-        raise ScheduleError(f"expected 'name{{option=value,...}}', got {text!r}")
+        raise ScheduleError(f"expected 'name{{option=value,...}}', got {shown(text)}")
     name, options = match.groups()
     if name not in catalogue:
         raise UnknownName.of("pass", name, catalogue)
@@ -90,8 +109,10 @@ def parse_pass(text: str, catalogue: dict[str, type[Pass]]) -> Pass:
         key, _, written = part.partition("=")
         if key not in known:
             raise UnknownName.of(f"option of pass {name!r}", key, known)
+        if key in values:
+            raise ScheduleError(f"{name}: {key} is given twice, got {shown(text)}")
         value, usual = _read(written), known[key].default
         if usual is not MISSING and not _fits(value, usual):
-            raise ScheduleError(f"{name}: {key} must be {type(usual).__name__} like {_write(usual)}, got {written!r}")
+            raise ScheduleError(f"{name}: {key} must be {type(usual).__name__} like {_write(usual)}, got {shown(written)}")
         values[key] = value
     return kind(**values)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightvlm_fx.errors import LightVLMError, OrderError, PostconditionError, PreconditionError
+from lightvlm_fx.errors import LightVLMError, OrderError, PostconditionError, PreconditionError, ScheduleError, shown
 from lightvlm_fx.pass_base import Pass, PassResult, parse_pass
 from lightvlm_fx.pretty import diff, target_name, text
 from lightvlm_fx.program import Program
@@ -46,9 +46,11 @@ class Pipeline:
 
     @staticmethod
     def parse(written: str) -> Pipeline:
-        """The pipeline that prints as `written`."""
+        """The pipeline that prints as `written`. Raises ScheduleError, UnknownName or OrderError."""
         from lightvlm_fx.passes import CATALOGUE
 
+        if not isinstance(written, str):
+            raise ScheduleError(f"expected the text of a pipeline, 'pass -> pass{{option=value}}', got {shown(written)}")
         return Pipeline([parse_pass(part, CATALOGUE) for part in written.split(" -> ") if written])
 
     def run(

@@ -5,21 +5,24 @@ The exact recipe of LightVLM is not public: `lightvlm` is a reconstruction whose
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 
-from lightvlm_fx.errors import ScheduleError, UnknownName
-from lightvlm_fx.kv import Kv
-from lightvlm_fx.schedule import Cut, Schedule, _keep
+from pydantic import ValidationError, validate_call
+
+from lightvlm_fx.errors import ScheduleError, UnknownName, shown
+from lightvlm_fx.frozen import STRICT, Count, Positive, readable
+from lightvlm_fx.kv import Alpha, Budgets, Capacity, Heads, Kernel, Kv, KvScore, Merge, VisualShare, When
+from lightvlm_fx.schedule import Centres, Combine, Cut, Keep, Layer, Positions, Power, Schedule, Score, Seed
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
 STAGES = (0.25, 0.625, 0.875)
 EQUAL_STAGES = (0.25, 0.5, 0.75)
 
 
-def _pyramid(name: str, keep: float | int, layers: Sequence[int | float], **options: object) -> Schedule:
+def _pyramid(name: str, keep: Keep, layers: Sequence[Layer], **options: object) -> Schedule:
     """Equal stages: stage s of n leaves keep^(s/n) of an image (a count: the same fall from its size)."""
-    _keep(keep)
     n = len(layers)
     if not n:
         raise ScheduleError("layers must name at least one layer, got none")
@@ -34,24 +37,24 @@ def _pyramid(name: str, keep: float | int, layers: Sequence[int | float], **opti
 
 
 def lightvlm(
-    keep: float | int = 0.35,
-    layers: Sequence[int | float] = STAGES,
-    score: str = "density",
-    combine: str = "merge",
-    positions: str = "keep",
+    keep: Keep = 0.35,
+    layers: Sequence[Layer] = STAGES,
+    score: Score = "density",
+    combine: Combine = "merge",
+    positions: Positions = "keep",
     rope: bool = True,
-    power: float = 0.5,
-    centres: float = 0.1,
-    group: int = 5,
+    power: Power = 0.5,
+    centres: Centres = 0.1,
+    group: Positive = 5,
     proportional: bool | None = None,
-    capacity: float | int | None = None,
-    when: str | None = None,
-    kv_score: str = "attention",
-    kv_merge: str = "counted",
-    heads: str = "shared",
-    sinks: int | None = None,
-    recent: int | None = None,
-    visual_share: float = 0.3,
+    capacity: Capacity | None = None,
+    when: When | None = None,
+    kv_score: KvScore = "attention",
+    kv_merge: Merge = "counted",
+    heads: Heads = "shared",
+    sinks: Count | None = None,
+    recent: Count | None = None,
+    visual_share: VisualShare = 0.3,
 ) -> Schedule:
     """LightVLM (arXiv 2509.00419), reconstructed: pyramid token merging over the decoder's layers, and a bounded cache.
 
@@ -72,11 +75,21 @@ def lightvlm(
         group=group,
         proportional=combine != "prune" if proportional is None else proportional,
     )
+    stepping = {"kv_score": kv_score != "attention", "visual_share": visual_share != 0.3}
+    given = {"when": when, "sinks": sinks, "recent": recent}
+    others = {"kv_merge": kv_merge != "counted", "heads": heads != "shared"}
     if capacity is None:
+        cache = [name for name, value in given.items() if value is not None] + [n for n, differs in (stepping | others).items() if differs]
+        if cache:
+            raise ScheduleError(f"lightvlm: {', '.join(cache)} without capacity has no cache to bound; give capacity= a count or a share")
         return pyramid
     if when is None:
         when = "prefill" if isinstance(capacity, float) else "step"
     if when == "prefill":
+        idle = [name for name, differs in stepping.items() if differs]
+        if idle:
+            raise ScheduleError(f"lightvlm: {', '.join(idle)} says how a cache goes on step by step, but when='prefill' chooses once; "
+                                "leave it out, or give capacity as a count, or when='step'")  # fmt: skip
         kv = Kv(capacity=capacity, when=when, score="density", merge=kv_merge, heads=heads, text_first=True,
                 sinks=1 if sinks is None else sinks, recent=1 if recent is None else recent)  # fmt: skip
     else:
@@ -87,15 +100,15 @@ def lightvlm(
     return Schedule(name="lightvlm", cuts=pyramid.cuts, kv=kv)
 
 
-def fastv(keep: float | int = 0.5, layer: int | float = 2, rope: bool = True) -> Schedule:
+def fastv(keep: Keep = 0.5, layer: Layer = 2, rope: bool = True) -> Schedule:
     """FastV (arXiv 2403.06764): after layer 2, keep the tokens the last prompt token attends to most."""
     return Schedule(name="fastv", cuts=(Cut(layer=layer, keep=keep, rope=rope),))
 
 
 def pyramiddrop(
-    keep: Sequence[float | int] = (0.5, 0.25, 0.125),
-    layers: Sequence[int | float] = EQUAL_STAGES,
-    positions: str = "compact",
+    keep: Sequence[Keep] = (0.5, 0.25, 0.125),
+    layers: Sequence[Layer] = EQUAL_STAGES,
+    positions: Positions = "compact",
 ) -> Schedule:
     """PyramidDrop (arXiv 2410.17247): geometric drops at equal stages, survivors renumbered.
 
@@ -107,12 +120,12 @@ def pyramiddrop(
     return Schedule(name="pyramiddrop", cuts=cuts)
 
 
-def streaming_llm(capacity: float | int = 512, sinks: int = 4) -> Schedule:
+def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
     """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
     return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score="age", sinks=sinks, recent=0))
 
 
-def h2o(capacity: float | int = 512, recent: int | None = None, sinks: int = 0) -> Schedule:
+def h2o(capacity: Capacity = 512, recent: Count | None = None, sinks: Count = 0) -> Schedule:
     """H2O (arXiv 2306.14048): per KV head the entries with the largest accumulated attention, and the newest.
 
     `recent` is half of the capacity where not given, or 16 where the capacity is a share of the prompt.
@@ -122,49 +135,49 @@ def h2o(capacity: float | int = 512, recent: int | None = None, sinks: int = 0) 
     return Schedule(name="h2o", kv=Kv(capacity=capacity, recent=recent, sinks=sinks))
 
 
-def scissorhands(capacity: float | int = 512, recent: int = 10, window: int = 400) -> Schedule:
+def scissorhands(capacity: Capacity = 512, recent: Count = 10, window: Positive = 400) -> Schedule:
     """Scissorhands (arXiv 2305.17118): drop what had less than a fair share of attention most often of late."""
     return Schedule(name="scissorhands", kv=Kv(capacity=capacity, score="marks", recent=recent, window=window, sinks=0))
 
 
-def snapkv(capacity: float | int = 512, window: int = 32, kernel: int = 5, budgets: str = "uniform") -> Schedule:
+def snapkv(capacity: Capacity = 512, window: Positive = 32, kernel: Kernel = 5, budgets: Budgets = "uniform") -> Schedule:
     """SnapKV (arXiv 2404.14469): once behind the prompt, what its last queries attend to, smoothed over neighbours."""
     kv = Kv(capacity=capacity, when="prefill", score="window", window=window, recent=window, kernel=kernel, sinks=0, budgets=budgets)
     return Schedule(name="snapkv", kv=kv)
 
 
-def pyramidkv(capacity: float | int = 512, window: int = 32, kernel: int = 5) -> Schedule:
+def pyramidkv(capacity: Capacity = 512, window: Positive = 32, kernel: Kernel = 5) -> Schedule:
     """PyramidKV (arXiv 2406.02069): as SnapKV, with more entries in lower layers than in upper ones."""
     return Schedule(name="pyramidkv", kv=snapkv(capacity, window, kernel, "pyramid").kv)
 
 
-def vl_cache(capacity: float | int = 0.1, recent: int = 8, heads: str = "shared") -> Schedule:
+def vl_cache(capacity: Capacity = 0.1, recent: Count = 8, heads: Heads = "shared") -> Schedule:
     """VL-Cache (arXiv 2410.23317): scores by the text behind the picture, budgets by how dense its attention is."""
     kv = Kv(capacity=capacity, when="prefill", score="text", budgets="density", heads=heads, recent=recent, sinks=0)
     return Schedule(name="vl-cache", kv=kv)
 
 
-def look_m(capacity: float | int = 0.2, recent: int = 32, merge: str = "pivot") -> Schedule:
+def look_m(capacity: Capacity = 0.2, recent: Count = 32, merge: Merge = "pivot") -> Schedule:
     """LOOK-M (arXiv 2406.18139): text before pictures; values of what is dropped join survivors of their modality."""
     kv = Kv(capacity=capacity, when="prefill", text_first=True, merge=merge, recent=recent, sinks=0)
     return Schedule(name="look-m", kv=kv)
 
 
-def meda(capacity: float | int = 0.2, recent: int = 32, merge: str = "pivot") -> Schedule:
+def meda(capacity: Capacity = 0.2, recent: Count = 32, merge: Merge = "pivot") -> Schedule:
     """MEDA (arXiv 2502.17599): as LOOK-M, with more entries in layers whose attention has a higher entropy."""
     kv = Kv(capacity=capacity, when="prefill", text_first=True, merge=merge, recent=recent, sinks=0, budgets="entropy")
     return Schedule(name="meda", kv=kv)
 
 
-def aircache(capacity: float | int = 0.1, alpha: float = 0.9, merge: str = "none") -> Schedule:
+def aircache(capacity: Capacity = 0.1, alpha: Alpha = 0.9, merge: Merge = "none") -> Schedule:
     """AirCache (arXiv 2503.23956): `capacity` of the visual entries, by a few elite queries; all text stays."""
     kv = Kv(capacity=capacity, of="visual", when="prefill", score="elite", alpha=alpha, budgets="strength", merge=merge, sinks=0, recent=0)
     return Schedule(name="aircache", kv=kv)
 
 
 def sparsevila(
-    capacity: float | int = 0.25, keep: float | int = 0.8, score: str = "salience", combine: str = "merge", positions: str = "keep",
-    merge: str = "counted",
+    capacity: Capacity = 0.25, keep: Keep = 0.8, score: Score = "salience", combine: Combine = "merge", positions: Positions = "keep",
+    merge: Merge = "counted",
 ) -> Schedule:  # fmt: skip
     """SparseVILA (arXiv 2510.17777): reduce at the vision output, asking no question; read at each turn what its question asks for.
 
@@ -174,18 +187,18 @@ def sparsevila(
     """
     kv = Kv(capacity=capacity, of="visual", when="turn", score="question", merge=merge, sinks=0, recent=0)
     cut = Cut(layer=0, keep=keep, score=score, combine=combine, positions=positions, proportional=combine != "prune")
-    cuts = () if keep == 1.0 else (cut,)
+    cuts = () if cut.keep == 1.0 and isinstance(cut.keep, float) else (cut,)  # a count of 1 is a single token
     return Schedule(name="sparsevila", cuts=cuts, kv=kv)
 
 
 def random(
-    keep: float | int = 0.35, layers: Sequence[int | float] = STAGES, combine: str = "prune", seed: int = 0
+    keep: Keep = 0.35, layers: Sequence[Layer] = STAGES, combine: Combine = "prune", seed: Seed = 0
 ) -> Schedule:
     """Baseline: random tokens, at the layers and counts of `lightvlm` for the same keep."""
     return _pyramid("random", keep, layers, score="random", combine=combine, seed=seed)
 
 
-def uniform(keep: float | int = 0.35, layers: Sequence[int | float] = STAGES, combine: str = "prune") -> Schedule:
+def uniform(keep: Keep = 0.35, layers: Sequence[Layer] = STAGES, combine: Combine = "prune") -> Schedule:
     """Baseline: evenly spaced tokens, at the layers and counts of `lightvlm` for the same keep."""
     return _pyramid("uniform", keep, layers, score="uniform", combine=combine)
 
@@ -204,9 +217,15 @@ PRESETS: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def make(name: str, **options: object) -> Schedule:
+@functools.cache
+def _checked(name: str) -> Callable[..., Schedule]:
+    """The preset `name`, whose options must be of the types that it is written with."""
+    return validate_call(config=STRICT)(PRESETS[name])
+
+
+def make(name: str, /, **options: object) -> Schedule:
     """The preset `name` with `options`. Raises UnknownName for either, ScheduleError for a bad value."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UnknownName.of("preset", name, PRESETS)
     known = inspect.signature(PRESETS[name]).parameters
     for option, value in options.items():
@@ -214,5 +233,8 @@ def make(name: str, **options: object) -> Schedule:
             raise UnknownName.of(f"option of preset {name!r}", option, known)
         usual = known[option].default
         if isinstance(usual, tuple) and not isinstance(value, tuple | list):
-            raise ScheduleError(f"{name}: {option} must be a list such as {list(usual)}, got {value!r}")
-    return PRESETS[name](**options)
+            raise ScheduleError(f"{name}: {option} must be a list such as {list(usual)}, got {shown(value)}")
+    try:
+        return _checked(name)(**options)
+    except ValidationError as error:
+        raise readable(error, f"a valid option of preset {name!r}", list(known)) from None

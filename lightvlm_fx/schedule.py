@@ -9,50 +9,78 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import secrets
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lightvlm_fx.errors import ScheduleError, UnknownName
-from lightvlm_fx.frozen import Frozen, one_of, toml
+from lightvlm_fx.errors import ScheduleError, UnknownName, shown
+from lightvlm_fx.frozen import MOST, Frozen, Number, Positive, as_tuple, one_of, toml
 from lightvlm_fx.kv import Kv
 
-Score = Literal["last-query", "text-mean", "received", "density", "peak", "salience", "random", "uniform"]
-Combine = Literal["prune", "merge", "recover"]
-Positions = Literal["keep", "compact"]
-SCORES: tuple[str, ...] = get_args(Score)
+_Score = Literal["last-query", "text-mean", "received", "density", "peak", "salience", "random", "uniform"]
+_Combine = Literal["prune", "merge", "recover"]
+_Positions = Literal["keep", "compact"]
+SCORES: tuple[str, ...] = get_args(_Score)
 WITHOUT_ATTENTION = ("density", "salience", "random", "uniform")  # scores that a cut before layer 0 can have
-COMBINES: tuple[str, ...] = get_args(Combine)
-POSITIONS: tuple[str, ...] = get_args(Positions)
+COMBINES: tuple[str, ...] = get_args(_Combine)
+POSITIONS: tuple[str, ...] = get_args(_Positions)
 SCHEMA_VERSION: Literal[1] = 1
+MOST_BYTES = 2**20  # of a schedule file
 
 
 def _keep(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ScheduleError(f"keep must be a ratio in (0, 1] or a count of tokens, got {value!r}")
+        raise ScheduleError(f"keep must be a ratio in (0, 1] or a count of tokens, got {shown(value)}")
     if isinstance(value, float) and not 0 < value <= 1:
         raise ScheduleError(
             f"keep as a ratio must be in (0, 1], got {value!r}; write a whole number (e.g. keep=64) for a count"
         )
     if isinstance(value, int) and value < 1:
-        raise ScheduleError(f"keep as a count must be at least 1 token an image, got {value}")
-    return value
+        raise ScheduleError(f"keep as a count must be at least 1 token an image, got {shown(value)}")
+    if value > MOST:
+        raise ScheduleError(f"keep as a count must be at most {MOST} tokens an image, got {shown(value)}")
+    return float(value) if isinstance(value, float) else int(value)
 
 
 def _layer(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ScheduleError(f"layer must be a layer index or a share of the depth in (0, 1), got {value!r}")
+        raise ScheduleError(f"layer must be a layer index or a share of the depth in (0, 1), got {shown(value)}")
     if isinstance(value, float) and not 0 < value < 1:
         raise ScheduleError(f"layer as a share of the depth must be in (0, 1), got {value!r}")
     if isinstance(value, int) and value < 0:
-        raise ScheduleError(f"layer must not be negative, got {value}")
+        raise ScheduleError(f"layer must not be negative, got {shown(value)}")
+    if value > MOST:
+        raise ScheduleError(f"layer must be at most {MOST}, got {shown(value)}")
+    return float(value) if isinstance(value, float) else int(value)
+
+
+def _version(value: Any) -> Any:
+    if type(value) is not int or value != SCHEMA_VERSION:
+        raise ScheduleError(f"schema_version: Input should be {SCHEMA_VERSION}, got {shown(value)}")
+    return value
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ScheduleError(f"name must be text that UTF-8 can hold, got {shown(value)} ({error.reason})") from error
     return value
 
 
 Keep = Annotated[int | float, BeforeValidator(_keep)]
 Layer = Annotated[int | float, BeforeValidator(_layer)]
+Score = Annotated[_Score, one_of("score", SCORES)]
+Combine = Annotated[_Combine, one_of("combine", COMBINES)]
+Positions = Annotated[_Positions, one_of("position policy", POSITIONS)]
+Power = Annotated[Number, Field(ge=0, le=4)]
+Centres = Annotated[Number, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Cut(Frozen):
@@ -64,16 +92,16 @@ class Cut(Frozen):
 
     layer: Layer
     keep: Keep
-    score: Annotated[Score, one_of("score", SCORES)] = "last-query"
-    combine: Annotated[Combine, one_of("combine", COMBINES)] = "prune"
-    positions: Annotated[Positions, one_of("position policy", POSITIONS)] = "keep"
+    score: Score = "last-query"
+    combine: Combine = "prune"
+    positions: Positions = "keep"
     rope: bool = True  # score on rotated queries and keys (FEATHER scores without)
     image_softmax: bool = False  # softmax of the last-query row over image keys only
-    power: float = Field(default=0.25, ge=0, le=4)  # density, peak: exponent in density^power * distance, attention^power * distance
-    centres: float = Field(default=0.1, ge=0, le=1)  # recover: share of the kept tokens that absorb others
-    group: int = Field(default=5, ge=1)  # recover: tokens each centre absorbs
+    power: Power = 0.25  # density, peak: exponent in density^power * distance, attention^power * distance
+    centres: Centres = 0.1  # recover: share of the kept tokens that absorb others
+    group: Positive = 5  # recover: tokens each centre absorbs
     proportional: bool = False  # merged keys count as the tokens they stand for, from this layer on
-    seed: int = Field(default=0, ge=0, lt=2**32)  # random
+    seed: Seed = 0  # random
 
     @model_validator(mode="after")
     def _sizes_to_count(self) -> Cut:
@@ -117,10 +145,10 @@ class Schedule(Frozen):
     `Schedule.preset(name, **options)` makes the published methods; `explain` says what one does to a model.
     """
 
-    name: str = "custom"
-    cuts: tuple[Cut, ...] = ()
+    name: Annotated[str, BeforeValidator(_name)] = "custom"
+    cuts: Annotated[tuple[Cut, ...], BeforeValidator(as_tuple)] = ()
     kv: Kv | None = None
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Annotated[Literal[1], BeforeValidator(_version)] = SCHEMA_VERSION
 
     @model_validator(mode="after")
     def _cuts_in_order(self) -> Schedule:
@@ -140,7 +168,7 @@ class Schedule(Frozen):
         return self
 
     @staticmethod
-    def preset(name: str, **options: Any) -> Schedule:
+    def preset(name: str, /, **options: Any) -> Schedule:
         """A published method or baseline by name; raises UnknownName, or ScheduleError for a bad option."""
         from lightvlm_fx.presets import make
 
@@ -175,24 +203,60 @@ class Schedule(Frozen):
         return out
 
     def save(self, path: str | Path) -> None:
-        """Write TOML that `load` reads back to an equal schedule."""
+        """Write TOML that `load` reads back to an equal schedule; what stood there before stays whole until then.
+
+        Raises ScheduleError naming the file where it cannot be written.
+        """
         lines = [f"schema_version = {self.schema_version}", f"name = {toml(self.name)}"]
         for cut in self.cuts:
             lines += ["", "[[cuts]]"]
             lines += [f"{key} = {toml(value)}" for key, value in cut.model_dump().items()]
         if self.kv:
             lines += ["", "[kv]", *(f"{key} = {toml(value)}" for key, value in self.kv.model_dump().items())]
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        try:
+            _replace(Path(path), ("\n".join(lines) + "\n").encode())
+        except (OSError, ValueError, TypeError) as error:
+            raise ScheduleError(f"{_named(path)}: the schedule file cannot be written: {error}") from error
 
     @staticmethod
     def load(path: str | Path) -> Schedule:
         """Read a schedule file. Raises ScheduleError naming the file and the field."""
         try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ScheduleError(f"{path}: not a readable schedule file: {error}") from error
+            file = Path(path)
+            _regular(file)
+            if file.stat().st_size > MOST_BYTES:
+                raise OSError(f"it has {file.stat().st_size} bytes, a schedule at most {MOST_BYTES}")
+            data = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, RecursionError) as error:  # not there, a NUL in its name, no UTF-8, no TOML, None
+            raise ScheduleError(f"{_named(path)}: not a readable schedule file: {error}") from error
         try:
             return Schedule(**data)
         except (ScheduleError, UnknownName) as error:
             error.add_note(f"in schedule file {path}")
             raise
+
+
+def _named(path: object) -> str:
+    return str(path) if isinstance(path, str | Path) and str(path).isprintable() else shown(path)
+
+
+def _regular(file: Path) -> None:
+    if file.exists() and not file.is_file():
+        raise OSError("a directory, or something else that is no regular file")
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write aside, then rename: a write that fails or is killed leaves the old file as it was."""
+    file = file.resolve()  # behind a link, what it points to is replaced
+    _regular(file)
+    aside = file.with_name(f".lightvlm-{secrets.token_hex(8)}")
+    try:
+        with aside.open("xb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        if file.exists():
+            aside.chmod(file.stat().st_mode & 0o7777)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)

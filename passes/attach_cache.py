@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from lightvlm_fx.edit import every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
-from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.pass_base import Index, Pass, PassResult
 from lightvlm_fx.program import Program, value
 
 SLOTS = 64  # that buffers of any size are traced at, or more: as many as the new tokens of an example
@@ -29,9 +29,9 @@ class AttachCache(Pass):
     Source:    ours (static-shape cache of methods-decode.md 1.5, appending).
     """
 
-    layers: tuple[int, ...] = ()  # first layer of every stage but the first
-    biased: tuple[int, ...] = ()  # stages whose keys count as the tokens they stand for
-    capacity: int = 0  # slots of every buffer, where that is a number; 0: the buffers may have any size
+    layers: tuple[Index, ...] = ()  # first layer of every stage but the first
+    biased: tuple[Index, ...] = ()  # stages whose keys count as the tokens they stand for
+    capacity: Index = 0  # slots of every buffer, where that is a number; 0: the buffers may have any size
 
     name = "attach-cache"
     stages = ("decode",)
@@ -42,6 +42,10 @@ class AttachCache(Pass):
         depth = every_layer_marked(self, program)
         if list(self.layers) != sorted(set(self.layers) & set(range(depth))):
             raise PreconditionError(f"{self}: layers must rise within 0 to {depth - 1}, got {self.layers}")
+        if not set(self.biased) <= set(range(len(self.layers) + 1)):
+            raise PreconditionError(f"{self}: biased must name stages, 0 to {len(self.layers)}, got {self.biased}")
+        if self.capacity < 0:
+            raise PreconditionError(f"{self}: capacity must be a number of slots, or 0 for any, got {self.capacity}")
 
     def call(self, program: Program) -> PassResult:
         markers = program.markers()

@@ -8,10 +8,11 @@ import torch
 from torch import fx
 
 from lightvlm_fx.edit import Editor, every_layer_marked
-from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
-from lightvlm_fx.kv import KV_SCORES
+from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.frozen import Count, Positive
+from lightvlm_fx.kv import KvScore
 from lightvlm_fx.ops.bounded_attention import attend_bounded
-from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.pass_base import Index, Pass, PassResult
 from lightvlm_fx.passes.attach_cache import SLOTS, buffer
 from lightvlm_fx.program import Program, value
 
@@ -28,15 +29,15 @@ class BoundDecode(Pass):
     """
 
     append: bool = False  # new tokens go to the slots given, not over victims
-    capacity: int = 0  # slots of every buffer, where that is a number; 0: the buffers may have any size
+    capacity: Index = 0  # slots of every buffer, where that is a number; 0: the buffers may have any size
     limited: bool = False  # what is dropped is masked, not overwritten: the input `limit` [B, L] says how many entries may stay
-    score: str = "attention"
+    score: KvScore = "attention"
     shared: bool = False
-    sinks: int = 4
-    recent: int = 32
-    window: int = 32
+    sinks: Count = 4
+    recent: Count = 32
+    window: Positive = 32
     question: bool = False  # score the entries for the new tokens, which ask a question
-    biased: tuple[int, ...] = ()  # layers whose keys count as the tokens they stand for
+    biased: tuple[Index, ...] = ()  # layers whose keys count as the tokens they stand for
 
     name = "bound-decode"
     stages = ("decode",)
@@ -44,9 +45,9 @@ class BoundDecode(Pass):
     drops = ("keys", "values")
 
     def requires(self, program: Program) -> None:
-        if self.score not in KV_SCORES:
-            raise UnknownName.of("KV score", self.score, KV_SCORES)
-        every_layer_marked(self, program)
+        depth = every_layer_marked(self, program)
+        if not set(self.biased) <= set(range(depth)):
+            raise PreconditionError(f"{self}: biased must name layers, 0 to {depth - 1}, got {self.biased}")
         if self.capacity < 0:
             raise PreconditionError(f"{self}: capacity must be a number of slots, or 0 for any, got {self.capacity}")
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import fx
 
 from lightvlm_fx.edit import Editor, every_layer_marked
-from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
-from lightvlm_fx.kv import KV_SCORES
+from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.frozen import Count, Positive, one_of
+from lightvlm_fx.kv import ADAPTIVE, RUNNING, Alpha, Kernel, KvScore, Merge, VisualShare
 from lightvlm_fx.ops.attention import SIZE
 from lightvlm_fx.ops.segments import PADDING
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
 
 OPS = torch.ops.lightvlm
+Adapting = Annotated[str, one_of("way to share the budget", ("uniform", *ADAPTIVE))]
+Running = Annotated[str, one_of("KV score that steps carry on", ("", *RUNNING))]
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,20 @@ class BoundPrefill(Pass):
                VL-Cache 2410.23317, AirCache 2503.23956, LOOK-M 2406.18139, MEDA 2502.17599, SparseVILA 2510.17777.
     """
 
-    sizes: tuple[int, ...] = ()  # of each layer, the number of the input whose size says how many stay; layers may share one
-    score: str = "attention"
+    sizes: tuple[Count, ...] = ()  # of each layer, the number of the input whose size says how many stay; layers may share one
+    score: KvScore = "attention"
     shared: bool = False
-    sinks: int = 4
-    recent: int = 32
-    window: int = 32
-    kernel: int = 5
+    sinks: Count = 4
+    recent: Count = 32
+    window: Positive = 32
+    kernel: Kernel = 5
     of_visual: bool = False
     text_first: bool = False
-    visual_share: float = 0.0
-    budgets: str = "uniform"  # or by what the attention looks like: density, entropy, strength
-    alpha: float = 0.9
-    merge: str = "none"
-    running: str = ""  # the score that the steps carry on, handed on with the entries
+    visual_share: VisualShare = 0.0
+    budgets: Adapting = "uniform"  # or by what the attention looks like: density, entropy, strength
+    alpha: Alpha = 0.9
+    merge: Merge = "none"
+    running: Running = ""  # the score that the steps carry on, handed on with the entries
     store: bool = False  # hand all keys and values on, with index and entry: which of them are to be read
 
     name = "bound-prefill"
@@ -55,8 +59,6 @@ class BoundPrefill(Pass):
     after = ("reduce-tokens",)
 
     def requires(self, program: Program) -> None:
-        if self.score not in KV_SCORES:
-            raise UnknownName.of("KV score", self.score, KV_SCORES)
         if "kv_count" in program.inputs:
             raise PreconditionError(f"{self}: the layers' entries are bounded already")
         depth = every_layer_marked(self, program)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, fx
 
 from lightvlm_fx.compat import expression
 from lightvlm_fx.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, token_dims
-from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
+from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.frozen import Positive
 from lightvlm_fx.match import before_rope, hidden_state, is_positional
 from lightvlm_fx.ops.attention import SIZE
-from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.pass_base import Index, Pass, PassResult
 from lightvlm_fx.pretty import excerpt, typed
 from lightvlm_fx.program import Cut, Program, value
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, WITHOUT_ATTENTION
+from lightvlm_fx.schedule import WITHOUT_ATTENTION, Centres, Combine, Positions, Power, Score
 
 OPS = torch.ops.lightvlm
 
@@ -34,27 +36,24 @@ class ReduceTokens(Pass):
     Source:    FastV arXiv 2403.06764, PyramidDrop 2410.17247, FEATHER 2412.13180, LightVLM 2509.00419 (rebuilt).
     """
 
-    layer: int = 1
-    score: str = "last-query"
-    combine: str = "prune"
-    positions: str = "keep"
+    layer: Index = 1
+    score: Score = "last-query"
+    combine: Combine = "prune"
+    positions: Positions = "keep"
     rope: bool = True
     image_softmax: bool = False
-    power: float = 0.25
-    centres: float = 0.1
-    group: int = 5
+    power: Power = 0.25
+    centres: Centres = 0.1
+    group: Positive = 5
     proportional: bool = False
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=2**63)] = 0
 
     name = "reduce-tokens"
     stages = ("prefill",)
 
     def requires(self, program: Program) -> None:
-        for what, got, known in (
-            ("score", self.score, SCORES), ("combine", self.combine, COMBINES), ("position policy", self.positions, POSITIONS),
-        ):  # fmt: skip
-            if got not in known:
-                raise UnknownName.of(what, got, known)
+        if self.proportional and self.combine == "prune":
+            raise PreconditionError(f"{self}: proportional=True counts merged tokens, but combine=prune merges none")
         if not 0 <= self.layer < program.facts.layers:
             raise PreconditionError(f"{self}: layer must be 0 to {program.facts.layers - 1}, got {self.layer}")
         if self.layer == 0 and self.score not in WITHOUT_ATTENTION:
@@ -138,7 +137,7 @@ class ReduceTokens(Pass):
     def _score(self, program: Program, edit: Editor, hidden: fx.Node, segment: fx.Node, budget: fx.Node) -> fx.Node:
         name = f"score_{len(program.facts.cuts)}"
         if self.score == "random":
-            return edit.call(name, OPS.score_random.default, segment, 64 * self.seed + self.layer)
+            return edit.call(name, OPS.score_random.default, segment, (64 * self.seed + self.layer) % 2**63)
         if self.score == "salience":
             return program.add_input("visual_salience", value(segment).new_empty(value(segment).shape, dtype=torch.float32))
         if self.score == "uniform":

@@ -11,7 +11,7 @@ from lightvlm_fx.edit import crossing, first_of_layer, replace_behind
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.match import ancestors, is_positional
 from lightvlm_fx.ops.cached_attention import shifted
-from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.pass_base import Index, Pass, PassResult
 from lightvlm_fx.program import Program, value
 
 
@@ -30,7 +30,7 @@ class ShiftPositions(Pass):
     Source:    PyramidDrop, arXiv 2410.17247.
     """
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[Index, ...] = ()
 
     name = "shift-positions"
     stages = ("decode",)

@@ -24,20 +24,27 @@ def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tu
         return [], ["lint: torch-export stages are no ONNX graphs"]
     try:
         import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError:
         return [], ["lint: the package onnx is not installed"]
     wrong = []
     on_cuda = manifest["target"] == "onnxruntime" and (manifest.get("provider") == "cuda" or "CUDAExecutionProvider" in providers)
     for bucket in manifest["buckets"]:
         for name, stage in bucket["stages"].items():
-            graph = onnx.load(str(inside(folder, stage["file"])), load_external_data=False)
+            try:
+                graph = onnx.load(str(inside(folder, stage["file"])), load_external_data=False)
+            except DecodeError as error:
+                wrong.append(f"{stage['file']}: is no ONNX graph ({error}); export again")
+                continue
             free = name == "vision" and manifest["target"] == "onnxruntime" and bucket["vision"]["kind"] != "fixed"
             found = [*_of(graph, folder, manifest["target"], free), *(left_to_cpu(graph) if on_cuda else ())]
             wrong += [f"{stage['file']}: {line}" for line in found]
             operators = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
             if operators != sorted(stage["operators"]):
                 wrong.append(f"{stage['file']}: holds other operators than the manifest says of {name}")
-    skipped = []
+    skipped: list[str] = []
+    if wrong:
+        return wrong, skipped
     if manifest["target"] == "tensorrt":
         parser, why = installed()
         wrong += [] if parser is None else parser.refused(folder, manifest)

@@ -50,6 +50,8 @@ def check_providers(providers: Sequence[str]) -> None:
         import onnxruntime
     except ImportError as error:
         raise ImportError("an artifact needs ONNX Runtime: pip install onnxruntime-gpu, or onnxruntime without a GPU") from error
+    if isinstance(providers, str):
+        raise InputError(f"providers is a list of names: write providers=[{providers!r}]")
     have = onnxruntime.get_available_providers()
     missing = [p for p in providers if p not in have]
     if missing:

@@ -304,6 +304,22 @@ def test_verify_exits_with_3_for_lint(broken, verify, change):
     assert "lint     FAILED" in text
 
 
+@pytest.mark.parametrize("content", [b"no graph", b"\x08\xff", bytes(99)], ids=["text", "cut", "zeros"])
+def test_verify_exits_with_3_where_a_graph_does_not_parse(broken, verify, content):
+    """Its hash is the manifest's, so the files are those that were exported."""
+    (broken / "decode.onnx").write_bytes(content)
+    reseal(broken)
+    code, text, _ = verify(broken)
+    assert code == 3
+    assert "files    ok" in text
+    assert "decode.onnx: " in text
+
+
+def test_one_provider_is_a_list_of_one(bounded):
+    with pytest.raises(InputError, match=r"providers is a list of names: write providers=\['CPUExecutionProvider'\]"):
+        lightvlm.load(bounded, providers="CPUExecutionProvider")
+
+
 def test_verify_exits_with_3_where_the_graph_does_not_run(broken, verify):
     edit_graph(broken, newer_opset)
     assert verify(broken)[0] == 3

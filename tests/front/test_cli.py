@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from rich.padding import Padding
+from rich.table import Table
+from transformers import AutoProcessor
 
 from lightvlm_fx import bundled
+from lightvlm_fx.cli_base import Console, plain, telling
+from lightvlm_fx.errors import InputError
+from lightvlm_fx.pictures import inputs_of, open_picture
 from lightvlm_fx.schedule import Schedule
 
 PICTURE = str(bundled.PICTURES / "1-crowd.png")
@@ -167,3 +177,102 @@ def test_refuses_with_one_clear_message(run, words, message):
     assert code == 2
     assert message in text
     assert "Traceback" not in text
+
+
+# --- other people's text on the terminal ------------------------------------------------------------------
+
+
+def test_show_prints_the_question_as_it_is(run, tmp_path):
+    question = "is there a [/red] [bold]thing[/] :smile: [link=x]?"
+    code, text, _ = run("show", PICTURE, "-q", question, "-o", str(tmp_path / "s.png"))
+    assert code == 0
+    assert f"{question} -> " in text
+
+
+def test_demo_prints_names_and_questions_as_they_are(run, tmp_path):
+    odd = tmp_path / "[red][bold]\x1b[31m.png"
+    shutil.copy(PICTURE, odd)
+    code, text, _ = run("demo", "--backend", "eager", str(odd), "-q", "is [/cyan] \x1b[2J [i]there[/i] ?")
+    assert code == 0
+    assert "[red][bold]\\x1b[31m.png" in text
+    assert "is [/cyan] \\x1b[2J [i]there[/i] ?" in text
+
+
+@pytest.mark.parametrize("words", [
+    ("demo", "\x1b[31m[/red].png"), ("explain", "--preset", "\x1b[31m[/red]"), ("explain", "--schedule", "\x1b[31m[/red]"),
+    ("explain", "--model", "./\x1b[31m[/red]"), ("verify", "\x1b[31m[/red]"), ("inspect", "\x1b[31m[/red]"), ("run", "\x1b[31m[/red]"),
+])  # fmt: skip
+def test_messages_show_escapes_and_brackets_as_text(run, words):
+    code, out, text = run(*words)
+    assert code == 2
+    assert "\x1b" not in out + text
+    assert "x1b[31m[/red]" in text
+
+
+@given(st.text(st.characters() | st.characters(categories=["Cs", "Cc"]) | st.sampled_from("[]:/\\")))
+def test_whatever_is_printed_leaves_the_terminal_alone(text):
+    screen = io.StringIO()
+    console = Console(file=screen, width=10**6, force_terminal=False)
+    table = Table("a", title=text)
+    table.add_row(text)
+    for thing in (text, table, Padding(text, 1)):
+        console.print(thing)
+    said = screen.getvalue()
+    said.encode()
+    assert not set(said) & set(map(chr, [*range(9), *range(11, 32), *range(127, 160), 0x202E]))
+    assert plain(plain(text)) == plain(text)
+    if text.isascii() and text.isprintable() and text.strip() == text:
+        assert text in said
+
+
+def test_the_status_line_reads_no_markup():
+    with Console(file=io.StringIO()).status("waiting") as status:
+        telling(status)("is [/red] \x1b[31m there")
+        assert str(status.renderable.text) == "is [/red] \\x1b[31m there"
+
+
+# --- exit codes -------------------------------------------------------------------------------------------
+
+
+def test_what_nobody_foresaw_exits_with_a_code_of_its_own(run, monkeypatch):
+    """Python's own is 1, which `verify` says of changed files."""
+    monkeypatch.setattr("lightvlm_fx.cli.schedule_of", lambda *_: 1 / 0)
+    code, _, text = run("explain")
+    assert code == 70
+    assert "ZeroDivisionError" in text
+    assert "this is a defect of lightvlm_fx" in text
+
+
+def test_a_file_that_cannot_be_written_is_one_line(run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "s.png")
+
+    monkeypatch.setattr("lightvlm_fx.cli.schedule_of", full)
+    code, _, text = run("explain")
+    assert (code, text.strip()) == (2, "[Errno 28] No space left on device: 's.png'")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("show", PICTURE, "-q", "what is <image> ?"), "does not take the question 'what is <image> ?' with 1 pictures"),
+    (("demo", PICTURE, "-q", "<image>"), "leave placeholders such as <image> out of the question"),
+    (("bench", "prefill", "--shape", "tiny", "--dtype", "nn"), "no dtype named 'nn'"),
+    (("bench", "prefill", "--shape", "tiny", "--repeats", "0"), "repeats"),
+    (("bench", "decode", "--shape", "tiny", "--layers", "0"), "layers"),
+    (("eval", "--samples", "0"), "samples"),
+    (("export", "--rows", "-1"), "rows"),
+    (("explain", "-p", "h2o:name=1"), "no option of preset 'h2o' named 'name'"),
+    (("explain", "-p", "h2o:sinks=1:sinks=2"), "option sinks is given twice"),
+])  # fmt: skip
+def test_refuses_what_ended_in_a_traceback(run, words, message):
+    code, _, text = run(*words)
+    assert code == 2
+    assert message in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_a_placeholder_in_the_question_of_an_artifact_is_refused(pictures):
+    """What `run` asks the processor that stands in the folder."""
+    processor = AutoProcessor.from_pretrained(bundled.HOME)
+    with pytest.raises(InputError, match=f"does not take the question '<image>' with {pictures} pictures"):
+        inputs_of(processor, "<image>", [open_picture(PICTURE)] * pictures, "np")
