@@ -168,6 +168,8 @@ class Decoder:
         program, key, seconds = self._capture(kwargs, "prefill", masked)
         if program.facts.static_length and not layout.has_images:
             schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": ()}))
+        if kv and kv.note and kv.note not in self.report.warnings:
+            self.report.warnings.append(kv.note)
         given = self._given(kwargs, schedule, layout, plan, kv)
         if self.static or program.facts.static_length:
             key = (*key, *(tuple(x.shape) for x in given.values()))
