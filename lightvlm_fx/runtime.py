@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
 from lightvlm_fx.cache import StageLayer, State
@@ -136,7 +136,8 @@ class Decoder:
             if first.state.owner is not self:
                 raise InputError("past_key_values was made by another compiled model or schedule; start without it")
             return first.state
-        if isinstance(first, StaticLayer) or getattr(cache, "offloading", False):
+        kinds = {type(layer) for layer in cache.layers} or {getattr(cache, "layer_class_to_replicate", None) or DynamicLayer}
+        if getattr(cache, "offloading", False) or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
             raise NotSupported(
                 f"{'an offloaded' if getattr(cache, 'offloading', False) else 'a'} {type(cache).__name__} cannot be used: "
                 "a compiled model brings its own buffers; leave cache_implementation unset"
@@ -225,9 +226,13 @@ class Decoder:
         self._seen.tower = None
         if noted is None:
             raise InputError("score 'salience' reads the vision tower, but it did not run; pass pixel_values, not finished features")
+        ids = getattr(self._seen, "ids", None)
+        if ids is not None and any(bool((ids == video).any()) for video in self.placeholders.videos):
+            raise NotSupported("score 'salience' reads how the vision tower attends to pictures, but this prompt holds a video; "
+                               "use a cut with score 'density', which needs no tower")  # fmt: skip
         # with beams each row stands several times behind the other, but its pictures were encoded once
         rows, merged = len(visual), self.placeholders.merged
-        times = next((n for n in range(rows, 1, -1) if rows % n == 0 and noted.fits(int(visual[::n].sum()), merged)), 1)
+        times = next((n for n in range(rows, 1, -1) if rows % n == 0 and _repeat(ids, n) and noted.fits(int(visual[::n].sum()), merged)), 1)
         score = torch.zeros(visual[::times].shape, device=visual.device)
         score[visual[::times]] = salience(noted, int(visual[::times].sum()), merged)
         return score.repeat_interleave(times, 0)
@@ -372,6 +377,11 @@ class Decoder:
             self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static), bucket)
             self.report.buckets.append(bucket)
         return self.entries[key]
+
+
+def _repeat(ids: Tensor | None, times: int) -> bool:
+    """Whether each row stands `times` times, one behind the other."""
+    return ids is None or ids.equal(ids[::times].repeat_interleave(times, 0))
 
 
 def _refuse_looking_ahead(mask: Any, new: int) -> None:
