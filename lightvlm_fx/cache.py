@@ -57,6 +57,14 @@ class Stage:
         too_many = (self.position.shape[-1] - capacities).view(-1, *[1] * (self.position.ndim - 1))
         self.position = torch.where(empty & (nth_last <= too_many), CLOSED, self.position)
 
+    def begin_periods(self, every: int) -> None:
+        """Append from the end of the buffers on, whose size is what stays of a period; each period is `every` tokens long.
+
+        Periods begin with the prompt's end, and not when slots run out: when that is differs with the longest row of a batch.
+        """
+        self.used, self.fixed = self.fixed, self.fixed + every
+        self.grow(self.fixed)
+
     def grow(self, slots: int) -> None:
         self.each(lambda x, fill: _grown(x, -1, slots, fill))
 
@@ -91,7 +99,8 @@ class State:
             return 1 << 30
         if self.kv.when == "periodic":
             return self.kv.every
-        return max(1, min(stage.fixed for stage in self.stages) - self.kv.sinks - self.kv.recent)
+        assert self.limit is not None
+        return max(1, int(self.limit.min()) - self.kv.sinks - self.kv.recent)  # of the row that may hold the fewest
 
     def reserve(self, n: int) -> None:
         """Make room for `n` more tokens in every buffer."""

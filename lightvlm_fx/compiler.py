@@ -143,6 +143,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     fast.register_forward_pre_hook(partial(_expect_pictures, decoder.placeholders.ids), with_kwargs=True)
     object.__setattr__(fast, "forward", _telling_counts(fast))
     object.__setattr__(fast, "train", partial(_refuse_training, fast))
+    object.__setattr__(fast, "generate", _whole_prompts(fast))
     fast.generation_config = copy.deepcopy(model.generation_config)
     again = partial(compile, model, backend=backend, strict=strict, static=static, dump=dump, **torch_compile_options)
     object.__setattr__(fast, "lightvlm", Handle(decoder, fast, again))
@@ -192,6 +193,25 @@ def _expect_pictures(placeholders: tuple[int, ...], module: nn.Module, args: tup
             f"the prompt holds {count} placeholder tokens for pictures, but no picture came with it; "
             "pass everything that the processor returned, as in generate(**inputs)"
         )
+
+
+def _whole_prompts(fast: nn.Module) -> Callable[..., Any]:
+    """`fast.generate`, which refuses to bring a prompt in pieces: cuts and bounds choose from all of it, and would see the first only."""
+    generate: Callable[..., Any] = fast.generate  # type: ignore[assignment]
+
+    @functools.wraps(generate)
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        configs = [kwargs.get("generation_config"), *args[1:2], fast.generation_config]
+        config = next(config for config in configs if config is not None)
+        size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        if size is not None:
+            raise NotSupported(
+                f"prefill_chunk_size={size} brings the prompt in pieces, but a compiled model chooses from the whole prompt what stays; "
+                "leave prefill_chunk_size unset"
+            )
+        return generate(*args, **kwargs)
+
+    return whole
 
 
 def _telling_counts(fast: nn.Module) -> Callable[..., Any]:

@@ -31,6 +31,7 @@ class Explanation:
     kv_bytes: int
     full_kv_bytes: int
     note: str
+    short: str = ""  # what is kept of rows whose share is below what is protected, where there are such
     entries_per_layer: tuple[int, ...] = ()  # cache entries that a layer has room for behind the prompt, where they are bounded
 
     @property
@@ -81,6 +82,8 @@ class Explanation:
             more = f", {kv.prompt} behind the prompt" * bool(kv.prompt) + f", {kv.visual_share:.0%} for pictures" * bool(kv.visual_share)
             more += f", {kv.merge} merging" * (kv.merge != "none")
             lines.append(f"cache bounded {what}: {held}{more}, {kv.sinks} sinks, {kv.recent} recent")
+        if self.short:
+            lines.append(self.short)
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -142,6 +145,7 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
         kv_bytes=int(rows * sum(w * t for w, t in zip(kv, held, strict=True))),
         full_kv_bytes=int(rows * sum(w * length for w in kv)),
         note=note,
+        short=bound.note if bound else "",
         entries_per_layer=tuple(entries),
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -72,7 +74,7 @@ class Kv(Frozen):
     """A bound on every layer's cache.
 
     `capacity` is what a layer holds after the prompt, protected entries included: a count, or a share of the
-    row's prompt. With `of="visual"` only visual entries count and only they are dropped.
+    row's prompt, but never less than is protected and one more. With `of="visual"` only visual entries count and only they are dropped.
     """
 
     capacity: Capacity
@@ -157,8 +159,39 @@ class Kv(Frozen):
     def capacities(self, prompt: int, depth: int) -> list[int]:
         """Entries that each of `depth` layers holds for a prompt of `prompt` tokens (of="visual": visual tokens).
 
-        Raises ScheduleError where a layer is left with less than its protected entries, or a list has another length.
+        A share that is less than what is protected keeps that. Raises ScheduleError where a count leaves a layer less, or a list
+        has another length.
         """
+        out = self._shared_out(prompt, depth)
+        for layer, capacity in enumerate(out):
+            if isinstance(self.capacity, float):
+                out[layer] = max(capacity, self.least)
+            elif self.of == "all":
+                self.check(capacity, layer)
+            elif capacity < 1:
+                raise ScheduleError(f"capacity {self.capacity} leaves layer {layer} no visual entry of {prompt}; raise it")
+        return out
+
+    def raised(self, prompts: Sequence[int], depth: int) -> str:
+        """What to tell where a share of one of these prompts is less than what is protected; empty where none is."""
+        if isinstance(self.capacity, int) or all(n >= self.least for prompt in prompts for n in self._shared_out(prompt, depth)):
+            return ""
+        what = "1 visual entry" if self.of == "visual" else f"sinks + recent + 1 = {self.sinks} + {self.recent} + 1"
+        if self.visual_share:
+            what += f" entries beside those for pictures, {self.least} in all"
+        return f"capacity={self.capacity} of a short row is less than {what}; in each layer such a row keeps that many, or all that it has"
+
+    @property
+    def least(self) -> int:
+        """The least that a layer may hold: what is protected, and one more; visual entries, of="visual": 1."""
+        if self.of == "visual":
+            return 1
+        wanted = self.sinks + self.recent + 1
+        most = math.ceil((wanted + 1) / (1 - self.visual_share))
+        return bisect_left(range(most), wanted, key=lambda n: n - self.pictures(n))
+
+    def _shared_out(self, prompt: int, depth: int) -> list[int]:
+        """The capacity over the layers, however little that leaves one of them."""
         mean = self.capacity if isinstance(self.capacity, int) else max(1, math.floor(self.capacity * prompt + 0.5))
         if isinstance(self.budgets, tuple):
             if len(self.budgets) != depth:
@@ -169,11 +202,6 @@ class Kv(Frozen):
             out = _pyramid(mean, self.recent, prompt, depth)
         else:
             out = [mean] * depth
-        for layer, capacity in enumerate(out):
-            if self.of == "all":
-                self.check(capacity, layer)
-            elif capacity < 1:
-                raise ScheduleError(f"capacity {self.capacity} leaves layer {layer} no visual entry of {prompt}; raise it")
         return out
 
 

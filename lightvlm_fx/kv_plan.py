@@ -21,23 +21,24 @@ class KvPlan:
 
     count: Tensor  # [B, L] int64: entries (of="visual": visual entries) that stay after the prompt
     lengths: tuple[int, ...]  # slots of each layer after the prompt, the longest row's
-    most: Tensor  # [L] int64: entries (visual entries) of a layer at most, where each prompt shares the budget anew
+    most: Tensor  # [B, L] int64: entries (visual entries) of a layer at most, where each prompt shares the budget anew
     capacity: tuple[int, ...]  # entries that each layer may hold while decoding
     own: Tensor  # [B, L] int64: the same of each row; a share of the prompt differs with it
+    note: str = ""  # what is to be told of rows whose share is below what is protected
 
     @staticmethod
     def of(layout: Layout, plan: Plan, schedule: Schedule, depth: int) -> KvPlan:
-        """Raises ScheduleError where a row's share of the prompt is below what is protected."""
+        """Raises ScheduleError where a count leaves a layer less than what is protected."""
         kv, rows = schedule.kv, len(layout.images)
         assert kv is not None
         real = (layout.segment != PADDING).sum(1).tolist()
         firsts = schedule.layers(depth) if schedule.cuts else []
-        count, lengths, most, capacity = torch.zeros(rows, depth, dtype=torch.int64), [], [], []
-        wanted = [kv.capacities(sum(images) if kv.of == "visual" else n, depth) if n else [0] * depth
-                  for images, n in zip(layout.images, real, strict=True)]  # fmt: skip
+        count, most = (torch.zeros(rows, depth, dtype=torch.int64) for _ in range(2))
+        lengths, capacity = [], []
+        prompts = [sum(images) if kv.of == "visual" else n for images, n in zip(layout.images, real, strict=True)]
+        wanted = [kv.capacities(n, depth) for n in prompts]
         for layer in range(depth):
             cut = sum(first <= layer for first in firsts) - 1
-            most_here = math.ceil(SPARE * max(row[layer] for row in wanted)) if kv.adaptive else 0
             longest = 0
             for row, images in enumerate(layout.images):
                 visual = int(plan.budgets[cut][row].sum()) if cut >= 0 else sum(images)
@@ -50,14 +51,14 @@ class KvPlan:
                     longest = max(longest, here)
                     continue
                 count[row, layer] = min(wanted[row][layer], here)
-                longest = max(longest, max(int(count[row, layer]), min(most_here, here)) + (text if kv.of == "visual" else 0))
+                most[row, layer] = math.ceil(SPARE * wanted[row][layer]) if kv.adaptive else 0
+                held = max(int(count[row, layer]), min(int(most[row, layer]), here))
+                longest = max(longest, held + (text if kv.of == "visual" else 0))
             arrived = plan.stay[cut] if cut >= 0 else layout.segment.shape[1]
             lengths.append(min(longest, arrived))
-            most.append(most_here)
             capacity.append(max(row[layer] for row in wanted))
-        tensors = (count, torch.tensor(most, dtype=torch.int64), torch.tensor(wanted, dtype=torch.int64))
-        count, mosts, own = (x.to(layout.segment.device) for x in tensors)
-        return KvPlan(count, tuple(lengths), mosts, tuple(capacity), own)
+        count, most, own = (x.to(layout.segment.device) for x in (count, most, torch.tensor(wanted, dtype=torch.int64)))
+        return KvPlan(count, tuple(lengths), most, tuple(capacity), own, kv.raised(prompts, depth))
 
 
 def shared_sizes(schedule: Schedule, depth: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
 from lightvlm_fx.cache import StageLayer, State
@@ -138,7 +138,8 @@ class Decoder:
             if first.state.owner is not self:
                 raise InputError("past_key_values was made by another compiled model or schedule; start without it")
             return first.state
-        if isinstance(first, StaticLayer) or getattr(cache, "offloading", False):
+        kinds = {type(layer) for layer in cache.layers} or {getattr(cache, "layer_class_to_replicate", None) or DynamicLayer}
+        if getattr(cache, "offloading", False) or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
             raise NotSupported(
                 f"{'an offloaded' if getattr(cache, 'offloading', False) else 'a'} {type(cache).__name__} cannot be used: "
                 "a compiled model brings its own buffers; leave cache_implementation unset"
@@ -170,6 +171,8 @@ class Decoder:
         program, key, seconds = self._capture(kwargs, "prefill", masked)
         if program.facts.static_length and not layout.has_images:
             schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": ()}))
+        if kv and kv.note and kv.note not in self.report.warnings:
+            self.report.warnings.append(kv.note)
         given = self._given(kwargs, schedule, layout, plan, kv)
         if self.static or program.facts.static_length:
             key = (*key, *(tuple(x.shape) for x in given.values()))
@@ -228,9 +231,13 @@ class Decoder:
                 "score 'salience' reads what the vision tower attends to in get_image_features(), which did not run: the prompt holds "
                 "a video or finished features; pass pictures as pixels, or use a cut with score 'density', which needs no tower"
             )
-        # with beams each row stands several times behind the other, but its pictures were encoded once
+        ids = getattr(self._seen, "ids", None)
+        if ids is not None and any(bool((ids == video).any()) for video in self.placeholders.videos):
+            raise NotSupported("score 'salience' reads how the vision tower attends to pictures, but this prompt holds a video; "
+                               "use a cut with score 'density', which needs no tower")  # fmt: skip
+        # with beams each row stands several times after the other, but its pictures were encoded once
         rows, merged = len(visual), self.placeholders.merged
-        times = next((n for n in range(rows, 1, -1) if rows % n == 0 and noted.fits(int(visual[::n].sum()), merged)), 1)
+        times = next((n for n in range(rows, 1, -1) if rows % n == 0 and _repeat(ids, n) and noted.fits(int(visual[::n].sum()), merged)), 1)
         score = torch.zeros(visual[::times].shape, dtype=torch.float32, device=visual.device)
         score[visual[::times]] = salience(noted, int(visual[::times].sum()), merged)
         return score.repeat_interleave(times, 0)
@@ -375,6 +382,11 @@ class Decoder:
             self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static), bucket)
             self.report.buckets.append(bucket)
         return self.entries[key]
+
+
+def _repeat(ids: Tensor | None, times: int) -> bool:
+    """Whether each row stands `times` times, one behind the other."""
+    return ids is None or ids.equal(ids[::times].repeat_interleave(times, 0))
 
 
 def _refuse_looking_ahead(mask: Any, new: int) -> None:

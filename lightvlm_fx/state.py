@@ -66,13 +66,15 @@ def _bounded_stage(
         return x if entry is None else x.gather(2, entry.clamp_min(0))
 
     position = kept(place) if entry is None else torch.where(entry < 0, -1, kept(place))
-    fixed = {"step": plan.capacity[layer], "periodic": plan.capacity[layer] + kv.every}.get(kv.when, room and position.shape[2] + room)
+    fixed = plan.capacity[layer] if kv.when in ("step", "periodic") else room and position.shape[2] + room
     merged = named.get(f"kv_size.{layer}")
     if merged is None and kv.merge == "counted":
         merged = torch.ones_like(position, dtype=torch.float32) if size is None else kept(size)
     elif merged is None and size is not None:
         merged = kept(size)
     stage = Stage(layer, position, merged, named.get(f"score.{layer}"), fixed)
-    if kv.when == "step":
+    if kv.when in ("step", "periodic"):
         stage.close(plan.own[:, layer])
+    if kv.when == "periodic":
+        stage.begin_periods(kv.every)
     return stage

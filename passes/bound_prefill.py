@@ -31,7 +31,7 @@ class BoundPrefill(Pass):
     After:     s_l [B,G,S] = score(q, k of layer l);  i_l [B,G,K], e_l = keep_entries(s_l, segment, count[:, l], K)
                return hidden, keys.l' [B,G,K,d] = take_entries(keys.l, i_l), values.l', entry.l = e_l, score.l'
                K is the size of a new input, kv_stay_<sizes[l]> [K]
-               with adaptive budgets, count = kv_budgets(statistics of all layers, count, at most kv_most[L])
+               with adaptive budgets, count = kv_budgets(statistics of all layers, count, at most kv_most[B,L])
     Requires:  attention markers; one size a layer.
     Ensures:   each bounded layer writes K keys and values; a protected entry is never dropped.
     Source:    H2O arXiv 2306.14048, SnapKV 2404.14469, Scissorhands 2305.17118, StreamingLLM 2309.17453,
@@ -74,7 +74,7 @@ class BoundPrefill(Pass):
             shape = value(first).new_empty(value(first).shape[:2], dtype=torch.int64)
             program.add_input("visual_segment", shape)
         count = program.add_input("kv_count", value(first).new_empty(rows, program.facts.layers, dtype=torch.int64))
-        most = None if self.budgets == "uniform" else program.add_input("kv_most", value(count).new_empty(program.facts.layers))
+        most = None if self.budgets == "uniform" else program.add_input("kv_most", value(count).new_empty(value(count).shape))
         outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
         lengths = self._lengths(program)
         segments = [self._segment(program, layer) for layer in range(len(lengths))]
@@ -142,7 +142,7 @@ class BoundPrefill(Pass):
         self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node],
         scores: list[fx.Node], count: fx.Node, most: fx.Node,
     ) -> fx.Node:  # fmt: skip
-        """Counts [B, L] by the statistics of all layers; at most what a layer has, and `most` [L] of its buffer."""
+        """Counts [B, L] by the statistics of all layers; at most what a layer has, and `most` [B, L] of a row's share of its buffer."""
         statistics, numbers = [], []
         for layer, (segment, score) in enumerate(zip(segments, scores, strict=True)):
             q, k, _, mask, scale = markers[layer].args[:5]

@@ -96,7 +96,7 @@ class Tables:
         here = torch.stack([after[:, cut] for cut in self.cut_of], 1)
         here = here if kv.of == "visual" else here + text.unsqueeze(1)
         count = own if kv.visual_share else torch.minimum(own, here)
-        most = (own.amax(0) * round(2 * SPARE) + 1) // 2 if kv.adaptive else torch.zeros_like(own[0])
+        most = (own * round(2 * SPARE) + 1) // 2 if kv.adaptive else torch.zeros_like(own)
         return KvPlan(count, self.entries, most, self.slots, own)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightvlm_fx.ops.segments import PADDING
 from lightvlm_fx.ops.similarity import density, directions, peaks
 
 POWER = 0.5  # of the density, as in a cut
@@ -12,7 +13,7 @@ POWER = 0.5  # of the density, as in a cut
 
 @torch.library.custom_op("lightvlm::kv_score_density", mutates_args=())
 def kv_score_density(v: Tensor, segment: Tensor, shared: bool) -> Tensor:
-    """Score [B, G, S] float32 (`shared`: [B, 1, S], by the values of all heads) of visual entries; text, the newer the higher.
+    """Score [B, G, S] float32 (`shared`: [B, 1, S], by the values of all heads) of visual entries; text, the newer the higher, from 0.
 
     v [B, G, S, d], segment [B, S]. Density^0.5 x cosine distance to the nearest denser entry of the image (`score_density`):
     the picture's contents are covered, whatever the question was.
@@ -21,8 +22,8 @@ def kv_score_density(v: Tensor, segment: Tensor, shared: bool) -> Tensor:
     rows = segment.repeat_interleave(x.shape[0] // len(segment), 0)
     x = directions(x, rows)
     score = peaks(density(x, rows), x, rows, POWER, 1.0)
-    place = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float32)
-    return torch.where(rows >= 0, score, place).view(len(segment), -1, rows.shape[1])
+    nth = (rows != PADDING).cumsum(1) - 1  # in its row: a column would count padding
+    return torch.where(rows >= 0, score, nth.float()).view(len(segment), -1, rows.shape[1])
 
 
 @kv_score_density.register_fake

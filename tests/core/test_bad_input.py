@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import Cache, DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
@@ -397,6 +398,24 @@ def test_refuses_caches_with_buffers_of_their_own(fast, inputs, kind):
         NotSupported, match="a compiled model brings its own buffers; leave cache_implementation unset"
     ):
         fast.generate(**inputs, max_new_tokens=2, cache_implementation=kind)
+
+
+class Rounding(DynamicLayer):
+    """A cache layer that holds keys and values in a way of its own, as quantized ones do."""
+
+
+def test_refuses_caches_of_layers_that_would_not_be_used(fast, inputs):
+    for cache in (Cache(layers=[Rounding()]), Cache(layer_class_to_replicate=Rounding)):
+        with torch.no_grad(), pytest.raises(NotSupported, match="a Cache cannot be used: a compiled model brings its own buffers"):
+            fast(**inputs, past_key_values=cache)
+
+
+def test_refuses_a_prompt_in_pieces(fast, inputs):
+    message = "prefill_chunk_size=8 brings the prompt in pieces, but a compiled model chooses from the whole prompt what stays"
+    config = GenerationConfig(prefill_chunk_size=8)
+    for options in ({"prefill_chunk_size": 8}, {"generation_config": config}):
+        with pytest.raises(NotSupported, match=message):
+            fast.generate(**inputs, max_new_tokens=2, **options)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,6 @@ def test_refuses_unknown_names_with_a_guess(tmp_path, field, wrong, message):
     [
         ({"budgets": [1, 2, 3]}, "budgets lists 3 layers, but the decoder has 2; give one weight a layer"),
         ({"budgets": [3, 1]}, r"capacity 25 of layer 1 is below sinks \+ recent \+ 1 = 4 \+ 32 \+ 1 = 37; raise"),
-        ({"capacity": 0.1}, "capacity 10 of layer 0 is below sinks"),
         ({"capacity": 60, "budgets": "pyramid"}, "capacity 33 of layer 1 is below sinks"),
         ({"capacity": 2, "budgets": [9, 0.1]} | VISUAL, "capacity 2 leaves layer 1 no visual entry of 100; raise it"),
     ],
@@ -173,6 +172,22 @@ def test_refuses_unknown_names_with_a_guess(tmp_path, field, wrong, message):
 def test_refuses_a_layer_with_nothing_left(options, message):
     with pytest.raises(ScheduleError, match=message):
         Kv(**({"capacity": 50} | options)).capacities(100, 2)
+
+
+@given(
+    st.integers(0, 999), ratios, st.integers(0, 9), st.integers(0, 40), st.sampled_from([0, 0.3, 0.9]),
+    st.sampled_from(["uniform", "pyramid", [1, 9]]),
+)  # fmt: skip
+def test_a_share_never_leaves_less_than_is_protected_and_one_more(prompt, share, sinks, recent, pictures, budgets):
+    """A note says so where the share itself would; a count that small stays an error."""
+    kv = Kv(capacity=share, sinks=sinks, recent=recent, visual_share=pictures, budgets=budgets)
+    held, least = kv.capacities(prompt, 2), sinks + recent + 1
+    assert min(n - kv.pictures(n) for n in held) >= least
+    assert kv.least - 1 - kv.pictures(kv.least - 1) < least  # no smaller one would do
+    if budgets == "uniform":
+        mean = max(1, int(share * prompt + 0.5))
+        assert held == [max(mean, kv.least)] * 2
+        assert bool(kv.raised([prompt], 2)) == (mean < kv.least)
 
 
 @given(st.integers(100, 5000), st.integers(0, 5000), st.integers(0, 32), st.integers(2, 48))

@@ -105,6 +105,20 @@ def test_beams_read_the_picture_once(llava):
     assert fast.generate(**inputs, num_beams=2, max_new_tokens=3, do_sample=False).shape[0] == 2
 
 
+def test_refuses_a_video_beside_a_picture_of_as_many_tokens():
+    """Its row would be taken for a beam of the picture's, and scored by the picture's numbers."""
+    tiny = zoo.build("qwen2_vl", layers=3)
+    inputs, video = tiny.inputs(text=(9, 9), images=(1, 1)), tiny.model.config.video_token_id
+    picture = inputs["input_ids"] == tiny.model.config.image_token_id
+    picture[0] = False
+    inputs["input_ids"][picture], inputs["mm_token_type_ids"][picture] = video, 2
+    for of_pictures, of_videos in (("pixel_values", "pixel_values_videos"), ("image_grid_thw", "video_grid_thw")):
+        inputs[of_pictures], inputs[of_videos] = inputs[of_pictures].chunk(2)
+    assert answer(compiled(tiny.model, score="density", keep=0.5), inputs, 2).sequences.shape[0] == 2
+    with pytest.raises(NotSupported, match=r"score 'salience' reads how .* attends to pictures, but this prompt holds a video"):
+        answer(compiled(tiny.model, keep=0.5), inputs, 2)
+
+
 def test_refuses_a_tower_whose_patches_are_not_its_tokens():
     tiny = zoo.build("internvl", layers=3)
     with pytest.raises(NotSupported, match=r"score 'salience' needs to know .* patches became .* tokens .* with score 'density'"):
