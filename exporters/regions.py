@@ -16,7 +16,7 @@ import torch
 from torch import SymInt, Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-from lightvlm_fx.compat import expression, fresh_mode, inductor, operators, pytree, size_checks, symbolic_size
+from lightvlm_fx.compat import computing_fakes, expression, fresh_mode, inductor, operators, pytree, size_checks, symbolic_size
 from lightvlm_fx.edit import module_path
 from lightvlm_fx.program import Program, value
 
@@ -62,7 +62,7 @@ class ByLayer:
         with torch.inference_mode(False), torch.no_grad():
             given = _symbolic(mode, self.program, inputs)
             weights = [mode.from_tensor(x, static_shapes=True) for x in self.weights]
-            with mode:
+            with computing_fakes(mode):
                 graph, blocks = _in_aten(self.program, dict(zip(self.names, weights, strict=True)), given)
             run = by_layer(graph, blocks, mode)
         self.made.append((size_checks(mode, [given[i].shape[d] for i, d in self.dims]), run))

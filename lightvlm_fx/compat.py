@@ -172,6 +172,15 @@ def fresh_mode() -> Any:
     return FakeTensorMode(shape_env=ShapeEnv())
 
 
+@contextmanager
+def computing_fakes(mode: Any) -> Iterator[None]:
+    """Operators of fake tensors of `mode` find their shapes in Python, where those written in C++ take some sizes for numbers."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    with mode, enable_python_dispatcher():
+        yield
+
+
 def symbolic_size(mode: Any, name: str, hint: int) -> Any:
     """A new symbolic size in the shape environment of a fake mode, traced at `hint`.
 

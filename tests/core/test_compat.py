@@ -30,6 +30,7 @@ from lightvlm_fx.compat import (
     body,
     cache_argument,
     compiled_graphs,
+    computing_fakes,
     equal_sizes,
     expression,
     fake_mode,
@@ -292,6 +293,15 @@ def test_checks_of_sizes_hold_for_what_was_assumed():
     y.view(7)
     holds = size_checks(mode, [first, second])
     assert [holds(sizes) for sizes in ([5, 7], [3, 7], [6, 7], [5, 8])] == [True, True, False, False]
+
+
+def test_shapes_of_fakes_assume_nothing():
+    """torch 2.11 multiplies such matrices by a view whose sizes it takes for numbers, where it may use C++."""
+    mode = fresh_mode()
+    size = symbolic_size(mode, "tokens", 5)
+    with computing_fakes(mode):
+        assert (torch.empty(1, 8, 1) @ torch.empty(1, 1, size)).shape[2] == size
+    assert not mode.shape_env.guards
 
 
 def test_operators_of_a_function_have_values():

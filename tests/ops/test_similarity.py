@@ -12,6 +12,7 @@ from lightvlm_fx.ops.similarity import density, directions, nearest, peaks
 
 rows = st.integers(1, 9)
 DEVICES = torch.empty(0), torch.empty(0, device="meta")
+CELLS = tiles.CELLS, tiles.ACCELERATOR_CELLS
 
 
 @pytest.fixture(params=[False, True], ids=["eager", "exporting"])
@@ -88,7 +89,7 @@ def test_tiles_cover_every_row_once(device, n, first, width):
 
 
 @pytest.mark.parametrize("tokens", [1088, 11520, 10**6])
-@pytest.mark.parametrize(("device", "cells"), zip(DEVICES, (tiles.CELLS, tiles.ACCELERATOR_CELLS), strict=True), ids=["cpu", "accelerator"])
+@pytest.mark.parametrize(("device", "cells"), [*zip(DEVICES, CELLS, strict=True)], ids=["cpu", "accelerator"])
 def test_a_tile_does_not_grow_with_the_square(device, cells, tokens):
     assert max(stop - start for start, stop in tiles.tiles(device, tokens, tokens)) * tokens <= max(cells, tiles.LEAST * tokens)
 
