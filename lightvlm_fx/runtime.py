@@ -298,8 +298,9 @@ class Decoder:
         else:
             kwargs.pop(MASK, None)
         entry, hidden = None, []
-        for first in range(0, new, state.room):
-            entry, part = self._step(_tokens_of(kwargs, first, min(new, first + state.room)), state)
+        room = state.room if new > 1 else 1  # one token always fits: a step reads nothing on the host
+        for first in range(0, new, room):
+            entry, part = self._step(_tokens_of(kwargs, first, min(new, first + room)), state)
             hidden.append(part)
         assert entry is not None
         return entry, hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
