@@ -175,7 +175,9 @@ class Call:
             sizes = [axes[d] if axes.get(d, "-") in free else size for d, size in enumerate(tensor.shape)]
             shapes.append((name, tensor.dtype, tuple(sizes)))
         constants = tuple(repr(x) for x in self.leaves if not isinstance(x, Tensor))
-        return (self.size[0] == 1, tuple(shapes), constants, str(self.spec))
+        device = self.tensors[0].device.type
+        casts = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None  # a capture holds what they insert
+        return (self.size[0] == 1, tuple(shapes), constants, str(self.spec), casts)
 
     def example(self, free: str) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
         """Tensors to trace with, of sizes of our own along the axes `free`, and what torch.export is told of those."""

@@ -17,6 +17,7 @@ from lightvlm_fx.compat import given_cache, shallow
 from lightvlm_fx.errors import InputError, NotSupported, ScheduleError
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend
+from lightvlm_fx.follow import follow, refuse_own_forward
 from lightvlm_fx.incoming import by_name, expect_finite, misfit
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported, decoder_path, vision_tower
@@ -61,6 +62,8 @@ class Handle:
         """Compile the buckets of a batch now. With `freeze`, a later batch that needs another is an error."""
         self.thaw()
         self._model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+        if not self._decoder.entries:
+            raise NotSupported("nothing was compiled: generate() did not reach the decoder; is its forward, or the model's, replaced?")
         self._decoder.frozen = freeze
         return self.report
 
@@ -68,7 +71,7 @@ class Handle:
         """The source model under another schedule, compiled as this one was, over the same captured graphs.
 
         What `compile` of the source would give, without capturing anew what one of them captured: a capture does not
-        depend on the schedule. The source must be as it was; compile it anew where you changed it. Raises as `compile` does.
+        depend on the schedule. Raises as `compile` does.
         """
         other = self._again(schedule)
         other.lightvlm._decoder.captured = self._decoder.captured
@@ -129,6 +132,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     report = Report(type(model).__name__, schedule.name, schedule.fingerprint, backend)
     report.warnings += said
     path = decoder_path(model)
+    refuse_own_forward(model, path)
     fast = _along(model, path)
     source = model.get_submodule(path)
     decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, static=static,
@@ -139,6 +143,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     stand_in = fast.get_submodule(path)
     object.__setattr__(stand_in, "forward", decoder.forward)
     parent.register_forward_pre_hook(decoder.note_ids, with_kwargs=True)
+    fast.register_forward_pre_hook(lambda module, args: follow(model, fast, path))
     fast.register_forward_pre_hook(_refuse_labels, with_kwargs=True)
     fast.register_forward_pre_hook(partial(_expect_pictures, decoder.placeholders.ids), with_kwargs=True)
     object.__setattr__(fast, "forward", _telling_counts(fast))
@@ -146,8 +151,22 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     object.__setattr__(fast, "generate", _whole_prompts(fast))
     fast.generation_config = copy.deepcopy(model.generation_config)
     again = partial(compile, model, backend=backend, strict=strict, static=static, dump=dump, **torch_compile_options)
+    object.__setattr__(fast, "__deepcopy__", lambda memo: _copy(fast, model, again.keywords, memo))
+    object.__setattr__(fast, "__reduce_ex__", _refuse_pickling)
     object.__setattr__(fast, "lightvlm", Handle(decoder, fast, again))
     return fast
+
+
+def _copy(fast: Any, model: Any, options: dict[str, Any], memo: dict[int, Any]) -> Any:
+    """A deep copy: the source's, compiled as `fast` is."""
+    return compile(copy.deepcopy(model, memo), fast.lightvlm.schedule, **options)
+
+
+def _refuse_pickling(protocol: Any) -> Any:
+    raise NotSupported(
+        "a compiled model cannot be pickled: its graphs belong to this process; save the source with model.save_pretrained(folder) and "
+        "compile it after loading, or write an artifact with lightvlm_fx.export"
+    )
 
 
 def as_schedule(schedule: Schedule | str | Path) -> Schedule:

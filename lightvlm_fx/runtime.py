@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
@@ -24,6 +26,7 @@ from lightvlm_fx.compat import given_cache, with_cache
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.families.side_inputs import FEATURES, MASK, make_dense
+from lightvlm_fx.follow import fingerprint
 from lightvlm_fx.kv_plan import KvPlan, fixed_capacity, shared_sizes
 from lightvlm_fx.layout import Layout, Placeholders, Plan
 from lightvlm_fx.passes import pipelines
@@ -35,7 +38,10 @@ from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.state import new_state
 
 # Arguments of a decoder call that say how to answer, not what to compute.
-PLUMBING = ("past_key_values", "cache", "use_cache", "return_dict", "cache_position", "input_ids", "logits_to_keep", "num_items_in_batch")
+PLUMBING = {
+    "past_key_values", "cache", "use_cache", "return_dict", "cache_position", "input_ids", "logits_to_keep", "num_items_in_batch",
+    "tokenizer", "assistant_tokenizer", *signature(GenerationMixin.generate).parameters,
+}  # fmt: skip
 REFUSED = ("output_attentions", "output_hidden_states")
 SURVIVORS = ("index", "segment", "went", "size")  # outputs of a cut that a handle shows
 
@@ -72,6 +78,7 @@ class Decoder:
         self.captured: dict[Any, tuple[Program, float]] = {}
         self.entries: dict[Any, Entry] = {}
         self.frozen = False
+        self.taken: tuple[Any, ...] = ()  # the source's fingerprint at the latest prompt
         self.last: dict[str, Tensor] = {}  # of the latest prefill, what stayed of its tokens and entries
         self.observe: Callable[[str, dict[str, Any]], None] | None = None  # told the arguments of every prefill and step
         self.last_layout: Layout | None = None
@@ -102,7 +109,7 @@ class Decoder:
         use_cache = kwargs.get("use_cache", cache is not None)
         kwargs = self._clean(kwargs)
         state = self._state(cache)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # caches can be written to wherever the next turn runs
             if state is None or state.seen == 0:
                 entry, hidden, new = self._prefill(kwargs)
                 if use_cache is not False or cache is not None:
@@ -158,7 +165,25 @@ class Decoder:
             ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
         return Layout.of(ids, mask, self.placeholders)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
+        """The same: a copied cache is still this model's."""
+        return self
+
+    def _follow_source(self) -> None:
+        """Forget the graphs of a source that is not what it was: other weights, hooks, or adapters switched or merged."""
+        now = fingerprint(self.source)
+        if self.taken not in ((), now):
+            if self.frozen:
+                raise InputError(
+                    "the source model changed after the graphs were frozen: weights, modules, hooks or adapters of its decoder are others; "
+                    "call fast.lightvlm.warm_up(inputs, freeze=True) again, or thaw()"
+                )
+            self.captured.clear()
+            self.entries.clear()
+        self.taken = now
+
     def _prefill(self, kwargs: dict[str, Any]) -> tuple[Entry, Tensor, State]:
+        self._follow_source()
         embeds = kwargs["inputs_embeds"]
         rows, length = embeds.shape[:2]
         kwargs["position_ids"] = self._positions(kwargs.get("position_ids"), rows, length, embeds.device)

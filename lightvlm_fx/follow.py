@@ -1,0 +1,73 @@
+"""A compiled model follows its source: what its graphs rely on, as a fingerprint, and the modules that both hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightvlm_fx.errors import RefusedModel
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def fingerprint(source: nn.Module) -> tuple[Any, ...]:
+    """What graphs of `source` rely on, but for the values of its weights, which they read in place.
+
+    Its modules; its parameters and buffers, their types and places; hooks; and switches, such as which adapters are on or merged.
+    Everything is compared by identity, so whoever keeps a fingerprint keeps alive what it was taken of: graphs hold the weights.
+    """
+    return tuple(_of(module) for module in source.modules())
+
+
+def _of(module: nn.Module) -> tuple[Any, ...]:
+    own = vars(module)
+    tensors = (x for table in ("_parameters", "_buffers") for x in own[table].values() if isinstance(x, Tensor))
+    return (
+        type(module),
+        tuple((id(x), x.dtype, x.device, x.shape) for x in tensors),
+        tuple(id(hook) for table in HOOKS for hook in own[table].values()),
+        id(own.get("forward")),
+        tuple((name, switch) for name, value in own.items() if (switch := _switch(value)) is not None),
+    )
+
+
+def _switch(value: Any) -> Any:
+    """A value that turns code on or off: a word, a yes or no, or several; None of anything else. Numbers are often counts of calls."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, list | tuple | set) and all(isinstance(x, bool | str) for x in value):
+        return tuple(value)
+    if isinstance(value, dict) and value and all(isinstance(x, bool | str | float) for x in value.values()):
+        return tuple(value.items())
+    return None
+
+
+def refuse_own_forward(model: nn.Module, path: str) -> None:
+    """Raise RefusedModel where a module on the way to the decoder runs a `forward` of its own object.
+
+    Such a function is bound to that object, and would go around the compiled decoder: accelerate's hooks of several devices,
+    `model.forward = torch.compile(model.forward)`, a wrapper.
+    """
+    names = path.split(".")
+    for depth in range(len(names) + 1):
+        name = ".".join(names[:depth])
+        module = model.get_submodule(name)
+        if "forward" in vars(module):
+            raise RefusedModel(
+                f"{type(module).__name__}.forward was replaced on this object ({name or 'the model'}), by a wrapper, torch.compile or "
+                "accelerate's hooks, so a compiled decoder would not be called; compile the model as its class has it: "
+                "`del module.forward`, or accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+            )
+
+
+def follow(source: nn.Module, twin: nn.Module, path: str) -> None:
+    """Give the copies on the way to `path` in `twin` the children, parameters and buffers that the source's modules have now."""
+    names = path.split(".")
+    for depth in range(len(names) + 1):
+        theirs, ours = (vars(root.get_submodule(".".join(names[:depth]))) for root in (source, twin))
+        kept = names[depth] if depth < len(names) else None
+        for table in ("_modules", "_parameters", "_buffers"):
+            for name, value in theirs[table].items():
+                if name != kept and ours[table].get(name) is not value:
+                    ours[table][name] = value
