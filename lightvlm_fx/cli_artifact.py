@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,9 +140,10 @@ def run(
     from lightvlm_fx.pictures import prompt as chat
 
     vlm = load(folder, providers=_providers(providers))
-    if not (folder / "processor_config.json").is_file() and not (folder / "preprocessor_config.json").is_file():
+    if not {"processor_config.json", "preprocessor_config.json"} & set(vlm.manifest["files"]):
         raise InputError(f"{folder} was exported without a processor; call lightvlm.load({str(folder)!r}).generate(...) with arrays")
-    processor = AutoProcessor.from_pretrained(folder)
+    with tempfile.TemporaryDirectory() as listed:  # of the folder itself, transformers would read what no manifest lists, too
+        processor = AutoProcessor.from_pretrained(vlm.files.copied(Path(listed)))
     pictures = [open_picture(path) for path in image or []]
     inputs: dict[str, Any] = dict(processor(images=pictures or None, text=[chat(processor, prompt, len(pictures))], return_tensors="np"))
     streamer = None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)

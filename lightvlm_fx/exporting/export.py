@@ -22,6 +22,7 @@ except ImportError as error:
 
 from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
+from lightvlm_fx.artifact.schema import LOOSEST
 from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
@@ -124,8 +125,8 @@ def export(
             tell("asking TensorRT's parser")
             manifest["parser"] = ask_parser(folder, manifest)
         tell("measuring parity on ONNX Runtime")
-        record_parity(folder, manifest)
         manifest["files"] = _hashes(folder)
+        record_parity(folder, manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Artifact(Path(out), manifest, time.perf_counter() - start)
 
@@ -227,7 +228,9 @@ def _manifest(model: Any, schedule: Schedule, target: str, dtype: str, provider:
     eos = generation.eos_token_id
     pad = generation.pad_token_id
     marks = Placeholders.of(model)
+    vocabulary = next(v["shape"][1] for v in buckets[0]["stages"]["prefill"]["outputs"] if v["name"] == "logits")
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    eos = [token for token in eos if 0 <= token < vocabulary]  # what a model cannot say ends nothing
     return {
         "schema_version": SCHEMA_VERSION, "lightvlm_fx": __version__, "target": target, "provider": provider, "dtype": dtype,
         "architecture": type(model).__name__, "model_type": model.config.model_type,
@@ -259,6 +262,12 @@ def record_parity(folder: Path, manifest: dict[str, Any]) -> None:
         raise CaptureError(
             f"on ONNX Runtime the greedy tokens are {tokens} the compiled model's on the example, the logits "
             f"{found['logits']:.1e} of the largest apart (bound {TOLERANCE['float32']:.0e}): a defect of lightvlm_fx or of a kernel"
+        )
+    if not found["logits"] <= LOOSEST[manifest["dtype"]]:
+        raise CaptureError(
+            f"on ONNX Runtime the logits are {found['logits']:.1e} of the largest apart from the compiled model's on the example, where "
+            f"rounding to {manifest['dtype']} explains at most {LOOSEST[manifest['dtype']]}: they overflow, or it is a defect of "
+            "lightvlm_fx or of a kernel; export with dtype='float32'"
         )
 
 

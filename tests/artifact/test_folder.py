@@ -23,15 +23,17 @@ MANIFEST = "lightvlm.json"
 
 
 def write(folder, number):
-    """Something that passes for an artifact: every file holds the number."""
-    for name in ("0.bin", "1.bin", "2.bin", "lightvlm.json"):
+    """Something that passes for an artifact: its manifest lists its files, each of which holds the number."""
+    for name in ("0.bin", "1.bin", "2.bin"):
         (folder / name).write_text(f"{number}\n" * 2000)
+    (folder / "lightvlm.json").write_text(json.dumps({"files": {"0.bin": {}, "1.bin": {}, "2.bin": {}}, "number": number}))
 
 
 def number_of(folder):
     """The number that every file of a whole folder holds."""
     assert sorted(f.name for f in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", MANIFEST]
-    [number] = {line for f in folder.iterdir() for line in f.read_text().splitlines()}
+    [number] = {line for f in folder.glob("*.bin") for line in f.read_text().splitlines()}
+    assert json.loads((folder / MANIFEST).read_text())["number"] == int(number)
     return number
 
 
@@ -122,7 +124,7 @@ while True:
         write(aside, number)
     print(number, flush=True)
 """
-IMPORTS = "import sys\nfrom pathlib import Path\nfrom lightvlm_fx.exporters.folder import written_aside\n"
+IMPORTS = "import json\nimport sys\nfrom pathlib import Path\nfrom lightvlm_fx.exporters.folder import written_aside\n"
 
 
 def rewriting(target):
