@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class VLM:
     ) -> None:
         check_providers(providers)
         self.files, self.folder, self.manifest = files, files.home, manifest
-        self.prepack, self.marks = prepack, Marks(**manifest["placeholders"])
+        self.prepack, self.marks = prepack, Marks(**{f.name: manifest["placeholders"][f.name] for f in fields(Marks)})
         self.providers, self.session_options = list(providers), session_options
         self.defaults = _defaults(files, manifest)
         # held from now on: what the stages of a bucket of fixed sizes were made for

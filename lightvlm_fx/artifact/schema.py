@@ -119,7 +119,8 @@ bucket = record({
 MANIFEST = record({
     "target": one_of(*TARGETS), "dtype": one_of(*LOOSEST), "architecture": text(), "schedule": record({"name": anything}),
     "fingerprint": text("[0-9a-f]{16}"),
-    "placeholders": record({"ids": each(whole(), 1)}, {"per_image": whole(1), "ends_last_row": one_of(True, False)}),
+    "placeholders": record({"ids": each(whole(), 1), "per_image": anything, "ends_last_row": anything},
+                           {"per_image": whole(1), "ends_last_row": one_of(True, False)}),
     "eos_token_id": each(whole()), "pad_token_id": whole(), "buckets": each(bucket, 1),
     "files": named(record({"sha256": text("[0-9a-f]{64}"), "bytes": whole(0, 2**50)})),
 }, {"provider": text(), "parity": record({"logits": share, "tokens_equal": one_of(True, False)})})  # fmt: skip
@@ -190,6 +191,8 @@ def _sums(entry: dict[str, Any]) -> list[tuple[str, Any, bool]]:
         ("example and rows", [example, rows], len(example) == rows),
         ("example and visual_tokens", [example, visual], max(map(sum, example)) == visual),
         ("example and pictures", [example, entry["pictures"]], max(map(len, example)) <= entry["pictures"]),
+        ("example and least_picture", [example, entry["least_picture"]], min(map(min, filter(None, example))) >= entry["least_picture"]),
+        ("least_tokens and prompt_tokens", [entry["least_tokens"], length], entry["least_tokens"] <= length),
         ("tokens_per_layer, cache_slots and prompt_tokens", [layers, slots, length], len(layers) == len(slots) and max(layers) <= length),
         ("vision, grid and arguments", told, set(told) <= set(entry["arguments"])),
         ("logits and the vocabulary", logits, type(logits[1]) is int and logits[1] > 0),

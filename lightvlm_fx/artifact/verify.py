@@ -22,7 +22,8 @@ GOOD, FILES, LINT, PARITY = 0, 1, 3, 4  # exit codes of `lightvlm verify`; 2 is 
 # On logits, of the largest; or half again what was measured at export, where that was more, up to LOOSEST: rounded weights differ.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2, "int8": 5e-2}
 CPU = ("CPUExecutionProvider",)
-READ_BESIDE = (".json", ".jinja", ".model", ".txt", ".py")  # endings of files that transformers reads from a folder unasked
+# Endings of what transformers reads from a folder unasked; the last is a folder itself.
+READ_BESIDE = (".json", ".jinja", ".model", ".txt", ".py", "additional_chat_templates")
 
 
 @dataclass
