@@ -17,7 +17,7 @@ from lightvlm_fx.artifact.manifest import read
 from lightvlm_fx.artifact.pictures import grids, prepare
 from lightvlm_fx.artifact.sampling import Sampling, whole
 from lightvlm_fx.artifact.schema import shapes
-from lightvlm_fx.artifact.stages import Marks, Stages, check_providers, tokens_of_pictures
+from lightvlm_fx.artifact.stages import Marks, Stages, check_providers, packed, tokens_of_pictures
 from lightvlm_fx.errors import ArtifactError, InputError
 
 Array = NDArray[Any]
@@ -57,8 +57,8 @@ class VLM:
     ) -> Any:  # fmt: skip
         """Prompt and answer [B, S + new] int64 of prompts input_ids [B, S], padded on the left where attention_mask is 0.
 
-        With `pixel_values` and whatever else the processor returned. `do_sample`, `temperature`, `top_k`, `top_p`,
-        `repetition_penalty` and `seed` as in `Sampling`; `streamer` gets every token as transformers' streamers do
+        Tokens whose mask is 0 are left out wherever they stand. With `pixel_values` and whatever else the processor returned.
+        `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty` and `seed` as in `Sampling`; `streamer` gets every token as transformers' streamers do
         (`put`, `end`). Rows that have ended are filled with the padding token.
 
         Raises InputError where no bucket takes the batch, naming those that there are, and for ids outside the vocabulary, numbers
@@ -72,7 +72,7 @@ class VLM:
         options = {k: v for k, v in options.items() if k not in known and k not in PER_TOKEN}
         sampling = Sampling.of({k: self.defaults[k] for k in DEFAULTS if k in self.defaults} | options)
         new = max_new_tokens if max_new_tokens is not None else self.defaults.get("max_new_tokens", DEFAULT_NEW_TOKENS)
-        new, least = whole("max_new_tokens", new, 1), whole("min_new_tokens", min_new_tokens or 0, 0)
+        new, least = whole("max_new_tokens", new, 1), whole("min_new_tokens", 0 if min_new_tokens is None else min_new_tokens, 0)
         ends = self.manifest["eos_token_id"] if eos_token_id is None else self._ends(eos_token_id)
         self._check_ids(ids)
         number = self.bucket(ids, mask, pictures, new)
@@ -136,7 +136,7 @@ class VLM:
             raise InputError(f"the prompt is empty: input_ids have the shape {ids.shape}")
         if not mask[:, -1].all():
             raise InputError("the batch is padded on the right; pad on the left (processor.tokenizer.padding_side = 'left')")
-        images = tokens_of_pictures(ids, mask, self.marks)
+        images = tokens_of_pictures(*packed(ids, mask), self.marks)
         reasons, best = [], None
         for number, bucket in enumerate(self.manifest["buckets"]):
             why = self.refused(number, images, mask, pictures, new)

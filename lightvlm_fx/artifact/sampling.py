@@ -17,7 +17,7 @@ GREEDY_ONLY = ("num_beams", "num_return_sequences", "num_beam_groups", "penalty_
 
 def whole(name: str, value: Any, least: int) -> int:
     """`value` as an int. Raises InputError where it is no whole number, `least` or more."""
-    found = value.item() if hasattr(value, "item") and np.size(value) == 1 else value  # NumPy's, or a tensor of one
+    found = value.item() if getattr(value, "shape", None) == () else value  # NumPy's or torch's
     if isinstance(found, bool) or not isinstance(found, int):
         raise InputError(f"{name} must be a whole number, got {value!r}")
     if found < least:

@@ -155,8 +155,8 @@ class Stages:
     def embed(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Feed:
         """What the prefill stage is fed with. Rows that lack are copies of the last."""
         length, spare = self.bucket["prompt_tokens"], self.rows - len(ids)
-        images = tokens_of_pictures(ids, mask, self.marks)  # before holes in the mask close: they keep pictures apart
         ids, mask = (x[:, -length:] for x in packed(ids, mask))
+        images = tokens_of_pictures(ids, mask, self.marks)
         images += images[-1:] * spare
         room = ((0, spare), (0, 0)), ((0, 0), (length - ids.shape[1], 0))
         ids = np.pad(np.pad(ids, room[0], mode="edge"), room[1], constant_values=pad).astype(np.int64)

@@ -97,7 +97,7 @@ def parity(
             if why := vlm.refused(number, tokens_of_pictures(ids, mask, vlm.marks), mask, pictures, new):
                 raise InputError(why)
             run = vlm.stages(number).start(ids, mask, pictures, manifest["pad_token_id"])
-            found["logits"] = max(found["logits"], _apart(run.logits - wanted, wanted))
+            found["logits"] = max(found["logits"], _apart(run.logits, wanted))
             found["tokens_apart"] = max(found["tokens_apart"], _behind(vlm, run, sequences, length))
         except InputError as error:
             raise ArtifactError(f"{files.home}: the samples of bucket {number} are not what it takes: {error}; export again") from error
@@ -122,10 +122,11 @@ def _samples(files: Files, bucket: dict[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _apart(difference: np.ndarray, of: np.ndarray) -> float:
-    """The largest of `difference`, of the largest; infinite where one of the values is not finite."""
-    found = float(np.abs(difference).max() / np.abs(of).max()) if np.isfinite(of).all() and of.any() else np.inf
-    return found if np.isfinite(found) else np.inf
+def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """How far `ours` is from `theirs` at most, of the largest; infinite where one of the values is not finite."""
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all() and theirs.any()):
+        return np.inf
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def _behind(vlm: VLM, run: Any, sequences: np.ndarray, length: int) -> float:
@@ -133,11 +134,12 @@ def _behind(vlm: VLM, run: Any, sequences: np.ndarray, length: int) -> float:
     sampling, worst = Sampling.of({k: v for k, v in vlm.defaults.items() if k == "repetition_penalty"}), 0.0
     for at in range(length, sequences.shape[1]):
         scores = sampling.penalised(run.logits, sequences[:, :at])
+        if not np.isfinite(scores).all():
+            return np.inf
         size = np.abs(scores).max()
         scores[:, vlm.manifest["eos_token_id"]] = -np.inf  # the answer was recorded with a least length
         chosen = np.take_along_axis(scores, sequences[:, at : at + 1], 1)[:, 0]
-        gap = float((scores.max(1) - chosen).max() / size)
-        worst = max(worst, gap if np.isfinite(gap) else np.inf)
+        worst = max(worst, float((scores.max(1) - chosen).max() / size))
         if at + 1 < sequences.shape[1]:
             run.step(sequences[:, at])
     return worst

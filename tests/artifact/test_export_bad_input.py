@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from artifacts import BOUNDED, contents, state_of
+from artifacts import BOUNDED, bounded_model, contents, state_of
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import CaptureError, InputError, LightVLMError, ScheduleError, UnknownName
+from lightvlm_fx.exporting.export import record_parity
 from lightvlm_fx.schedule import Schedule
 
 
@@ -112,6 +113,40 @@ def test_an_error_on_the_way(refused):
             raise Stop
 
     refused(Stop, tell=tell)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_example_whose_answer_ends_at_once(tmp_path, at):
+    """The answer that goes with an artifact is kept from ending, its logits are not: that was called a defect."""
+    tiny = bounded_model()
+    example = tiny.inputs(text=(9,), images=(1,))
+    schedule = Schedule.preset("lightvlm", keep=0.5, layers=(1,))
+    fast = lightvlm.compile(tiny.model, schedule, backend="eager")
+    end = int(fast.generate(**example, max_new_tokens=2, do_sample=False)[0, at - 2])
+    tiny.model.generation_config.eos_token_id = end
+    made = lightvlm.export(tiny.model, schedule, tmp_path / "out", inputs=example, new_tokens=8)
+    assert made.manifest["eos_token_id"] == [end]
+    assert made.manifest["parity"]["tokens_equal"]
+    want = fast.generate(**example, max_new_tokens=8, do_sample=False, eos_token_id=end)
+    assert made.load().generate(**example, max_new_tokens=8).tolist() == want.tolist()
+    assert want.shape[1] <= example["input_ids"].shape[1] + 2
+
+
+@pytest.mark.parametrize(("dtype", "logits"), [("float16", 0.2), ("int8", 0.3), ("float16", float("inf")), ("float32", float("inf"))])
+def test_logits_that_rounding_does_not_explain(tmp_path, monkeypatch, dtype, logits):
+    monkeypatch.setattr("lightvlm_fx.artifact.verify.parity", lambda *a: {"logits": logits, "tokens_equal": True, "tokens_apart": 0.0})
+    with pytest.raises(CaptureError, match="of the largest apart"):
+        record_parity(tmp_path, {"target": "onnxruntime", "dtype": dtype})
+
+
+def test_an_artifact_with_files_of_the_users(tiny, tmp_path):
+    home = tmp_path / "out"
+    home.mkdir()
+    (home / "lightvlm.json").write_text("{}")
+    (home / "my-notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out holds my-notes\.txt beside the files that its lightvlm\.json lists"):
+        lightvlm.export(tiny.model, BOUNDED, home, inputs=tiny.inputs(text=(9,), images=(1,)))
+    assert contents(tmp_path) == {"out/lightvlm.json": b"{}", "out/my-notes.txt": b"mine"}
 
 
 def test_one_new_token(tiny, tmp_path):
