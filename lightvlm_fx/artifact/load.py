@@ -58,8 +58,8 @@ class VLM:
         """Prompt and answer [B, S + new] int64 of prompts input_ids [B, S], padded on the left where attention_mask is 0.
 
         Tokens whose mask is 0 are left out wherever they stand. With `pixel_values` and whatever else the processor returned.
-        `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty` and `seed` as in `Sampling`; `streamer` gets every token as transformers' streamers do
-        (`put`, `end`). Rows that have ended are filled with the padding token.
+        `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty` and `seed` as in `Sampling`; `streamer` gets every token as
+        transformers' streamers do (`put`, `end`). Rows that have ended are filled with the padding token.
 
         Raises InputError where no bucket takes the batch, naming those that there are, and for ids outside the vocabulary, numbers
         that are NaN or infinite, and lengths that are no whole numbers; ArtifactError where the folder's files were written to since.

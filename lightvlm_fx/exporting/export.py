@@ -22,6 +22,7 @@ except ImportError as error:
 
 from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
+from lightvlm_fx.artifact.sampling import whole
 from lightvlm_fx.artifact.schema import LOOSEST
 from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import CaptureError, InputError, UnknownName
@@ -93,10 +94,8 @@ def export(
     for what, name, known in (("target", target, TARGETS), ("precision", dtype, DTYPES), ("provider", provider, PROVIDERS)):
         if name not in known:
             raise UnknownName.of(what, name, known)
-    if new_tokens < 1:
-        raise InputError(f"new_tokens must be at least 1, got {new_tokens}")
-    if images is not None and images < 1:
-        raise InputError(f"images must be at least 1, got {images}")
+    new_tokens = whole("new_tokens", new_tokens, 1)
+    images = None if images is None else whole("images", images, 1)
     if aot_inductor and target != "torch-export":
         raise InputError(f"aot_inductor compiles the stages of target='torch-export', not of {target!r}")
     check_supported(model)
@@ -144,6 +143,9 @@ def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
     out = []
     for batch in several:
         tensors = {k: torch.as_tensor(v) for k, v in dict(batch).items()}
+        moving = sorted(name for name in tensors if "video" in name)
+        if moving:
+            raise InputError(f"the example holds a video ({', '.join(moving)}); an artifact takes still pictures: make the example of one")
         for name in ("input_ids", "pixel_values"):
             if name not in tensors:
                 raise InputError(f"an example batch needs {name}, got {sorted(tensors)}; pass all that the processor returned")
@@ -153,8 +155,9 @@ def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
 
 def _lengths(prompt_tokens: int | Sequence[int] | None, examples: list[dict[str, Tensor]]) -> list[int]:
     have = [e["input_ids"].shape[1] for e in examples]
-    wanted = [n + 64 for n in have] if prompt_tokens is None else prompt_tokens
-    wanted = [wanted] * len(have) if isinstance(wanted, int) else list(wanted)
+    given: Any = [n + 64 for n in have] if prompt_tokens is None else prompt_tokens
+    given = list(given) if isinstance(given, list | tuple) else [given] * len(have)
+    wanted = [whole("prompt_tokens", n, 1) for n in given]
     if len(wanted) != len(have):
         raise InputError(f"{len(wanted)} prompt lengths for {len(have)} example batches; give one each, or one for all")
     for n, least in zip(wanted, have, strict=True):

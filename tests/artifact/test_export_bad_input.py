@@ -61,6 +61,18 @@ def test_an_example_that_lacks_something(refused, tiny, name):
     assert f"an example batch needs {name}, got [" in refused(InputError, inputs=inputs)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "60", 60.0, True, [None]], ids=repr)
+@pytest.mark.parametrize("name", ["new_tokens", "images", "prompt_tokens"])
+def test_sizes_are_whole_numbers(refused, name, value):
+    assert f"{name} must be a whole number, got " in refused(InputError, **{name: value})
+
+
+def test_an_example_with_a_video(refused, tiny):
+    """It has no pixel_values, and was told to pass all that the processor returned."""
+    inputs = {"pixel_values_videos" if k == "pixel_values" else k: v for k, v in tiny.inputs(text=(9,), images=(1,)).items()}
+    assert "holds a video (pixel_values_videos); an artifact takes still pictures" in refused(InputError, inputs=inputs)
+
+
 def test_an_example_without_a_picture_in_its_prompt(refused, tiny):
     inputs = tiny.inputs(text=(9,), images=(0,)) | {"pixel_values": torch.zeros(1, 3, 48, 48)}
     assert "needs a picture in its prompt" in refused(InputError, inputs=inputs)
