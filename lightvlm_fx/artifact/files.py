@@ -93,8 +93,14 @@ class Files:
 
     @staticmethod
     def of(folder: str | Path | Files, manifest: dict[str, Any]) -> Files:
-        """The open files of an artifact: as they are given, or those of a folder."""
-        return folder if isinstance(folder, Files) else Files(Path(folder), manifest)
+        """The open files of an artifact: as they are given, or those of a folder, as they are where the manifest lists none yet."""
+        if isinstance(folder, Files):
+            return folder
+        home = Path(folder)
+        if "files" in manifest:
+            return Files(home, manifest)
+        found = {f.relative_to(home).as_posix(): {"bytes": f.stat().st_size} for f in home.rglob("*") if f.is_file()}
+        return Files(home, {"files": found}, checked=False)
 
     def data(self, name: str) -> bytes:
         """The bytes of a file. Raises ArtifactError where it is not listed, was not there, or is not what the manifest says."""
