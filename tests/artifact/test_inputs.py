@@ -1,5 +1,7 @@
 """What a loaded artifact is asked with: every value is taken, or an InputError names it. And masks with holes."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.artifact.pictures import prepare
 from lightvlm_fx.errors import InputError, LightVLMError
 
 NEW = 3
@@ -102,6 +105,32 @@ def test_every_option_is_taken_or_refused(bounded, options):
     except LightVLMError as error:
         said = str(error)
     assert any(name in said for name in options) if isinstance(said, str) else said <= 9 + NEW
+
+
+TILES = {"kind": "tiles", "tokens": 4, "shape": [3, 4, 4], "drops_empty": False, "most": 0, "mask": "real", "patch": 2}
+PATCHES = {"kind": "patches", "grid": "thw", "merge": 2, "window": 0, "table": 0, "width": 8, "most": 0}
+ANYRES = {"kind": "anyres", "shape": [3, 4, 4], "side": 2, "sizes": [[4, 8], [8, 4]], "most": 0, "most_tokens": 0}
+SIDES = st.sampled_from([-4, -1, 0, 1, 2, 3, 4, 2**33, 2**62])
+
+
+@given(st.lists(st.tuples(st.just(1), SIDES, SIDES), max_size=2), st.integers(0, 16))
+def test_grids_are_taken_or_refused(grids, patches):
+    pictures = {"pixel_values": np.ones((patches, 8), np.float32), "thw": np.array(grids, np.int64).reshape(-1, 3)}
+    with contextlib.suppress(InputError):
+        assert prepare(PATCHES, pictures)[1] == patches // 4
+
+
+@given(st.lists(SIDES, max_size=4), st.integers(0, 2))
+def test_sizes_of_pictures_are_taken_or_refused(sizes, pictures):
+    shaped = np.array(sizes, np.int64).reshape((-1, 2) if len(sizes) % 2 == 0 else -1)
+    with contextlib.suppress(InputError):
+        assert prepare(ANYRES, {"pixel_values": np.ones((pictures, 3, 3, 4, 4), np.float32), "image_sizes": shaped})[1] > 0
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 4, 3), (0,), ()])
+def test_masks_of_pixels_are_of_their_shape(shape):
+    with pytest.raises(InputError, match="does not say of each of 1 tiles"):
+        prepare(TILES, {"pixel_values": np.ones((1, 3, 4, 4), np.float32), "real": np.ones(shape)})
 
 
 # --- masks with holes -------------------------------------------------------------------------------------
