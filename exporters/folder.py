@@ -11,33 +11,37 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightvlm_fx.artifact.manifest import MANIFEST
-from lightvlm_fx.errors import InputError
+from lightvlm_fx.artifact.files import unlisted
+from lightvlm_fx.artifact.manifest import MANIFEST, parsed
+from lightvlm_fx.errors import ArtifactError, InputError
 
 _AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2
+_writing: set[str] = set()  # folders that this process writes now
 
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place once the block ends well, and goes where it does not.
 
-    Raises InputError where `target` holds something that is no artifact.
+    What it replaces is an artifact, of which it takes away only what the manifest there lists. Raises InputError where anything else
+    stands in `target`, before the block and after it, and leaves all of that as it is.
     """
-    target = target.resolve()  # behind a link, what it points to is replaced
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} holds something that is no artifact of lightvlm_fx; give a new or an empty folder")
+    target = target.resolve()  # of a link, what it points to is replaced
+    _check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.partial-"
     for left in target.parent.iterdir():  # of an export that was killed
-        if left.name.startswith(prefix) and not _alive(left.name.removeprefix(prefix).partition("-")[0]):
+        if left.name.startswith(prefix) and left.name not in _writing and not _alive(left.name.removeprefix(prefix).partition("-")[0]):
             shutil.rmtree(left, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    _writing.add(aside.name)
     try:
         aside.chmod(0o755)
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
                 _sync(file)
+        _check_replaceable(target)
         if target.exists():
             _exchange(aside, target)
         else:
@@ -45,10 +49,34 @@ def written_aside(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        _writing.discard(aside.name)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raises InputError where `target` is, or holds, anything but an artifact's own files."""
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise InputError(f"{target} holds something that is no artifact of lightvlm_fx; give a new or an empty folder")
+    listed: list[str] = []
+    if os.path.lexists(target / MANIFEST):
+        try:
+            files = parsed(target).get("files")
+        except ArtifactError:
+            files = None  # a manifest that cannot be read lists nothing
+        listed = [MANIFEST, *(files if isinstance(files, dict) else ())]
+    other = unlisted(target, listed)
+    if other and not listed:
+        raise InputError(f"{target} holds something that is no artifact of lightvlm_fx; give a new or an empty folder")
+    if other:
+        shown = ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
+        raise InputError(f"{target} holds {shown} beside the files that its {MANIFEST} lists, which an export would delete: "
+                         "move that elsewhere, or give a new or an empty folder")  # fmt: skip
 
 
 def _alive(pid: str) -> bool:
-    if not pid.isdigit():
+    """Whether another process of that number is there; what one of this number left, and this one is not writing, a dead one left."""
+    if not pid.isdigit() or int(pid) == os.getpid():
         return False
     try:
         os.kill(int(pid), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,9 +143,10 @@ def run(
             super().on_finalized_text(plain(text), stream_end)
 
     vlm = load(folder, providers=_providers(providers))
-    if not (folder / "processor_config.json").is_file() and not (folder / "preprocessor_config.json").is_file():
+    if not {"processor_config.json", "preprocessor_config.json"} & set(vlm.manifest["files"]):
         raise InputError(f"{folder} was exported without a processor; call lightvlm.load({str(folder)!r}).generate(...) with arrays")
-    processor = AutoProcessor.from_pretrained(folder)
+    with tempfile.TemporaryDirectory() as listed:  # of the folder itself, transformers would read what no manifest lists, too
+        processor = AutoProcessor.from_pretrained(vlm.files.copied(Path(listed)))
     pictures = [open_picture(path) for path in image or []]
     inputs = inputs_of(processor, prompt, pictures, "np")
     streamer = None if as_json else Plain(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightvlm_fx.artifact.dialect import TENSORRT_NEWEST_OPSET, TENSORRT_OPERATORS
-from lightvlm_fx.artifact.manifest import inside
+from lightvlm_fx.artifact.files import Files, inside
 from lightvlm_fx.artifact.parser import installed
 from lightvlm_fx.artifact.placement import left_to_cpu
+from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.artifact.stages import check_providers
 
 NEWEST_OPSET = 26  # that ONNX Runtime 1.31 and 1.32 run
@@ -18,26 +20,26 @@ DOMAINS = {"", "com.microsoft"}
 MOVING = {"NonZero", "Compress", "Unique", "If", "Loop", "Scan", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceConstruct"}
 
 
-def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is wrong, and what could not be checked, a line each."""
+def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is wrong with an artifact, a folder or its open files, and what could not be checked, a line each."""
     if manifest["target"] == "torch-export":
         return [], ["lint: torch-export stages are no ONNX graphs"]
     try:
         import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from google.protobuf.message import DecodeError
     except ImportError:
         return [], ["lint: the package onnx is not installed"]
-    wrong = []
+    files, wrong = Files.of(folder, manifest), []
     on_cuda = manifest["target"] == "onnxruntime" and (manifest.get("provider") == "cuda" or "CUDAExecutionProvider" in providers)
     for bucket in manifest["buckets"]:
         for name, stage in bucket["stages"].items():
             try:
-                graph = onnx.load(str(inside(folder, stage["file"])), load_external_data=False)
+                graph = onnx.load_from_string(files.data(stage["file"]))
             except DecodeError as error:
                 wrong.append(f"{stage['file']}: is no ONNX graph ({error}); export again")
                 continue
             free = name == "vision" and manifest["target"] == "onnxruntime" and bucket["vision"]["kind"] != "fixed"
-            found = [*_of(graph, folder, manifest["target"], free), *(left_to_cpu(graph) if on_cuda else ())]
+            found = [*_of(graph, files, manifest["target"], free), *(left_to_cpu(graph) if on_cuda else ())]
             wrong += [f"{stage['file']}: {line}" for line in found]
             operators = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
             if operators != sorted(stage["operators"]):
@@ -47,14 +49,14 @@ def lint(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> tu
         return wrong, skipped
     if manifest["target"] == "tensorrt":
         parser, why = installed()
-        wrong += [] if parser is None else parser.refused(folder, manifest)
+        wrong += [] if parser is None else parser.refused(files.home, manifest)
         skipped += [f"TensorRT's parser: {why}"] if parser is None else []
     if any(p != "CPUExecutionProvider" for p in providers):
-        wrong += _copies(folder, manifest, providers)
+        wrong += _copies(files.home, manifest, providers)
     return wrong, skipped
 
 
-def _of(model: Any, folder: Path, target: str, free: bool) -> Iterator[str]:
+def _of(model: Any, files: Files, target: str, free: bool) -> Iterator[str]:
     """What is wrong with one graph; where it is `free`, a size may be symbolic if it has a name."""
     newest = TENSORRT_NEWEST_OPSET if target == "tensorrt" else NEWEST_OPSET
     for used in model.opset_import:
@@ -68,12 +70,21 @@ def _of(model: Any, folder: Path, target: str, free: bool) -> Iterator[str]:
     for weight in graph.initializer:
         if weight.name not in read:
             yield f"weight {weight.name} is not used"
-        for entry in weight.external_data:
-            if entry.key == "location":
-                inside(folder, entry.value)
+        yield from _outside(weight, files)
     for value in (*graph.input, *graph.output):
         if not all(d.HasField("dim_value") or (free and d.dim_param) for d in value.type.tensor_type.shape.dim):
             yield f"{value.name} has a shape that is not known beforehand"
+
+
+def _outside(weight: Any, files: Files) -> Iterator[str]:
+    """Where a weight is to be read from another file than the one that was hashed, or from beyond its end."""
+    place = {entry.key: entry.value for entry in weight.external_data}
+    if not place:
+        return
+    end = files.listed[WEIGHTS]["bytes"]
+    fits = all(re.fullmatch("[0-9]{1,18}", place.get(k, "0")) for k in ("offset", "length"))
+    if place.get("location") != WEIGHTS or not fits or int(place.get("offset", 0)) + int(place.get("length", 0)) > end:
+        yield f"weight {weight.name} is to be read from {place}, which is not in the {end} bytes of {WEIGHTS}"
 
 
 def _nodes(graph: Any, target: str) -> Iterator[str]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightvlm_fx.artifact.manifest import differing, inside, read
+from lightvlm_fx.artifact.files import AGAIN, Files
+from lightvlm_fx.artifact.manifest import read
 from lightvlm_fx.artifact.pictures import grids, prepare
-from lightvlm_fx.artifact.sampling import Sampling
-from lightvlm_fx.artifact.stages import Marks, Stages, check_providers, tokens_of_pictures
+from lightvlm_fx.artifact.sampling import Sampling, whole
+from lightvlm_fx.artifact.schema import shapes
+from lightvlm_fx.artifact.stages import Marks, Stages, check_providers, packed, tokens_of_pictures
 from lightvlm_fx.errors import ArtifactError, InputError
 
 Array = NDArray[Any]
@@ -26,21 +30,23 @@ class VLM:
     """An artifact with its sessions open. `generate` takes NumPy arrays or tensors, and returns the kind it was given."""
 
     def __init__(
-        self, folder: Path, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False
+        self, files: Files, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False
     ) -> None:
         check_providers(providers)
-        self.folder, self.manifest = folder, manifest
-        self.prepack, self.marks = prepack, Marks(**manifest["placeholders"])
+        self.files, self.folder, self.manifest = files, files.home, manifest
+        self.prepack, self.marks = prepack, Marks(**{f.name: manifest["placeholders"][f.name] for f in fields(Marks)})
         self.providers, self.session_options = list(providers), session_options
-        noted = folder / "generation_config.json"
-        self.defaults: dict[str, Any] = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+        self.defaults = _defaults(files, manifest)
+        # held from now on: what the stages of a bucket of fixed sizes were made for
+        self._made_for = [{name: files.array(bucket["samples"][f"inputs.{name}"]) for name in bucket["arguments"]}
+                          if bucket["vision"]["kind"] == "fixed" else {} for bucket in manifest["buckets"]]  # fmt: skip
         self._stages: dict[int, Stages] = {}
 
     def stages(self, bucket: int = 0) -> Stages:
         """The sessions of one bucket, opened at first use."""
         if bucket not in self._stages:
             self._stages[bucket] = Stages(
-                self.folder, self.manifest["buckets"][bucket], self.marks, self.providers, self.session_options, self.prepack,
+                self.files, self.manifest["buckets"][bucket], self.marks, self.providers, self.session_options, self.prepack,
                 self.manifest["dtype"] == "int8",
             )
         return self._stages[bucket]
@@ -51,26 +57,48 @@ class VLM:
     ) -> Any:  # fmt: skip
         """Prompt and answer [B, S + new] int64 of prompts input_ids [B, S], padded on the left where attention_mask is 0.
 
-        With `pixel_values` and whatever else the processor returned. `do_sample`, `temperature`, `top_k`, `top_p`,
-        `repetition_penalty` and `seed` as in `Sampling`; `streamer` gets every token as transformers' streamers do
-        (`put`, `end`). Rows that have ended are filled with the padding token.
+        Tokens whose mask is 0 are left out wherever they stand. With `pixel_values` and whatever else the processor returned.
+        `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty` and `seed` as in `Sampling`; `streamer` gets every token as
+        transformers' streamers do (`put`, `end`). Rows that have ended are filled with the padding token.
 
-        Raises InputError where no bucket takes the batch, naming those that there are.
+        Raises InputError where no bucket takes the batch, naming those that there are, and for ids outside the vocabulary, numbers
+        that are NaN or infinite, and lengths that are no whole numbers; ArtifactError where the folder's files were written to since.
         """
-        ids, given = _array(input_ids), _kind(input_ids)
-        mask = np.ones_like(ids) if attention_mask is None else _array(attention_mask)
+        ids, given = _numbers("input_ids", input_ids), _kind(input_ids)
+        mask = np.ones_like(ids) if attention_mask is None else _numbers("attention_mask", attention_mask)
         known = {name for bucket in self.manifest["buckets"] for name in bucket["arguments"]}
-        pictures = {k: _array(v) for k, v in options.items() if k in known}
-        pictures = {} if pixel_values is None else pictures | {"pixel_values": _array(pixel_values)}
+        pictures = {k: _numbers(k, v) for k, v in options.items() if k in known}
+        pictures = {} if pixel_values is None else pictures | {"pixel_values": _numbers("pixel_values", pixel_values)}
         options = {k: v for k, v in options.items() if k not in known and k not in PER_TOKEN}
-        wanted = {k: self.defaults[k] for k in DEFAULTS if self.defaults.get(k) is not None}
-        sampling = Sampling.of(wanted | options)
-        new = max_new_tokens if max_new_tokens is not None else self.defaults.get("max_new_tokens") or DEFAULT_NEW_TOKENS
-        if new < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {new}")
-        ends = self.manifest["eos_token_id"] if eos_token_id is None else eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
+        sampling = Sampling.of({k: self.defaults[k] for k in DEFAULTS if k in self.defaults} | options)
+        new = max_new_tokens if max_new_tokens is not None else self.defaults.get("max_new_tokens", DEFAULT_NEW_TOKENS)
+        new, least = whole("max_new_tokens", new, 1), whole("min_new_tokens", 0 if min_new_tokens is None else min_new_tokens, 0)
+        ends = self.manifest["eos_token_id"] if eos_token_id is None else self._ends(eos_token_id)
+        self._check_ids(ids)
         number = self.bucket(ids, mask, pictures, new)
-        return _back(self._answer(number, ids, mask, pictures, sampling, new, min_new_tokens, ends, streamer), given)
+        return _back(self._answer(number, ids, mask, pictures, sampling, new, least, ends, streamer), given)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model can say: the V of its logits [B, V]."""
+        return int(shapes(self.manifest["buckets"][0], "prefill", "outputs")["logits"][1])
+
+    def _ends(self, given: Any) -> list[int]:
+        """The end tokens that a caller names: one, or a list. Raises InputError for one that is no token."""
+        flat = given if isinstance(given, list | tuple) else np.ravel(_array(given)).tolist()
+        ends = [whole("eos_token_id", token, 0) for token in flat]
+        if any(token >= self.vocabulary for token in ends):
+            raise InputError(f"eos_token_id must name tokens below {self.vocabulary}, the size of the vocabulary, got {ends}")
+        return ends
+
+    def _check_ids(self, ids: Array) -> None:
+        """Raises InputError where ids are no tokens: an embedding would read another row, or none."""
+        if ids.dtype.kind not in "iu":
+            raise InputError(f"input_ids must be whole numbers, got {ids.dtype}")
+        wrong = ((ids < 0) | (ids >= self.vocabulary)) & ~np.isin(ids, self.marks.ids)
+        if wrong.any():
+            raise InputError(f"input_ids must be tokens from 0 to {self.vocabulary - 1}, got {sorted({*ids[wrong].tolist()})[:5]}; "
+                             "use the processor of the model that was exported")  # fmt: skip
 
     def _answer(self, number: int, ids: Array, mask: Array, pictures: dict[str, Array], sampling: Sampling, new: int, least: int,
                 ends: list[int], streamer: Any) -> Array:  # fmt: skip
@@ -81,6 +109,10 @@ class VLM:
             streamer.put(_for_streamer(ids))
         for step in range(new):
             logits = run.logits
+            if not np.isfinite(logits.max(1)[live]).all():
+                raise ArtifactError(f"{self.folder}: the logits of token {step} are NaN or infinite: sums overflow in "
+                                    f"{self.manifest['dtype']}, or the weights are "
+                                    "damaged; run `lightvlm verify`, or export with dtype='float32'")  # fmt: skip
             if ends and step < least:
                 logits = logits.copy()
                 logits[:, ends] = -np.inf
@@ -104,10 +136,10 @@ class VLM:
             raise InputError(f"the prompt is empty: input_ids have the shape {ids.shape}")
         if not mask[:, -1].all():
             raise InputError("the batch is padded on the right; pad on the left (processor.tokenizer.padding_side = 'left')")
-        images = tokens_of_pictures(ids, mask, self.marks)
+        images = tokens_of_pictures(*packed(ids, mask), self.marks)
         reasons, best = [], None
         for number, bucket in enumerate(self.manifest["buckets"]):
-            why = _refusal(bucket, images, mask.astype(bool).sum(1), new) or self._refused_pictures(bucket, images, pictures)
+            why = self.refused(number, images, mask, pictures, new)
             if why:
                 reasons.append(f"bucket {number} ({_describe(bucket)}): {why}")
             elif best is None or bucket["prompt_tokens"] < self.manifest["buckets"][best]["prompt_tokens"]:
@@ -116,12 +148,18 @@ class VLM:
             raise InputError("no bucket of the artifact takes this batch:\n  " + "\n  ".join(reasons) + "\nexport one with such an example")
         return best
 
-    def _refused_pictures(self, bucket: dict[str, Any], images: list[list[int]], pictures: dict[str, Array]) -> str:
-        """Why `bucket` does not take these pictures, of prompts with `images` tokens each; empty if it does."""
+    def refused(self, number: int, images: list[list[int]], mask: Array, pictures: dict[str, Array], new: int) -> str:
+        """Why bucket `number` does not take rows of mask [B, S] with pictures of `images` tokens each; empty if it does."""
+        bucket = self.manifest["buckets"][number]
+        return _refusal(bucket, images, mask.astype(bool).sum(1), new) or self._refused_pictures(number, images, pictures)
+
+    def _refused_pictures(self, number: int, images: list[list[int]], pictures: dict[str, Array]) -> str:
+        """Why bucket `number` does not take these pictures, of prompts with `images` tokens each; empty if it does."""
+        bucket = self.manifest["buckets"][number]
         if not pictures:
             return "the prompt holds placeholders for pictures, but no picture came with it" if any(images) else ""
         if bucket["vision"]["kind"] == "fixed":
-            return "; ".join(self._differing(bucket, images, pictures))
+            return "; ".join(self._differing(number, images, pictures))
         try:
             made, wanted = prepare(bucket["vision"], pictures)[1], sum(map(sum, images))
             sizes = grids(bucket["grid"], pictures).prod(1).tolist() if bucket["grid"] else None
@@ -132,12 +170,13 @@ class VLM:
         flat = [n for row in images for n in row]
         return f"the pictures have {sizes} tokens, the prompt holds {flat}" if sizes not in (None, flat) else ""
 
-    def _differing(self, bucket: dict[str, Any], images: list[list[int]], pictures: dict[str, Array]) -> list[str]:
+    def _differing(self, number: int, images: list[list[int]], pictures: dict[str, Array]) -> list[str]:
         """What is other than the example, where the vision stage holds its sizes as constants."""
+        bucket = self.manifest["buckets"][number]
         out, rows = [], len(images)
+        made_for = self._made_for[number]
         for name, given in pictures.items():
-            file = bucket["samples"].get(f"inputs.{name}")
-            expected = None if file is None else np.load(inside(self.folder, file), allow_pickle=False)
+            expected = made_for.get(name)
             expected = None if expected is None else expected[: len(expected) // bucket["rows"] * rows]
             if name == "pixel_values" and expected is not None:
                 if given.shape != expected.shape:
@@ -181,21 +220,63 @@ def load(
     All sessions read their weights from one mapped file. With `prepack`, the decode session rearranges them into memory of its own,
     a second copy that makes steps a little faster (docs/benchmarks.md). `session_options`, onnxruntime's own, replace all this.
 
-    With `verify` (the default) every file is hashed first. Raises ArtifactError for a folder that is none, changed
-    files, a newer schema, paths or links that lead out of the folder, or a target that ONNX Runtime does not run; InputError for
-    a provider that it does not have.
+    With `verify` (the default) every file is hashed first. Files stay open from then on: one that is moved, deleted or replaced
+    later is read as it was, one that is written to in place is an ArtifactError. Only what the manifest lists is read.
+
+    Raises ArtifactError for a folder that is none, changed files, a newer schema, a manifest whose types, ranges or sums do not
+    hold, paths or links that lead out of the folder, or a target that ONNX Runtime does not run; InputError for a provider that it
+    does not have.
     """
     home = Path(folder)
     manifest = read(home)
     if manifest["target"] == "torch-export":
         raise ArtifactError(f"{home} was exported for torch-export; open its stages with torch.export.load")
-    if verify and (wrong := differing(home, manifest)):
-        raise ArtifactError(f"{home} is not what was exported:\n  " + "\n  ".join(wrong) + "\nexport again, or copy the whole folder again")
-    return VLM(home, manifest, providers, session_options, prepack)
+    files = Files(home, manifest, checked=verify)
+    if verify and files.wrong:
+        raise ArtifactError(f"{home} is not what was exported:\n  " + "\n  ".join(files.wrong) + f"\n{AGAIN}")
+    return VLM(files, manifest, providers, session_options, prepack)
+
+
+def _defaults(files: Files, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What generation_config.json says of how to answer. Raises ArtifactError where it is other than the manifest, or no such file."""
+    name = "generation_config.json"
+    if name not in files.listed:
+        return {}
+    try:
+        found = json.loads(files.data(name))
+        said = {k: found[k] for k in (*DEFAULTS, "max_new_tokens") if found.get(k) is not None}
+        for key, value in said.items():
+            fits = isinstance(value, bool) if key == "do_sample" else type(value) in (int, float) and math.isfinite(value)
+            if not fits:
+                raise ValueError(f"{key} is {value!r}")
+        if "max_new_tokens" in said:
+            whole("max_new_tokens", said["max_new_tokens"], 1)
+        ends = found.get("eos_token_id")
+        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        if not set(manifest["eos_token_id"]) <= set(ends):
+            raise ValueError(f"eos_token_id is {ends}, the manifest says {manifest['eos_token_id']}")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{files.home}: {name} is not what transformers writes: {error}; {AGAIN}") from error
+    return said
 
 
 def _kind(x: Any) -> str:
     return type(x).__module__.partition(".")[0]
+
+
+def _numbers(name: str, value: Any) -> Array:
+    """`value` as an array. Raises InputError where it is none of finite numbers: graphs would answer NaN with token 0."""
+    try:
+        found = _array(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name} must be an array of numbers, got {type(value).__name__}: {error}") from error
+    if found.dtype.name == "bfloat16":
+        found = found.astype(np.float32)
+    if found.dtype.kind not in "biuf":
+        raise InputError(f"{name} must be an array of numbers, got one of {found.dtype}")
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise InputError(f"{name} holds NaN or infinite numbers; see to what the processor was given, or to its rescaling")
+    return found
 
 
 def _array(x: Any) -> Array:

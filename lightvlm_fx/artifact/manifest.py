@@ -1,32 +1,57 @@
-"""The manifest of an artifact, `lightvlm.json`: read, and refused where the folder is not what it says."""
+"""The manifest of an artifact, `lightvlm.json`: read, and refused where it is not what a manifest is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from lightvlm_fx.artifact.files import Files, inside, open_file
+from lightvlm_fx.artifact.schema import WEIGHTS, Wrong, check
 from lightvlm_fx.errors import ArtifactError
 
 MANIFEST = "lightvlm.json"
-WEIGHTS = "model.onnx.data"
 SCHEMA_VERSION = 2  # 1: buckets for the example's picture sizes only
 REQUIRED = ("target", "dtype", "architecture", "schedule", "fingerprint", "placeholders", "buckets", "files")
+MOST = 2**26  # bytes
+
+
+def parsed(home: Path) -> dict[str, Any]:
+    """What stands in the manifest of the folder `home`, unchecked. Raises ArtifactError where that is no JSON object."""
+    path = home / MANIFEST
+    if not os.path.lexists(path):
+        raise ArtifactError(f"{home} is no artifact: it holds no {MANIFEST}; make one with `lightvlm export`")
+    with open_file(home, MANIFEST) as stream:
+        data = stream.read(MOST + 1)
+    try:
+        if len(data) > MOST:
+            raise ValueError(f"it has more than {MOST} bytes")
+        found = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds a {type(found).__name__}, no object")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not readable as a manifest: {error}; export again") from error
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def read(folder: str | Path) -> dict[str, Any]:
-    """The manifest of `folder`. Raises ArtifactError for a folder without one, another schema, or paths that lead out."""
+    """The manifest of `folder`: every type, range and sum in it holds, every path stays inside, and every file to open has a hash.
+
+    Raises ArtifactError for a folder without one, another schema, or where one of these does not hold, with the place.
+    """
     home = Path(folder)
     path = home / MANIFEST
-    if not path.is_file():
-        raise ArtifactError(f"{home} is no artifact: it holds no {MANIFEST}; make one with `lightvlm export`")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = manifest["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is not readable as a manifest: {error}; export again") from error
-    if not isinstance(found, int) or found > SCHEMA_VERSION:
+    manifest = parsed(home)
+    if "schema_version" not in manifest:
+        raise ArtifactError(f"{path} is not readable as a manifest: it lacks schema_version; export again")
+    found = manifest["schema_version"]
+    if type(found) is not int or found > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads up to {SCHEMA_VERSION}; install a newer release")
     if found < SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads {SCHEMA_VERSION}; export again, or use the release "
@@ -35,14 +60,12 @@ def read(folder: str | Path) -> dict[str, Any]:
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}; export again")
     try:
-        named = _named(manifest)
-        for noted in manifest["files"].values():
-            if not isinstance(noted["sha256"], str) or not isinstance(noted["bytes"], int):
-                raise TypeError(f"a file has the entry {noted!r}")
-        for name in (*manifest["files"], *named):
-            inside(home, name)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not built as a manifest is: {type(error).__name__} {error}; export again") from error
+        check(manifest)
+    except Wrong as error:
+        raise ArtifactError(f"{path} is not built as a manifest is: {error}; export again") from error
+    named = _named(manifest)
+    for name in (*manifest["files"], *named):
+        inside(home, name)
     unlisted = sorted(set(named) - set(manifest["files"]))
     if unlisted:
         raise ArtifactError(f"{path} names {', '.join(unlisted)} without a hash; export again")
@@ -56,31 +79,11 @@ def _named(manifest: dict[str, Any]) -> list[str]:
                      for name in (*(stage["file"] for stage in bucket["stages"].values()), *bucket["samples"].values())]  # fmt: skip
 
 
-def inside(home: Path, name: str) -> Path:
-    """The file `name` of the folder. Raises ArtifactError where it lies, or links, outside."""
-    path = home / name
-    root = home.resolve()
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(root):
-        raise ArtifactError(f"{home}: the manifest names {name!r}, which leads out of the folder; the artifact is not to be trusted")
-    return path
-
-
 def digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def differing(folder: str | Path, manifest: dict[str, Any], only: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong with the folder's files, a line each: missing, of another size, or changed. `only` names file endings."""
-    home, wrong = Path(folder), []
-    for name, noted in manifest["files"].items():
-        if only and not name.endswith(only):
-            continue
-        path = inside(home, name)
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif path.stat().st_size != noted["bytes"]:
-            wrong.append(f"{name} has {path.stat().st_size} bytes, the manifest says {noted['bytes']}")
-        elif digest(path) != noted["sha256"]:
-            wrong.append(f"{name} has another SHA-256 than the manifest says")
-    return wrong
+def differing(folder: str | Path, manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with the folder's files, a line each: missing, of another size, or changed."""
+    return Files(Path(folder), manifest).wrong

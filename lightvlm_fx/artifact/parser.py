@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightvlm_fx.artifact.manifest import inside
+from lightvlm_fx.artifact.files import inside
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")  # the second needs no GPU, neither to parse nor to build
 INSTALL = "pip install 'lightvlm-fx[tensorrt]'"

@@ -56,6 +56,8 @@ def _tiles(how: dict[str, Any], pictures: Feed) -> tuple[Feed, int]:
         raise InputError(f"pixel_values hold pictures of the shape {list(pixels.shape[-3:])}, the vision stage takes {shape}")
     pixels = pixels.reshape(-1, *shape)
     there = pixels.reshape(len(pixels), -1).any(1) if how["drops_empty"] else np.ones(len(pixels), bool)
+    if mask and mask in pictures and pictures[mask].size != len(pixels) * shape[1] * shape[2]:
+        raise InputError(f"{mask} {list(pictures[mask].shape)} does not say of each of {len(pixels)} tiles of {shape} what is real")
     pixels, count = pixels[there], int(there.sum())
     slots = _slots(how, count, "tiles")
     feed = {"pixel_values": filled(pixels, slots)}
@@ -83,6 +85,8 @@ def _patches(how: dict[str, Any], pictures: Feed) -> tuple[Feed, int]:
         raise InputError(f"pixel_values came without {how['grid']}; pass everything that the processor returned")
     sizes = _of_still(pictures[how["grid"]])
     counts = sizes.prod(1)
+    if not len(sizes) or (sizes < 1).any() or (sizes % merge).any() or (sizes > 2**20).any():
+        raise InputError(f"{how['grid']} must hold heights and widths that are multiples of {merge}, got {sizes.tolist()}")
     if int(counts.sum()) != len(pixels) or pixels.shape[1:] != (how["width"],):
         raise InputError(f"pixel_values {list(pixels.shape)} are not the patches [{int(counts.sum())}, {how['width']}] of {how['grid']}")
     slots = _slots(how, len(pixels), "patches")
@@ -151,6 +155,8 @@ def _anyres(how: dict[str, Any], pictures: Feed) -> tuple[Feed, int]:
     if pixels.ndim != 5 or list(pixels.shape[2:]) != shape or len(pixels) != len(pictures.get("image_sizes", ())):
         raise InputError(f"pixel_values {list(pixels.shape)} with image_sizes are not pictures in tiles of {shape}; "
                          "pass everything that the processor returned")  # fmt: skip
+    if pictures["image_sizes"].shape[1:] != (2,) or not len(pixels) or (pictures["image_sizes"] < 1).any():
+        raise InputError(f"image_sizes must hold a height and a width of each picture, got {pictures['image_sizes'].tolist()}")
     tiles, index, first = [], [], 0
     for picture, size in zip(pixels, pictures["image_sizes"].tolist(), strict=True):
         rows, columns = (n // shape[1] for n in _best(size, how["sizes"]))

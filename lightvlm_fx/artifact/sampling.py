@@ -15,6 +15,16 @@ Array = NDArray[Any]
 GREEDY_ONLY = ("num_beams", "num_return_sequences", "num_beam_groups", "penalty_alpha", "assistant_model", "constraints")
 
 
+def whole(name: str, value: Any, least: int) -> int:
+    """`value` as an int. Raises InputError where it is no whole number, `least` or more."""
+    found = value.item() if getattr(value, "shape", None) == () else value  # NumPy's or torch's
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise InputError(f"{name} must be a whole number, got {value!r}")
+    if found < least:
+        raise InputError(f"{name} must be at least {least}, got {found}")
+    return found
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. The defaults are transformers'; `seed` makes sampling repeatable."""
@@ -59,13 +69,20 @@ class Sampling:
     def start(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
 
-    def choose(self, logits: Array, before: Array, random: np.random.Generator) -> Array:
-        """Next tokens [B] from logits [B, V]; `before` [B, S] are the tokens so far."""
+    def penalised(self, logits: Array, before: Array) -> Array:
+        """float32 scores [B, V] of logits [B, V], lower for tokens of `before` [B, S] where there is a penalty for repeating them."""
         scores = logits.astype(np.float32)
         if self.repetition_penalty != 1.0:
-            seen = np.take_along_axis(scores, before, 1)
-            seen = np.where(seen < 0, seen * self.repetition_penalty, seen / self.repetition_penalty)
-            np.put_along_axis(scores, before, seen, 1)
+            less = np.where(scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty)
+            said = np.zeros(scores.shape, bool)
+            for row, tokens in zip(said, before, strict=True):
+                row[tokens[tokens < len(row)]] = True  # placeholders of pictures may lie outside the vocabulary
+            scores = np.where(said, less, scores)
+        return scores
+
+    def choose(self, logits: Array, before: Array, random: np.random.Generator) -> Array:
+        """Next tokens [B] from logits [B, V]; `before` [B, S] are the tokens so far."""
+        scores = self.penalised(logits, before)
         if not self.do_sample:
             return scores.argmax(-1)
         scores = scores / self.temperature

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightvlm_fx.artifact.manifest import inside
+from lightvlm_fx.artifact.files import Files
 from lightvlm_fx.artifact.pictures import filled, grids, prepare
-from lightvlm_fx.errors import InputError
+from lightvlm_fx.artifact.schema import WEIGHTS
+from lightvlm_fx.errors import ArtifactError, InputError
 from lightvlm_fx.spans import images_of
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
 PAST, PRESENT = "past_key_values.", "present."
+BESIDE = "session.model_external_initializers_file_folder_path"  # where a graph that is read from memory finds its weights
 
 
 def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
@@ -73,19 +75,73 @@ def tokens_of_pictures(ids: Array, mask: Array, marks: Marks) -> list[list[int]]
     return [[len(places) for places in images_of(np.where(real != 0, row, -1), marks)] for row, real in zip(ids, mask, strict=True)]
 
 
+def packed(ids: Array, mask: Array) -> tuple[Array, Array]:
+    """Rows of ids and mask [B, S] with the tokens whose mask is 0 moved to the front, all others in their order after them."""
+    order = np.argsort(mask != 0, axis=1, kind="stable")
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(mask, order, 1)
+
+
+@contextlib.contextmanager
+def failing(files: Files, name: str, what: str) -> Iterator[None]:
+    """Whatever ONNX Runtime raises (its errors have no class of their own in common) as an ArtifactError that names the graph."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:500]
+        raise ArtifactError(f"{files.home}: ONNX Runtime does not {what} {name}: {said}; export again, or run `lightvlm verify`") from error
+
+
+def open_session(runtime: Any, files: Files, name: str, options: Any, providers: list[str]) -> Any:
+    """A session over the graph `name`, as it was hashed, and over the weights that were hashed with it.
+
+    They are mapped from the folder, where the file that is open still stands there; else copied from the open file.
+    """
+    graph = files.data(name)
+    files.unchanged(WEIGHTS)
+    with failing(files, name, "open"):
+        if files.stands(WEIGHTS):
+            options.add_session_config_entry(BESIDE, str(files.home.resolve()))
+            session = runtime.InferenceSession(graph, options, providers=providers)
+            if files.stands(WEIGHTS):
+                return session
+        with files.mapped(WEIGHTS) as weights:
+            options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+            return runtime.InferenceSession(graph, options, providers=providers)
+
+
+def check_signature(files: Files, stage: dict[str, Any], session: Any) -> None:
+    """Raises ArtifactError where a graph takes or gives other values than the manifest says."""
+    for side, have in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        said = {v["name"]: v["shape"] for v in stage[side]}
+        found = {v.name: list(v.shape) for v in have}
+        apart = [name for name in sorted({*said, *found}) if not _alike(said.get(name), found.get(name))]
+        if apart:
+            raise ArtifactError(f"{files.home}: {stage['file']} has other {side} than the manifest says ({', '.join(apart)}); export again")
+
+
+def _alike(said: list[Any] | None, found: list[Any] | None) -> bool:
+    """Whether two shapes are the same, where both are numbers."""
+    if said is None or found is None or len(said) != len(found):
+        return False
+    return all(a == b for a, b in zip(said, found, strict=True) if type(a) is int or type(b) is int)
+
+
 class Stages:
     """Sessions over one bucket's graphs."""
 
-    def __init__(self, folder: Path, bucket: dict[str, Any], marks: Marks, providers: list[str], session_options: Any,
+    def __init__(self, files: Files, bucket: dict[str, Any], marks: Marks, providers: list[str], session_options: Any,
                  prepack: bool, quantised: bool) -> None:  # fmt: skip
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
-        self.runtime, self.bucket, self.marks = onnxruntime, bucket, marks
+        self.runtime, self.files, self.bucket, self.marks = onnxruntime, files, bucket, marks
         self.sessions = {}
         for name, stage in bucket["stages"].items():
             options = session_options or default_options(onnxruntime, quantised or (prepack and name == "decode"), name == "decode")
-            self.sessions[name] = onnxruntime.InferenceSession(str(inside(folder, stage["file"])), options, providers=providers)
+            self.sessions[name] = open_session(onnxruntime, files, stage["file"], options, providers)
+            check_signature(files, stage, self.sessions[name])
         self.once = None if session_options else once_a_prompt(onnxruntime)  # a session of other options may have no arena
         self.device = "cuda" if any("CUDA" in p or "Tensorrt" in p for p in providers) else "cpu"
         self.dtypes = {name: {i["name"]: i["dtype"] for i in stage["inputs"]} for name, stage in bucket["stages"].items()}
@@ -101,7 +157,7 @@ class Stages:
     def embed(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Feed:
         """What the prefill stage is fed with. Rows that lack are copies of the last."""
         length, spare = self.bucket["prompt_tokens"], self.rows - len(ids)
-        ids, mask = ids[:, -length:], mask[:, -length:]
+        ids, mask = (x[:, -length:] for x in packed(ids, mask))
         images = tokens_of_pictures(ids, mask, self.marks)
         images += images[-1:] * spare
         room = ((0, spare), (0, 0)), ((0, 0), (length - ids.shape[1], 0))
@@ -143,9 +199,17 @@ class Stages:
 
     def _run(self, name: str, given: dict[str, Array]) -> dict[str, Array]:
         session = self.sessions[name]
+        self.files.unchanged(WEIGHTS)
         names = [o.name for o in session.get_outputs()]
         feed = {i.name: np.ascontiguousarray(given[i.name], dtype=self.dtypes[name][i.name]) for i in session.get_inputs()}
-        return dict(zip(names, session.run(names, feed, self.once), strict=True))
+        with failing(self.files, self.bucket["stages"][name]["file"], "run"):
+            return dict(zip(names, session.run(names, feed, self.once), strict=True))
+
+    def run_bound(self, name: str, binding: Any, once: Any = None) -> None:
+        """One run of a stage over what is bound. Raises ArtifactError where its weights were written to, which would end the process."""
+        self.files.unchanged(WEIGHTS)
+        with failing(self.files, self.bucket["stages"][name]["file"], "run"):
+            self.sessions[name].run_with_iobinding(binding, once)
 
 
 def _rows(images: list[list[int]], width: int) -> Array:
@@ -169,7 +233,7 @@ class Answer:
         names = [o.name for o in session.get_outputs()]
         for name in names:
             binding.bind_output(name, "cpu" if name == "logits" else stages.device)
-        session.run_with_iobinding(binding, stages.once)
+        stages.run_bound("prefill", binding, stages.once)
         out = dict(zip(names, binding.get_outputs(), strict=True))
         self._first = out.pop("logits")
         self.cache = {name.replace(PRESENT, PAST): value for name, value in out.items()}
@@ -204,9 +268,9 @@ class Answer:
         self._step[0] = self.steps
         if self._compact is not None and self.steps and self.steps % every == 0:
             self._compact.bind_cpu_input("step", self._step)
-            self.stages.sessions["compact"].run_with_iobinding(self._compact)
+            self.stages.run_bound("compact", self._compact)
         self._token[: self.rows, 0] = token
         self._decode.bind_cpu_input("input_ids", self._token)
         self._decode.bind_cpu_input("step", self._step)
-        self.stages.sessions["decode"].run_with_iobinding(self._decode)
+        self.stages.run_bound("decode", self._decode)
         self.steps += 1

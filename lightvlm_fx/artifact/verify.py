@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from lightvlm_fx.artifact.files import Files, unlisted
 from lightvlm_fx.artifact.lint import lint
 from lightvlm_fx.artifact.load import VLM
-from lightvlm_fx.artifact.manifest import differing, inside, read
-from lightvlm_fx.errors import InputError
+from lightvlm_fx.artifact.manifest import MANIFEST, read
+from lightvlm_fx.artifact.sampling import Sampling
+from lightvlm_fx.artifact.schema import LOOSEST, SAMPLES, shapes
+from lightvlm_fx.artifact.stages import tokens_of_pictures
+from lightvlm_fx.errors import ArtifactError, InputError
 
 GOOD, FILES, LINT, PARITY = 0, 1, 3, 4  # exit codes of `lightvlm verify`; 2 is a folder or call that cannot be read
-# On logits, of the largest; or half again what was measured at export, where that was more: rounded weights differ as they may.
+# On logits, of the largest; or half again what was measured at export, where that was more, up to LOOSEST: rounded weights differ.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2, "int8": 5e-2}
 CPU = ("CPUExecutionProvider",)
+# Endings of what transformers reads from a folder unasked; the last is a folder itself.
+READ_BESIDE = (".json", ".jinja", ".model", ".txt", ".py", "additional_chat_templates")
 
 
 @dataclass
@@ -38,7 +44,11 @@ class Verdict:
         return FILES if self.files else LINT if self.lint else PARITY if self.parity_wrong or self.source_wrong else GOOD
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"exit_code": self.exit_code, "ok": self.exit_code == GOOD}
+        plain = asdict(self) | {"exit_code": self.exit_code, "ok": self.exit_code == GOOD}
+        for name in ("parity", "source"):  # JSON has no infinity
+            if plain[name]:
+                plain[name] = {k: v if np.isfinite(v) else None for k, v in plain[name].items()}
+        return plain
 
     def __str__(self) -> str:
         def line(name: str, wrong: list[str], good: str) -> list[str]:
@@ -60,25 +70,79 @@ def _shown(found: dict[str, Any] | None) -> str:
     return f"logits within {found['logits']:.1e} of the largest, tokens {'equal' if found['tokens_equal'] else 'differ'}"
 
 
-def parity(folder: str | Path, manifest: dict[str, Any], providers: Sequence[str] = CPU, model: Any = None) -> dict[str, Any]:
-    """Run the samples recorded at export: largest difference of logits, of the largest, and whether greedy tokens agree.
+def parity(
+    folder: str | Path | Files, manifest: dict[str, Any], providers: Sequence[str] = CPU, model: Any = None
+) -> dict[str, Any]:
+    """Run the samples recorded at export of an artifact, a folder or its open files, and compare with what was answered then.
 
-    Compared with the answers that were recorded, or with those of `model` now.
+    With `model`: with its answers now.
+
+    `logits`: the largest difference at the end of the prompt, of the largest. `tokens_equal`: whether the greedy tokens are the same.
+    `tokens_apart`: with those tokens as the answer, how far one is at most from being the likeliest, of the largest logit: what rounding
+    may do to a choice is small. Infinite where logits are not finite. Raises ArtifactError where samples cannot be run.
     """
-    home = Path(folder)
-    vlm = VLM(home, manifest, providers)
-    worst, equal = 0.0, True
+    files = Files.of(folder, manifest)
+    vlm = VLM(files, manifest, providers)
+    found = {"logits": 0.0, "tokens_equal": True, "tokens_apart": 0.0}
     for number, bucket in enumerate(manifest["buckets"]):
-        arrays = {name: np.load(inside(home, file), allow_pickle=False) for name, file in bucket["samples"].items()}
+        arrays = _samples(files, bucket)
         inputs = {k.removeprefix("inputs."): v for k, v in arrays.items() if k.startswith("inputs.")}
         pictures = {name: inputs[name] for name in bucket["arguments"]}
-        new = arrays["sequences"].shape[1] - inputs["input_ids"].shape[1]
+        length = inputs["input_ids"].shape[1]
+        new = arrays["sequences"].shape[1] - length
         wanted, sequences = (arrays["logits"], arrays["sequences"]) if model is None else _answer(model, inputs, new)
-        logits = vlm.stages(number).start(inputs["input_ids"], inputs["attention_mask"], pictures, manifest["pad_token_id"]).logits
-        worst = max(worst, float(np.abs(logits - wanted).max() / np.abs(wanted).max()))
-        said = vlm.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
-        equal &= bool(np.array_equal(said, sequences))
-    return {"logits": worst, "tokens_equal": equal}
+        try:
+            said = vlm.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            if why := vlm.refused(number, tokens_of_pictures(ids, mask, vlm.marks), mask, pictures, new):
+                raise InputError(why)
+            run = vlm.stages(number).start(ids, mask, pictures, manifest["pad_token_id"])
+            found["logits"] = max(found["logits"], _apart(run.logits, wanted))
+            found["tokens_apart"] = max(found["tokens_apart"], _behind(vlm, run, sequences, length))
+        except InputError as error:
+            raise ArtifactError(f"{files.home}: the samples of bucket {number} are not what it takes: {error}; export again") from error
+        found["tokens_equal"] &= bool(np.array_equal(said, sequences))
+    return found
+
+
+def _samples(files: Files, bucket: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays recorded of a bucket. Raises ArtifactError where one has another shape than the bucket, or ids are no tokens."""
+    arrays = {name: files.array(file) for name, file in bucket["samples"].items()}
+    vocabulary = shapes(bucket, "prefill", "outputs")["logits"][1]
+    rows, length = bucket["rows"], bucket["prompt_tokens"]
+    shown = {name: arrays[name].shape for name in SAMPLES}
+    fits = arrays["sequences"].ndim == 2 and arrays["sequences"].shape[0] == rows and arrays["sequences"].shape[1] > length
+    wanted = {"inputs.input_ids": (rows, length), "inputs.attention_mask": (rows, length), "logits": (rows, vocabulary)}
+    for name in SAMPLES:
+        fits &= wanted.get(name, shown[name]) == shown[name] and arrays[name].dtype.kind in ("f" if name == "logits" else "iu")
+    tokens = arrays["sequences"][..., length:] if fits else np.zeros(1)
+    if not fits or tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise ArtifactError(f"{files.home}: the samples {bucket['samples']['sequences']} and beside it, of the shapes {shown}, are not "
+                            f"of a bucket of {rows} rows of {length} tokens and a vocabulary of {vocabulary}; export again")  # fmt: skip
+    return arrays
+
+
+def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """How far `ours` is from `theirs` at most, of the largest; infinite where one of the values is not finite."""
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all() and theirs.any()):
+        return np.inf
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def _behind(vlm: VLM, run: Any, sequences: np.ndarray, length: int) -> float:
+    """How far a token of sequences [B, S + new] is at most from being the likeliest after those before it, of the largest logit."""
+    sampling, worst = Sampling.of({k: v for k, v in vlm.defaults.items() if k == "repetition_penalty"}), 0.0
+    for at in range(length, sequences.shape[1]):
+        scores = sampling.penalised(run.logits, sequences[:, :at])
+        if not np.isfinite(scores).all():
+            return np.inf
+        size = np.abs(scores).max()
+        scores[:, vlm.manifest["eos_token_id"]] = -np.inf  # the answer was recorded with a least length
+        chosen = np.take_along_axis(scores, sequences[:, at : at + 1], 1)[:, 0]
+        worst = max(worst, float((scores.max(1) - chosen).max() / size))
+        if at + 1 < sequences.shape[1]:
+            run.step(sequences[:, at])
+    return worst
 
 
 def _answer(model: Any, inputs: dict[str, np.ndarray], new: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,12 +182,40 @@ def verify(folder: str | Path, *, model: Any = None, providers: Sequence[str] = 
     return verdict
 
 
+def _compared(files: Files, manifest: dict[str, Any], providers: Sequence[str], model: Any) -> tuple[dict[str, Any] | None, list[str]]:
+    """Parity with what was recorded, or with `model`, and what is wrong with it."""
+    recorded, owner = ("those recorded at export", "the one recorded at export") if model is None else ("the model's", "the model's")
+    try:
+        found = parity(files, manifest, providers, model)
+    except ArtifactError as error:
+        return None, [str(error)]
+    bound, wrong = bound_of(manifest), []
+    if found["logits"] > bound:
+        wrong.append(f"logits differ from {recorded} by {found['logits']:.1e} of the largest, above {bound:.0e}")
+    if not found["tokens_equal"] and manifest["dtype"] == "float32":
+        wrong.append(f"the greedy answer differs from {owner}")
+    elif found["tokens_apart"] > 2 * bound:  # each side may be off by the bound
+        wrong.append(f"the greedy answer differs from {owner}: one of its tokens is {found['tokens_apart']:.1e} of the largest logit "
+                     f"from being the likeliest, above {2 * bound:.0e}")  # fmt: skip
+    return found, wrong
+
+
+def bound_of(manifest: dict[str, Any]) -> float:
+    """How far logits may be from those recorded, of the largest."""
+    recorded = (manifest.get("parity") or {"logits": 0.0})["logits"]
+    return float(min(max(TOLERANCE[manifest["dtype"]], 1.5 * recorded), LOOSEST[manifest["dtype"]]))
+
+
 def _check(folder: str | Path, home: Path, manifest: dict[str, Any], model: Any, providers: Sequence[str]) -> Verdict:
-    verdict = Verdict(str(folder), differing(home, manifest))
+    files = Files(home, manifest)
+    verdict = Verdict(str(folder), [*files.wrong, *(
+        f"{name} is not listed in the manifest, and transformers would read it with the processor: take it out of the folder"
+        for name in unlisted(home, (MANIFEST, *manifest["files"])) if name.endswith(READ_BESIDE)
+    )])  # fmt: skip
     if verdict.files:
         verdict.skipped.append("lint and parity: the files are not those that were exported")
         return verdict
-    verdict.lint, skipped = lint(home, manifest, providers)
+    verdict.lint, skipped = lint(files, manifest, providers)
     verdict.skipped += skipped
     if verdict.lint:
         verdict.skipped.append("parity: the graphs are not what the target takes")
@@ -134,18 +226,7 @@ def _check(folder: str | Path, home: Path, manifest: dict[str, Any], model: Any,
     if manifest["dtype"] == "bfloat16" and list(providers) == list(CPU):
         verdict.skipped.append("parity: ONNX Runtime has no bfloat16 kernels on CPU; name a GPU provider")
         return verdict
-    verdict.parity = parity(home, manifest, providers)
-    bound = max(TOLERANCE[manifest["dtype"]], 1.5 * (manifest.get("parity") or {"logits": 0.0})["logits"])
-    if verdict.parity["logits"] > bound:
-        apart = f"{verdict.parity['logits']:.1e} of the largest, above {bound:.0e}"
-        verdict.parity_wrong.append(f"logits differ from those recorded at export by {apart}")
-    if not verdict.parity["tokens_equal"] and manifest["dtype"] == "float32":
-        verdict.parity_wrong.append("the greedy answer differs from the one recorded at export")
-    if model is not None:
-        verdict.source = parity(home, manifest, providers, model)
-        if verdict.source["logits"] > bound:
-            apart = f"{verdict.source['logits']:.1e} of the largest, above {bound:.0e}"
-            verdict.source_wrong.append(f"logits differ from the model's by {apart}")
-        if not verdict.source["tokens_equal"] and manifest["dtype"] == "float32":
-            verdict.source_wrong.append("the greedy answer differs from the model's")
+    verdict.parity, verdict.parity_wrong = _compared(files, manifest, providers, None)
+    if model is not None and verdict.parity is not None:
+        verdict.source, verdict.source_wrong = _compared(files, manifest, providers, model)
     return verdict

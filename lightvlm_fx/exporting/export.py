@@ -22,8 +22,10 @@ except ImportError as error:
 
 from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
+from lightvlm_fx.artifact.sampling import whole
+from lightvlm_fx.artifact.schema import LOOSEST
 from lightvlm_fx.compiler import as_schedule
-from lightvlm_fx.errors import CaptureError, InputError, NotSupported, UnknownName
+from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
 from lightvlm_fx.exporters.order import least_first
@@ -84,7 +86,7 @@ def export(
     compiled for this machine. The model is left as it was, and `out` appears whole or not
     at all.
 
-    Raises InputError, NotSupported, ScheduleError, RefusedModel or CaptureError, with the reason.
+    Raises InputError, ScheduleError, RefusedModel or CaptureError, with the reason.
     """
     start = time.perf_counter()
     warn_of_untested()
@@ -92,10 +94,8 @@ def export(
     for what, name, known in (("target", target, TARGETS), ("precision", dtype, DTYPES), ("provider", provider, PROVIDERS)):
         if name not in known:
             raise UnknownName.of(what, name, known)
-    if new_tokens < 1:
-        raise InputError(f"new_tokens must be at least 1, got {new_tokens}")
-    if images is not None and images < 1:
-        raise InputError(f"images must be at least 1, got {images}")
+    new_tokens = whole("new_tokens", new_tokens, 1)
+    images = None if images is None else whole("images", images, 1)
     if aot_inductor and target != "torch-export":
         raise InputError(f"aot_inductor compiles the stages of target='torch-export', not of {target!r}")
     check_supported(model)
@@ -124,8 +124,8 @@ def export(
             tell("asking TensorRT's parser")
             manifest["parser"] = ask_parser(folder, manifest)
         tell("measuring parity on ONNX Runtime")
-        record_parity(folder, manifest)
         manifest["files"] = _hashes(folder)
+        record_parity(folder, manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Artifact(Path(out), manifest, time.perf_counter() - start)
 
@@ -143,8 +143,9 @@ def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
     out = []
     for batch in several:
         tensors = {k: torch.as_tensor(v) for k, v in dict(batch).items()}
-        if videos := sorted(k for k in tensors if "video" in k):
-            raise NotSupported(f"the example batch holds a video ({', '.join(videos)}), but an artifact takes pictures: pass frames")
+        moving = sorted(name for name in tensors if "video" in name)
+        if moving:
+            raise InputError(f"the example holds a video ({', '.join(moving)}); an artifact takes still pictures: make the example of one")
         for name in ("input_ids", "pixel_values"):
             if name not in tensors:
                 raise InputError(f"an example batch needs {name}, got {sorted(tensors)}; pass all that the processor returned")
@@ -154,8 +155,9 @@ def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
 
 def _lengths(prompt_tokens: int | Sequence[int] | None, examples: list[dict[str, Tensor]]) -> list[int]:
     have = [e["input_ids"].shape[1] for e in examples]
-    wanted = [n + 64 for n in have] if prompt_tokens is None else prompt_tokens
-    wanted = [wanted] * len(have) if isinstance(wanted, int) else list(wanted)
+    given: Any = [n + 64 for n in have] if prompt_tokens is None else prompt_tokens
+    given = list(given) if isinstance(given, list | tuple) else [given] * len(have)
+    wanted = [whole("prompt_tokens", n, 1) for n in given]
     if len(wanted) != len(have):
         raise InputError(f"{len(wanted)} prompt lengths for {len(have)} example batches; give one each, or one for all")
     for n, least in zip(wanted, have, strict=True):
@@ -229,7 +231,9 @@ def _manifest(model: Any, schedule: Schedule, target: str, dtype: str, provider:
     eos = generation.eos_token_id
     pad = generation.pad_token_id
     marks = Placeholders.of(model)
+    vocabulary = next(v["shape"][1] for v in buckets[0]["stages"]["prefill"]["outputs"] if v["name"] == "logits")
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    eos = [token for token in eos if 0 <= token < vocabulary]  # what a model cannot say ends nothing
     return {
         "schema_version": SCHEMA_VERSION, "lightvlm_fx": __version__, "target": target, "provider": provider, "dtype": dtype,
         "architecture": type(model).__name__, "model_type": model.config.model_type,
@@ -261,6 +265,12 @@ def record_parity(folder: Path, manifest: dict[str, Any]) -> None:
         raise CaptureError(
             f"on ONNX Runtime the greedy tokens are {tokens} the compiled model's on the example, the logits "
             f"{found['logits']:.1e} of the largest apart (bound {TOLERANCE['float32']:.0e}): a defect of lightvlm_fx or of a kernel"
+        )
+    if not found["logits"] <= LOOSEST[manifest["dtype"]]:
+        raise CaptureError(
+            f"on ONNX Runtime the logits are {found['logits']:.1e} of the largest apart from the compiled model's on the example, where "
+            f"rounding to {manifest['dtype']} explains at most {LOOSEST[manifest['dtype']]}: they overflow, or it is a defect of "
+            "lightvlm_fx or of a kernel; export with dtype='float32'"
         )
 
 

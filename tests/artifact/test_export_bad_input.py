@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from artifacts import BOUNDED, contents, state_of
+from artifacts import BOUNDED, bounded_model, contents, state_of
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import CaptureError, InputError, LightVLMError, ScheduleError, UnknownName
+from lightvlm_fx.exporting.export import record_parity
 from lightvlm_fx.schedule import Schedule
 
 
@@ -58,6 +59,18 @@ def test_neither_inputs_nor_processor(tiny, tmp_path):
 def test_an_example_that_lacks_something(refused, tiny, name):
     inputs = {k: v for k, v in tiny.inputs(text=(9,), images=(1,)).items() if k != name}
     assert f"an example batch needs {name}, got [" in refused(InputError, inputs=inputs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "60", 60.0, True, [None]], ids=repr)
+@pytest.mark.parametrize("name", ["new_tokens", "images", "prompt_tokens"])
+def test_sizes_are_whole_numbers(refused, name, value):
+    assert f"{name} must be a whole number, got " in refused(InputError, **{name: value})
+
+
+def test_an_example_with_a_video(refused, tiny):
+    """It has no pixel_values, and was told to pass all that the processor returned."""
+    inputs = {"pixel_values_videos" if k == "pixel_values" else k: v for k, v in tiny.inputs(text=(9,), images=(1,)).items()}
+    assert "holds a video (pixel_values_videos); an artifact takes still pictures" in refused(InputError, inputs=inputs)
 
 
 def test_an_example_without_a_picture_in_its_prompt(refused, tiny):
@@ -112,6 +125,40 @@ def test_an_error_on_the_way(refused):
             raise Stop
 
     refused(Stop, tell=tell)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_example_whose_answer_ends_at_once(tmp_path, at):
+    """The answer that goes with an artifact is kept from ending, its logits are not: that was called a defect."""
+    tiny = bounded_model()
+    example = tiny.inputs(text=(9,), images=(1,))
+    schedule = Schedule.preset("lightvlm", keep=0.5, layers=(1,))
+    fast = lightvlm.compile(tiny.model, schedule, backend="eager")
+    end = int(fast.generate(**example, max_new_tokens=2, do_sample=False)[0, at - 2])
+    tiny.model.generation_config.eos_token_id = end
+    made = lightvlm.export(tiny.model, schedule, tmp_path / "out", inputs=example, new_tokens=8)
+    assert made.manifest["eos_token_id"] == [end]
+    assert made.manifest["parity"]["tokens_equal"]
+    want = fast.generate(**example, max_new_tokens=8, do_sample=False, eos_token_id=end)
+    assert made.load().generate(**example, max_new_tokens=8).tolist() == want.tolist()
+    assert want.shape[1] <= example["input_ids"].shape[1] + 2
+
+
+@pytest.mark.parametrize(("dtype", "logits"), [("float16", 0.2), ("int8", 0.3), ("float16", float("inf")), ("float32", float("inf"))])
+def test_logits_that_rounding_does_not_explain(tmp_path, monkeypatch, dtype, logits):
+    monkeypatch.setattr("lightvlm_fx.artifact.verify.parity", lambda *a: {"logits": logits, "tokens_equal": True, "tokens_apart": 0.0})
+    with pytest.raises(CaptureError, match="of the largest apart"):
+        record_parity(tmp_path, {"target": "onnxruntime", "dtype": dtype})
+
+
+def test_an_artifact_with_files_of_the_users(tiny, tmp_path):
+    home = tmp_path / "out"
+    home.mkdir()
+    (home / "lightvlm.json").write_text("{}")
+    (home / "my-notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out holds my-notes\.txt beside the files that its lightvlm\.json lists"):
+        lightvlm.export(tiny.model, BOUNDED, home, inputs=tiny.inputs(text=(9,), images=(1,)))
+    assert contents(tmp_path) == {"out/lightvlm.json": b"{}", "out/my-notes.txt": b"mine"}
 
 
 def test_one_new_token(tiny, tmp_path):

@@ -23,15 +23,17 @@ MANIFEST = "lightvlm.json"
 
 
 def write(folder, number):
-    """Something that passes for an artifact: every file holds the number."""
-    for name in ("0.bin", "1.bin", "2.bin", "lightvlm.json"):
+    """Something that passes for an artifact: its manifest lists its files, each of which holds the number."""
+    for name in ("0.bin", "1.bin", "2.bin"):
         (folder / name).write_text(f"{number}\n" * 2000)
+    (folder / "lightvlm.json").write_text(json.dumps({"files": {"0.bin": {}, "1.bin": {}, "2.bin": {}}, "number": number}))
 
 
 def number_of(folder):
     """The number that every file of a whole folder holds."""
     assert sorted(f.name for f in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", MANIFEST]
-    [number] = {line for f in folder.iterdir() for line in f.read_text().splitlines()}
+    [number] = {line for f in folder.glob("*.bin") for line in f.read_text().splitlines()}
+    assert json.loads((folder / MANIFEST).read_text())["number"] == int(number)
     return number
 
 
@@ -104,6 +106,65 @@ def test_refuses_what_is_no_artifact(tmp_path):
     assert contents(tmp_path) == {"file": b"mine", "folder/notes.txt": b"mine"}
 
 
+def stands(folder, what):
+    """Put something of the user's into `folder`; returns how the error names it."""
+    if what == "a folder":
+        (folder / "mine").mkdir()
+        return "mine"
+    if what == "a file in a folder":
+        (folder / "mine").mkdir()
+        (folder / "mine" / "notes.txt").write_text("mine")
+        return "mine"
+    if what == "a link":
+        (folder / "notes.txt").symlink_to(folder.parent)
+        return "notes.txt"
+    (folder / "my-notes.txt").write_text("mine")
+    return "my-notes.txt"
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "a file in a folder", "a link"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_refuses_an_artifact_with_files_of_the_users(tmp_path, target, what, when):
+    """They were deleted."""
+    if when == "before":
+        name = stands(target, what)
+        with pytest.raises(InputError, match=rf"target holds {name} beside the files that its lightvlm\.json lists"):
+            fail(target, KeyError)
+    else:
+        with pytest.raises(InputError, match="beside the files"), written_aside(target) as aside:  # noqa: PT012
+            write(aside, 2)
+            stands(target, what)
+    assert list(tmp_path.iterdir()) == [target]
+    assert (target / "0.bin").read_text().startswith("1")
+    assert "mine" in {f.name for f in target.rglob("*")} or (target / "my-notes.txt").exists() or (target / "notes.txt").is_symlink()
+
+
+def test_refuses_a_manifest_beside_files_that_it_does_not_list(tmp_path):
+    for text in ("", "{}", "[]", "old", '{"files": 3}', '{"files": {"../other": {}}}'):
+        home = tmp_path / "home"
+        home.mkdir(exist_ok=True)
+        (home / MANIFEST).write_text(text)
+        (home / "my-notes.txt").write_text("mine")
+        with pytest.raises(InputError, match=r"my-notes\.txt beside the files"):
+            fail(home, KeyError)
+    assert contents(tmp_path)["home/my-notes.txt"] == b"mine"
+
+
+def test_names_five_of_many(target):
+    for i in range(9):
+        (target / f"note{i}").write_text("mine")
+    with pytest.raises(InputError, match="holds note0, note1, note2, note3, note4 and 4 more beside"):
+        fail(target, KeyError)
+
+
+def test_what_a_process_of_the_same_number_left_goes(tmp_path):
+    """In a container, every export may have the same number."""
+    (tmp_path / f".target.partial-{os.getpid()}-abc").mkdir()
+    with written_aside(tmp_path / "target") as aside:
+        write(aside, 1)
+    assert [f.name for f in tmp_path.iterdir()] == ["target"]
+
+
 def test_a_link_to_an_artifact(tmp_path, target):
     (tmp_path / "link").symlink_to(target)
     with written_aside(tmp_path / "link") as aside:
@@ -122,7 +183,7 @@ while True:
         write(aside, number)
     print(number, flush=True)
 """
-IMPORTS = "import sys\nfrom pathlib import Path\nfrom lightvlm_fx.exporters.folder import written_aside\n"
+IMPORTS = "import json\nimport sys\nfrom pathlib import Path\nfrom lightvlm_fx.exporters.folder import written_aside\n"
 
 
 def rewriting(target):

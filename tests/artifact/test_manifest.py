@@ -355,6 +355,78 @@ def test_verify_exits_with_4_for_parity(broken, verify, message):
     assert message in text
 
 
+def nothing(folder, name):
+    path = folder / "samples" / f"0.{name}.npy"
+    array = np.load(path)
+    array[0, 0] = np.nan
+    np.save(path, array)
+    reseal(folder)
+
+
+def test_recorded_logits_that_are_no_numbers_are_wrong(broken, verify):
+    """`max(0.0, nan)` is 0.0."""
+    nothing(broken, "logits")
+    code, text, _ = verify(broken, "--json")
+    assert code == 4
+    assert json.loads(text, parse_constant=pytest.fail)["parity"]["logits"] is None
+
+
+def weights(folder, change, stages=("embed", "prefill", "decode")):
+    """Change every matrix of floats that these graphs read from the weight file."""
+    data = bytearray((folder / "model.onnx.data").read_bytes())
+    for stage in stages:
+        for weight in onnx.load(str(folder / f"{stage}.onnx"), load_external_data=False).graph.initializer:
+            place = {e.key: e.value for e in weight.external_data}
+            if place and weight.data_type == onnx.TensorProto.FLOAT:
+                start, end = int(place["offset"]), int(place["offset"]) + int(place["length"])
+                data[start:end] = change(np.frombuffer(data[start:end], np.float32)).astype(np.float32).tobytes()
+    (folder / "model.onnx.data").write_bytes(data)
+    reseal(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_wrong(broken, dtype, value, tiny):
+    """Of whatever precision, and whatever the manifest says of parity. Such an artifact does not answer either."""
+    weights(broken, lambda x: np.full_like(x, value))
+    rewrite(broken, lambda m: m.update(dtype=dtype, parity={"logits": 1e-4, "tokens_equal": True}))
+    verdict = lightvlm.verify(broken)
+    assert verdict.exit_code == 4
+    assert verdict.parity_wrong
+    with pytest.raises(ArtifactError, match="the logits of token 0 are NaN or infinite"):
+        lightvlm.load(broken).generate(**tiny.inputs(text=(9,), images=(1,)), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("logits", [1e-3, 1.0, 1e9])
+def test_a_manifest_does_not_loosen_the_bound_at_will(broken, logits):
+    rewrite(broken, lambda m: m.update(parity={"logits": logits, "tokens_equal": True}))
+    with pytest.raises(ArtifactError, match=r"parity\.logits: expected at most 0\.0001 of float32"):
+        lightvlm.verify(broken)
+
+
+def test_the_bound_has_an_end(bounded):
+    from lightvlm_fx.artifact.verify import LOOSEST, TOLERANCE, bound_of
+
+    for dtype in TOLERANCE:
+        for logits, want in ((0.0, TOLERANCE[dtype]), (LOOSEST[dtype], LOOSEST[dtype]), (1e9, LOOSEST[dtype])):
+            assert bound_of({"dtype": dtype, "parity": {"logits": logits}}) == want
+        assert bound_of({"dtype": dtype, "parity": None}) == TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_other_tokens_are_wrong_in_any_precision(broken, dtype):
+    """One that is nearly as likely may be chosen; here it is the least likely."""
+    rewrite(broken, lambda m: m.update(dtype=dtype))
+    path = broken / "samples" / "0.sequences.npy"
+    tokens = np.load(path)
+    tokens[0, -1] = (tokens[0, -1] + 60) % 120
+    np.save(path, tokens)
+    reseal(broken)
+    verdict = lightvlm.verify(broken)
+    assert verdict.exit_code == 4
+    assert "of the largest logit from being the likeliest" in verdict.parity_wrong[0]
+
+
 def test_verify_sees_other_weights(broken):
     """Numbers only: the weight file also holds indices, which stay."""
     places = []

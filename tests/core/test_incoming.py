@@ -6,7 +6,7 @@ from torch import nn
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
-from lightvlm_fx.errors import CaptureError, InputError, NotSupported, ScheduleError
+from lightvlm_fx.errors import CaptureError, InputError, ScheduleError
 from lightvlm_fx.schedule import Cut
 from lightvlm_fx.support import answer, difference
 
@@ -76,7 +76,7 @@ def test_salience_says_that_a_video_is_not_watched(qwen, video):
 def test_an_export_says_that_it_takes_no_video(qwen, video, tmp_path):
     both = qwen.inputs(text=(9,), images=(1,)) | {"pixel_values_videos": video["pixel_values_videos"]}
     for batch in (video, both):
-        with pytest.raises(NotSupported, match=r"holds a video \(pixel_values_videos.*\), but an artifact takes pictures"):
+        with pytest.raises(InputError, match=r"holds a video \(pixel_values_videos.*\); an artifact takes still pictures"):
             lightvlm.export(qwen.model, lightvlm.Schedule.preset("fastv", layer=1), tmp_path / "out", inputs=batch)
 
 
