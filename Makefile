@@ -11,7 +11,7 @@ NEWEST = $$(sed -nE 's/^ *"((torch|transformers)>=[0-9.,<]+)".*/\1/p' pyproject.
 OTHERS = "setuptools>=77" $$(grep -vE '^(\#|torch=|transformers=|tokenizers=|setuptools=|tensorrt|ruff=|mypy=)' requirements-tested.txt)
 PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo show test heavy compat compat-oldest compat-pinned compat-newest lint golden bench eval support clean
+.PHONY: help install demo show test heavy fuzz compat compat-oldest compat-pinned compat-newest lint golden bench eval support clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,6 +34,11 @@ test: $(READY) lint  ## lint, types and all tests, on two cores
 
 heavy: $(READY)  ## what takes gigabytes or minutes: weights above 2 GB, AOTInductor
 	$(BIN)/python -m pytest -m heavy
+
+fuzz: $(READY)  ## random schedules, forged artifacts, killed exports: clear, wrong, crash, hang (minutes)
+	$(BIN)/python -m tests.fuzz.schedules --count 100000
+	$(BIN)/python -m tests.fuzz.forgeries --count 1000
+	$(BIN)/python -m tests.fuzz.kills --count 50
 
 compat: compat-oldest compat-pinned compat-newest  ## parity, core, front and export on the oldest, pinned and newest torch and transformers
 
