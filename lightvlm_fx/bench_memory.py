@@ -23,6 +23,7 @@ from torch import Tensor
 from lightvlm_fx.schedule import Schedule
 
 FRAME = 8, 9  # visual tokens of a frame, height and width
+EAGER_TO_RETURN = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**16))  # an allocator that keeps nothing free
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -65,21 +66,22 @@ def measure(tokens: int, schedule: Schedule, backend: str = "eager", repeats: in
     peaks, seconds = [], []
     with torch.inference_mode():
         for turn in range(repeats + 1):
-            before, start = _forget_peak(), time.perf_counter()
+            before, start = forget_peak(), time.perf_counter()
             fast(**inputs, use_cache=True, logits_to_keep=1)
             seconds.append(time.perf_counter() - start)
-            peaks.append(_status("VmHWM") - before if turn else 0)
+            peaks.append(status("VmHWM") - before if turn else 0)
     return Taken(tokens, schedule.name, max(peaks), statistics.median(seconds[1:]))
 
 
-def _forget_peak() -> int:
-    """Bytes that are resident; the peak counts from here."""
+def forget_peak() -> int:
+    """Bytes of this process that are resident; its peak counts from here. Linux alone can tell."""
     gc.collect()
     PEAK.write_text("5", encoding="ascii")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(what: str) -> int:
+def status(what: str) -> int:
+    """Bytes that /proc says of this process: VmRSS (resident), VmHWM (at the peak)."""
     line = next(x for x in STATUS.read_text(encoding="ascii").splitlines() if x.startswith(f"{what}:"))
     return int(line.split()[1]) * 1024
 
@@ -88,7 +90,7 @@ def apart(tokens: int, schedule: Schedule, backend: str = "eager", repeats: int 
     """`measure` in processes of their own: the peak where the allocator returns at once what is free, the time where it does as ever."""
     given = json.dumps({"tokens": tokens, "schedule": schedule.model_dump_json(), "backend": backend, "repeats": repeats})
     found = []
-    for options in (dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**16)), {}):
+    for options in (EAGER_TO_RETURN, {}):
         command = [sys.executable, "-m", __name__, given]
         done = subprocess.run(command, env=os.environ | options, capture_output=True, text=True, check=False)
         if done.returncode:

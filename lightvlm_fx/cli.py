@@ -412,6 +412,30 @@ def bench_memory(
     out.print(program.machine("cpu"))
 
 
+@bench.command("cache")
+def bench_cache(
+    preset: Annotated[list[str] | None, typer.Option("--preset", "-p", help="Preset and its options; may be repeated.")] = None,
+    text: Prompt = 64,
+    length: Annotated[int, typer.Option(help="New tokens.", min=1)] = 8,
+) -> None:
+    """Memory that an answer's keys and values take, beside the uncompiled source's, and what stays once it is dropped."""
+    from lightvlm_fx import bench as program
+    from lightvlm_fx.bench_cache import SHAPE, SOURCE, apart
+
+    schedules = {SOURCE: None} | {name: preset_of(name, []) for name in preset or ["none", "lightvlm"]}
+    table = Table("model", "peak MiB", "held MiB", "left MiB", "held, of source",
+                  title=f"one answer, {SHAPE.layers} layers x {SHAPE.kv_heads} KV heads x {SHAPE.hidden // SHAPE.heads}, "
+                        f"{SHAPE.visual} visual and {text} text tokens, {length} new, float32, eager")  # fmt: skip
+    source = None
+    for name, schedule in schedules.items():
+        with err.status(f"measuring {name}"):
+            found = apart(name, schedule, text, length)
+        source = source or found
+        table.add_row(name, *(f"{x / 2**20:.0f}" for x in (found.peak, found.held, found.left)), f"{found.held / source.held:.2f}")
+    Console(width=max(out.width, 120)).print(table)
+    out.print(program.machine("cpu"))
+
+
 def main() -> None:
     """Entry point: our own errors, files, and packages that are not there print as one message and exit with 2.
 

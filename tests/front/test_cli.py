@@ -135,6 +135,17 @@ def test_bench_memory_compares_peaks(run, monkeypatch):
     assert "72" in text
 
 
+def test_bench_cache_compares_with_the_source(run, monkeypatch):
+    from lightvlm_fx import bench, bench_cache
+
+    monkeypatch.setattr(bench_cache, "SHAPE", bench.shape("tiny", None))
+    monkeypatch.setattr(bench_cache, "apart", lambda name, schedule, text, new_tokens: bench_cache.measure(
+        name, schedule and schedule.model_dump_json(), text, new_tokens))  # fmt: skip
+    code, text, _ = run("bench", "cache", "--length", "2", "-p", "none")
+    assert code == 0
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("│")] == ["source", "none"]
+
+
 def test_bench_artifact_prints_ratios(run, monkeypatch):
     monkeypatch.setattr("lightvlm_fx.bench_artifact.SPINNING", 0)  # not a measurement
     code, text, _ = run("bench", "artifact", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--text", "9")
