@@ -8,8 +8,8 @@ and values written. No model file is patched.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
+import threading
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from lightvlm_fx.compat import (
     cache_argument,
     expression,
     free_unbacked_symbols,
+    own_configs,
     pytree,
 )
 from lightvlm_fx.edit import module_path, token_dims
@@ -49,6 +50,7 @@ NAMED = ("inputs_embeds", "visual_pos_masks", "deepstack_visual_embeds", "per_la
 EXAMPLE = {"B": 3, "S": 29}
 # Options of an attention call that the marker carries, or that change nothing in inference.
 EXPRESSED = {"scaling", "sliding_window", "softcap", "is_causal", "dropout", "position_ids", "use_cache", "cache_position"}
+CAPTURING = threading.RLock()  # torch.export changes nn.Module.__call__ for the whole process while it traces
 LENGTHS = (2, 3, 17, 256, 4099)  # sizes at which a check that torch.export put off must hold
 
 
@@ -197,7 +199,7 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     `masked`, attention masks become values of the graph; else every layer is plainly causal.
     Raises CaptureError (with torch's own message as its cause) or RefusedModel.
     """
-    private = copy.copy(decoder)
+    private = own_configs(decoder)  # what the source runs with meanwhile, and afterwards, is left alone
     accept_dense(private)
     call = Call.of(kwargs)
     rows, tokens = call.size
@@ -205,7 +207,7 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     flat = _Flat(private, call.spec, call.leaves).eval()
     wanted = ("" if rows == 1 else "B") + ("" if stepping else "S")
     implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
-    with attention_implementation(decoder, implementation), torch.no_grad(), warnings.catch_warnings():
+    with CAPTURING, attention_implementation(private, implementation), torch.no_grad(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
         with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure

@@ -136,6 +136,26 @@ def shallow(module: nn.Module) -> nn.Module:
     return twin
 
 
+def own_configs(module: nn.Module) -> nn.Module:
+    """A copy of a module and all its children over the same parameters and buffers, whose configs are its own.
+
+    Attention reads its implementation from a config that a whole model shares.
+    """
+    configs: dict[int, Any] = {}
+    modules: dict[int, nn.Module] = {}
+
+    def copied(old: nn.Module) -> nn.Module:
+        if id(old) not in modules:
+            modules[id(old)] = twin = shallow(old)
+            if "config" in vars(twin):
+                twin.config = copy.deepcopy(twin.config, configs)
+            for name, child in twin._modules.items():
+                twin._modules[name] = child and copied(child)
+        return modules[id(old)]
+
+    return copied(module)
+
+
 def body(op: torch.library.CustomOpDef) -> tuple[OpOverload, Callable[..., Any]]:
     """A custom operator as it stands in graphs, and the Python function behind it, which torch.library keeps to itself."""
     return op._opoverload, op._init_fn

@@ -42,6 +42,7 @@ from lightvlm_fx.compat import (
     maybe_dynamic,
     onnx_program,
     operators,
+    own_configs,
     packed_attention,
     pytree,
     schema,
@@ -204,6 +205,17 @@ def test_shallow_shares_weights_but_no_table():
     assert isinstance(module[1], nn.ReLU)
     assert list(module.state_dict()) == ["0.weight", "0.bias"]
     assert torch.equal(module(torch.ones(1, 2)), module[0](torch.ones(1, 2)).relu())
+
+
+def test_own_configs_leave_the_source_alone(llava):
+    decoder = llava.model.get_decoder()
+    before = attention_name(decoder)
+    private = own_configs(decoder)
+    assert all(x is y for x, y in zip(private.parameters(), decoder.parameters(), strict=True))
+    assert [name for name, _ in private.named_modules()] == [name for name, _ in decoder.named_modules()]
+    private.set_attn_implementation("eager" if before != "eager" else "sdpa")
+    assert attention_name(decoder) == attention_name(decoder.layers[0].self_attn) == before
+    assert attention_name(private) == attention_name(private.layers[0].self_attn) != before
 
 
 def test_body_is_the_function_behind_an_operator():

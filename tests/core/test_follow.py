@@ -9,6 +9,7 @@ from torch import nn
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import InputError, NotSupported, RefusedModel
 from lightvlm_fx.exporters.torch_compile import compiled_graphs
 from lightvlm_fx.follow import fingerprint
@@ -129,6 +130,20 @@ def test_an_unchanged_source_is_captured_once(tiny, inputs):
     tiny.model.eval()
     logits(fast, inputs)
     assert len(fast.lightvlm.report.buckets) == 2
+
+
+def test_the_source_runs_as_ever_while_it_is_captured(tiny, inputs, monkeypatch):
+    real, names = torch.export.export, []
+    decoder = tiny.model.get_decoder()
+    before = attention_name(decoder)
+
+    def spy(*args, **kwargs):
+        names.append({attention_name(decoder), *(attention_name(layer.self_attn) for layer in decoder.layers)})
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", spy)
+    logits(compiled(tiny.model), inputs)
+    assert names == [{before}] * 2
 
 
 def test_a_frozen_model_says_that_its_source_changed(tiny, inputs):
