@@ -7,10 +7,12 @@ every patch received becomes one number for each visual token. No model file is 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lightvlm_fx.compat import attention_implementation
+from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.ops.score_received import column_sums
 
@@ -51,12 +53,15 @@ class Noted:
         return tokens in (self.summarised, self.patches) or merged * tokens == self.patches
 
 
-_noted: ContextVar[Noted] = ContextVar("noted")
+_noted: ContextVar[Noted | None] = ContextVar("noted", default=None)
+_watching = threading.Lock()
+_watchers: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()  # how many watch a tower, and its own implementation
 
 
 def _noting(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
-    scale = options.get("scaling")
-    _noted.get().note(module, q, k, q.shape[-1] ** -0.5 if scale is None else float(scale))
+    noted, scale = _noted.get(), options.get("scaling")
+    if noted is not None:  # else another thread runs a tower that is watched in this one
+        noted.note(module, q, k, q.shape[-1] ** -0.5 if scale is None else float(scale))
     return sdpa_attention_forward(module, q, k, v, attention_mask, **options)
 
 
@@ -66,14 +71,29 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def noting(tower: nn.Module) -> Iterator[Noted]:
-    """Note what `tower` attends to while it runs; its own attention implementation comes back whatever happens."""
+    """Note what `tower` attends to while it runs in this thread.
+
+    Its own attention implementation comes back, whatever happens, when nobody watches it any more.
+    """
     noted = Noted()
     token = _noted.set(noted)
+    _watch(tower, 1)
     try:
-        with attention_implementation(tower, NAME):
-            yield noted
+        yield noted
     finally:
+        _watch(tower, -1)
         _noted.reset(token)
+
+
+def _watch(tower: nn.Module, more: int) -> None:
+    with _watching:
+        count, own = _watchers.get(tower, (0, ""))
+        if count == 0:
+            own = attention_name(tower)
+            tower.set_attn_implementation(NAME)
+        elif count + more == 0:
+            tower.set_attn_implementation(own)
+        _watchers[tower] = (count + more, own)
 
 
 def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Callable[..., Any]:

@@ -1,10 +1,13 @@
 """What a vision tower attends to, against its own attention maps; and cuts by it, before the first decoder layer."""
 
+import threading
+
 import pytest
 import torch
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import NotSupported, PreconditionError, ScheduleError
 from lightvlm_fx.locate import vision_tower
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
@@ -132,3 +135,26 @@ def test_refuses_a_later_cut_by_salience():
     cuts = [ReduceTokens(layer=1), ReduceTokens(layer=2, score="salience")]
     with pytest.raises(PreconditionError, match="only the first cut can use score 'salience'"):
         Pipeline(cuts).run(program)
+
+
+def test_a_tower_that_two_threads_watch_gets_its_own_attention_back():
+    """The first to come is the first to leave; what nobody watches runs meanwhile."""
+    tower = vision_tower(zoo.build("llava", layers=1).model)
+    before = attention_name(tower)
+    entered, leave = threading.Event(), threading.Event()
+
+    def watch():
+        with noting(tower):
+            entered.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=watch)
+    with noting(tower):
+        other.start()
+        assert entered.wait(10)
+    assert attention_name(tower) == NAME
+    size = tower.config.image_size
+    assert tower(torch.zeros(1, 3, size, size)).last_hidden_state.isfinite().all()
+    leave.set()
+    other.join()
+    assert attention_name(tower) == before
