@@ -136,6 +136,11 @@ def shallow(module: nn.Module) -> nn.Module:
     return twin
 
 
+def hooks(module: nn.Module) -> list[Any]:
+    """What runs before and after a module's forward, which torch keeps to itself."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
 def own_configs(module: nn.Module) -> nn.Module:
     """A copy of a module and all its children over the same parameters and buffers, whose configs are its own.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from lightvlm_fx.compat import hooks
 from lightvlm_fx.errors import RefusedModel
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def fingerprint(source: nn.Module) -> tuple[Any, ...]:
@@ -21,12 +20,11 @@ def fingerprint(source: nn.Module) -> tuple[Any, ...]:
 
 
 def _of(module: nn.Module) -> tuple[Any, ...]:
-    own = vars(module)
-    tensors = (x for table in ("_parameters", "_buffers") for x in own[table].values() if isinstance(x, Tensor))
+    own, tensors = vars(module), (*module.parameters(recurse=False), *module.buffers(recurse=False))
     return (
         type(module),
         tuple((id(x), x.dtype, x.device, x.shape) for x in tensors),
-        tuple(id(hook) for table in HOOKS for hook in own[table].values()),
+        tuple(map(id, hooks(module))),
         id(own.get("forward")),
         tuple((name, switch) for name, value in own.items() if (switch := _switch(value)) is not None),
     )
@@ -65,9 +63,9 @@ def follow(source: nn.Module, twin: nn.Module, path: str) -> None:
     """Give the copies on the way to `path` in `twin` the children, parameters and buffers that the source's modules have now."""
     names = path.split(".")
     for depth in range(len(names) + 1):
-        theirs, ours = (vars(root.get_submodule(".".join(names[:depth]))) for root in (source, twin))
+        theirs, ours = (root.get_submodule(".".join(names[:depth])) for root in (source, twin))
         kept = names[depth] if depth < len(names) else None
-        for table in ("_modules", "_parameters", "_buffers"):
-            for name, value in theirs[table].items():
-                if name != kept and ours[table].get(name) is not value:
-                    ours[table][name] = value
+        children = {name: child for name, child in theirs.named_children() if name != kept}
+        for name, thing in (children | dict(theirs.named_parameters(recurse=False)) | dict(theirs.named_buffers(recurse=False))).items():
+            if getattr(ours, name, None) is not thing:
+                setattr(ours, name, thing)

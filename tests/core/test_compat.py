@@ -38,6 +38,7 @@ from lightvlm_fx.compat import (
     free_unbacked_symbols,
     fresh_mode,
     given_cache,
+    hooks,
     inductor,
     maybe_dynamic,
     onnx_program,
@@ -205,6 +206,14 @@ def test_shallow_shares_weights_but_no_table():
     assert isinstance(module[1], nn.ReLU)
     assert list(module.state_dict()) == ["0.weight", "0.bias"]
     assert torch.equal(module(torch.ones(1, 2)), module[0](torch.ones(1, 2)).relu())
+
+
+def test_hooks_are_those_of_the_module():
+    module = nn.Linear(1, 1)
+    assert hooks(module) == []
+    module.register_forward_hook(print)
+    module.register_forward_pre_hook(repr)
+    assert hooks(module) == [repr, print]
 
 
 def test_own_configs_leave_the_source_alone(llava):
