@@ -7,6 +7,7 @@ already, so dynamo, which would trace them again and look at every weight at eve
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -16,7 +17,7 @@ import torch
 from torch import SymInt, Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-from lightvlm_fx.compat import computing_fakes, expression, fresh_mode, inductor, operators, pytree, size_checks, symbolic_size
+from lightvlm_fx.compat import expression, fresh_mode, inductor, operators, pytree, shapes_in_python, size_checks, symbolic_size
 from lightvlm_fx.edit import module_path
 from lightvlm_fx.program import Program, value
 
@@ -62,7 +63,7 @@ class ByLayer:
         with torch.inference_mode(False), torch.no_grad():
             given = _symbolic(mode, self.program, inputs)
             weights = [mode.from_tensor(x, static_shapes=True) for x in self.weights]
-            with computing_fakes(mode):
+            with mode, shapes_in_python():
                 graph, blocks = _in_aten(self.program, dict(zip(self.names, weights, strict=True)), given)
             run = by_layer(graph, blocks, mode)
         self.made.append((size_checks(mode, [given[i].shape[d] for i, d in self.dims]), run))
@@ -127,6 +128,7 @@ def _in_aten(program: Program, weights: dict[str, Tensor], inputs: Sequence[Tens
 def _blocks(graph: fx.Graph) -> list[list[fx.Node]]:
     """What computes, in order: a list of nodes for each layer, each cut, and what lies between."""
     blocks: list[list[fx.Node]] = [[]]
+    owner: dict[fx.Node, list[fx.Node]] = {}
     place = ""
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr", "output"):
@@ -135,7 +137,9 @@ def _blocks(graph: fx.Graph) -> list[list[fx.Node]]:
         if here and here != place:  # a node that a pass put in belongs where it stands
             blocks.append([])
             place = here
-        blocks[-1].append(node)
+        # what picks a result out of several goes with what makes them: parts hand each other tensors
+        owner[node] = owner.get(node.args[0], blocks[-1]) if node.target is operator.getitem else blocks[-1]
+        owner[node].append(node)
     return [block for block in blocks if block]
 
 

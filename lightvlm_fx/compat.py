@@ -197,13 +197,11 @@ def fresh_mode() -> Any:
     return FakeTensorMode(shape_env=ShapeEnv())
 
 
-@contextmanager
-def computing_fakes(mode: Any) -> Iterator[None]:
-    """Operators of fake tensors of `mode` find their shapes in Python, where those written in C++ take some sizes for numbers."""
+def shapes_in_python() -> AbstractContextManager[Any]:
+    """Operators of fake tensors find their shapes in Python, where those written in C++ take some sizes for numbers, or fail on them."""
     from torch._dispatch.python import enable_python_dispatcher
 
-    with mode, enable_python_dispatcher():
-        yield
+    return enable_python_dispatcher()
 
 
 def symbolic_size(mode: Any, name: str, hint: int) -> Any:

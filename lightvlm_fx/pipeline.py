@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightvlm_fx.compat import shapes_in_python
 from lightvlm_fx.errors import LightVLMError, OrderError, PostconditionError, PreconditionError, ScheduleError, shown
 from lightvlm_fx.pass_base import Pass, PassResult, parse_pass
 from lightvlm_fx.pretty import diff, target_name, text
@@ -97,14 +98,15 @@ def _apply(pass_: Pass, program: Program) -> Step:
     pass_.requires(program)
     level = int(os.environ.get("LIGHTVLM_DEBUG", "0"))
     old, old_text = record(program), text(program) if level >= 2 else ""
-    result = pass_.call(program)
-    for node in program.graph.nodes:
-        if node not in old:
-            node.meta["lightvlm_pass"] = pass_.name
-    program.graph.eliminate_dead_code()
-    program.graph.lint()
-    new = record(program)
-    infer_shapes(program, old)
+    with shapes_in_python():
+        result = pass_.call(program)
+        for node in program.graph.nodes:
+            if node not in old:
+                node.meta["lightvlm_pass"] = pass_.name
+        program.graph.eliminate_dead_code()
+        program.graph.lint()
+        new = record(program)
+        infer_shapes(program, old)
     if (old != new) != result.changed:
         raise PostconditionError(
             f"{pass_}: reports {result.matched} changes, but the graph did {'' if old != new else 'not '}change"

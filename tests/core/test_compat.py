@@ -30,7 +30,6 @@ from lightvlm_fx.compat import (
     body,
     cache_argument,
     compiled_graphs,
-    computing_fakes,
     equal_sizes,
     expression,
     fake_mode,
@@ -48,6 +47,7 @@ from lightvlm_fx.compat import (
     pytree,
     schema,
     shallow,
+    shapes_in_python,
     size_checks,
     sort,
     symbolic_size,
@@ -320,8 +320,19 @@ def test_shapes_of_fakes_assume_nothing():
     """torch 2.11 multiplies such matrices by a view whose sizes it takes for numbers, where it may use C++."""
     mode = fresh_mode()
     size = symbolic_size(mode, "tokens", 5)
-    with computing_fakes(mode):
+    with mode, shapes_in_python():
         assert (torch.empty(1, 8, 1) @ torch.empty(1, 1, size)).shape[2] == size
+    assert not mode.shape_env.guards
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="fake tensors on CUDA need a torch that was built with it: make compat has one")
+def test_attention_on_an_accelerator_assumes_nothing_of_sizes():
+    """On CUDA, scaled_dot_product_attention pads a mask to a multiple of its own, or fails where that is symbolic."""
+    mode = fresh_mode()
+    size = symbolic_size(mode, "slots", 65)
+    with mode, shapes_in_python():
+        q, k, mask = (torch.empty(shape, device="cuda") for shape in ((1, 4, 1, 16), (1, 4, size, 16), (1, 1, 1, size)))
+        assert torch.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=mask).shape == q.shape
     assert not mode.shape_env.guards
 
 
