@@ -29,7 +29,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
         from google.protobuf.message import DecodeError
     except ImportError:
         return [], ["lint: the package onnx is not installed"]
-    files, wrong = Files.of(folder, manifest), []
+    files, wrong, unreadable = Files.of(folder, manifest), [], False
     on_cuda = manifest["target"] == "onnxruntime" and (manifest.get("provider") == "cuda" or "CUDAExecutionProvider" in providers)
     for bucket in manifest["buckets"]:
         for name, stage in bucket["stages"].items():
@@ -37,6 +37,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
                 graph = onnx.load_from_string(files.data(stage["file"]))
             except DecodeError as error:
                 wrong.append(f"{stage['file']}: is no ONNX graph ({error}); export again")
+                unreadable = True
                 continue
             free = name == "vision" and manifest["target"] == "onnxruntime" and bucket["vision"]["kind"] != "fixed"
             found = [*_of(graph, files, manifest["target"], free), *(left_to_cpu(graph) if on_cuda else ())]
@@ -45,7 +46,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
             if operators != sorted(stage["operators"]):
                 wrong.append(f"{stage['file']}: holds other operators than the manifest says of {name}")
     skipped: list[str] = []
-    if wrong:
+    if unreadable:
         return wrong, skipped
     if manifest["target"] == "tensorrt":
         parser, why = installed()
