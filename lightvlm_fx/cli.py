@@ -431,7 +431,8 @@ def bench_cache(
         with err.status(f"measuring {name}"):
             found = apart(name, schedule, text, length)
         source = source or found
-        table.add_row(name, *(f"{x / 2**20:.0f}" for x in (found.peak, found.held, found.left)), f"{found.held / source.held:.2f}")
+        share = f"{found.held / source.held:.2f}" if source.held else "-"
+        table.add_row(name, *(f"{x / 2**20:.0f}" for x in (found.peak, found.held, found.left)), share)
     Console(width=max(out.width, 120)).print(table)
     out.print(program.machine("cpu"))
 
