@@ -19,6 +19,7 @@ from torch.fx.passes.split_module import split_module
 
 from lightvlm_fx.compat import expression, fresh_mode, inductor, operators, pytree, shapes_in_python, size_checks, symbolic_size
 from lightvlm_fx.edit import module_path
+from lightvlm_fx.errors import InputError
 from lightvlm_fx.program import Program, value
 
 CUT = "cut"
@@ -32,12 +33,15 @@ def dynamic_dims(program: Program) -> list[tuple[int, int]]:
 
 
 class ByLayer:
-    """A program as a function of its inputs: compiled for the first sizes it meets, and anew where parts assumed more than holds."""
+    """A program as a function of its inputs: compiled for the first sizes it meets, and anew where parts assumed more than holds.
+
+    While `frozen`, what asks for compiling raises InputError.
+    """
 
     compiled: ClassVar[int] = 0  # graphs, in this process
 
     def __init__(self, program: Program) -> None:
-        self.program = program
+        self.program, self.frozen = program, False
         nodes = program.graph.nodes
         self.names = list(dict.fromkeys(node.target for node in nodes if node.op == "get_attr"))
         self.weights = [_attribute(program.graph_module, name) for name in self.names]
@@ -58,6 +62,11 @@ class ByLayer:
         return x.contiguous()
 
     def _compile(self, inputs: Sequence[Tensor], sizes: Sequence[int]) -> Callable[..., Any]:
+        if self.frozen:
+            raise InputError(
+                f"this batch asks the {self.program.stage} graph for sizes it was not compiled for ({', '.join(map(str, sizes))}), and "
+                "compiling is frozen; call fast.lightvlm.warm_up(inputs) with such a batch before freezing, or fast.lightvlm.thaw()"
+            )
         ByLayer.compiled += 1
         mode = fresh_mode()
         with torch.inference_mode(False), torch.no_grad():

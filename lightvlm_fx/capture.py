@@ -29,7 +29,6 @@ from lightvlm_fx import ops  # noqa: F401  (registers the marker op)
 from lightvlm_fx.compat import (
     ASSERT_SCALAR,
     GuardOnDataDependentSymNode,
-    attention_implementation,
     attention_name,
     cache_argument,
     expression,
@@ -207,7 +206,8 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     flat = _Flat(private, call.spec, call.leaves).eval()
     wanted = ("" if rows == 1 else "B") + ("" if stepping else "S")
     implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
-    with CAPTURING, attention_implementation(private, implementation), torch.no_grad(), warnings.catch_warnings():
+    private.set_attn_implementation(implementation)
+    with CAPTURING, torch.no_grad(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
         with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure

@@ -75,17 +75,6 @@ def attention_name(module: nn.Module) -> str:
 
 
 @contextmanager
-def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
-    """Run a decoder or tower with another attention implementation; the old one comes back whatever happens."""
-    old = attention_name(module)
-    module.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        module.set_attn_implementation(old)
-
-
-@contextmanager
 def packed_attention(module: nn.Module, name: str) -> Iterator[None]:
     """Run a tower of packed patches with the registered attention `name`, which holds the word flash.
 

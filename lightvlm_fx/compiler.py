@@ -64,7 +64,7 @@ class Handle:
         self._model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
         if not self._decoder.entries:
             raise NotSupported("nothing was compiled: generate() did not reach the decoder; is its forward, or the model's, replaced?")
-        self._decoder.frozen = freeze
+        self._decoder.freeze(freeze)
         return self.report
 
     def with_schedule(self, schedule: Schedule | str | Path) -> Any:
@@ -79,7 +79,7 @@ class Handle:
 
     def thaw(self) -> None:
         """Allow new buckets again."""
-        self._decoder.frozen = False
+        self._decoder.freeze(False)
 
     @property
     def survivors(self) -> dict[str, Tensor]:

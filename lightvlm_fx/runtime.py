@@ -24,6 +24,7 @@ from lightvlm_fx.cache import StageLayer, State
 from lightvlm_fx.capture import Call, capture
 from lightvlm_fx.compat import given_cache, with_cache
 from lightvlm_fx.errors import InputError, NotSupported
+from lightvlm_fx.exporters.regions import ByLayer
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.families.side_inputs import FEATURES, MASK, make_dense
 from lightvlm_fx.follow import fingerprint
@@ -168,6 +169,13 @@ class Decoder:
     def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
         """The same: a copied cache is still this model's."""
         return self
+
+    def freeze(self, frozen: bool) -> None:
+        """Compile nothing any more, or again."""
+        self.frozen = frozen
+        for entry in self.entries.values():
+            if isinstance(entry.compiled, ByLayer):
+                entry.compiled.frozen = frozen
 
     def _follow_source(self) -> None:
         """Forget the graphs of a source that is not what it was: other weights, hooks, or adapters switched or merged."""
@@ -411,7 +419,7 @@ class Decoder:
 
 
 def _repeat(ids: Tensor | None, times: int) -> bool:
-    """Whether each row stands `times` times, one behind the other."""
+    """Whether each row stands `times` times, one after the other."""
     return ids is None or ids.equal(ids[::times].repeat_interleave(times, 0))
 
 

@@ -232,3 +232,16 @@ def test_a_frozen_model_compiles_nothing(tiny, inputs):
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="exceeds the buckets that were warmed up"):
         logits(fast, inputs)
     assert compiled_graphs() == graphs
+
+
+def test_a_frozen_model_compiles_nothing_for_sizes_either(tiny):
+    """A prompt of one token runs uncompiled: its bucket is there, but no graph of other sizes."""
+    fast = compiled(tiny.model, backend="inductor")
+    fast.lightvlm.warm_up(tiny.inputs(text=(1,), images=(0,)), freeze=True)
+    graphs = compiled_graphs()
+    longer = tiny.inputs(text=(7,), images=(0,))
+    with pytest.raises(InputError, match=r"compiling is frozen; call fast\.lightvlm\.warm_up"):
+        logits(fast, longer)
+    assert compiled_graphs() == graphs
+    fast.lightvlm.thaw()
+    same(logits(fast, longer), logits(compiled(tiny.model), longer))
