@@ -159,7 +159,7 @@ def test_bench_answer_watches_one_long_answer(run):
     words = ("--shape", "tiny", "--backend", "eager", "--length", "800", "--dtype", "float32", "-p", "lightvlm:capacity=40")
     code, text, _ = run("bench", "answer", *words)
     assert code == 0
-    for part in ("600 to 800", "behind token 600: a step", "0 recompiles", "choosing victims takes", "% of it", "torch 2."):
+    for part in ("600 to 800", "after token 600: a step", "0 recompiles", "choosing victims takes", "% of it", "torch 2."):
         assert part in text
 
 
