@@ -47,3 +47,15 @@ def test_answers_as_the_compiled_model(name, shelf, tiny, compiled):
     assert bucket["compact_every"] == (6 if name == "periodic" else 0)
     for other in ({"text": (9,), "seed": 7}, {"text": (6,), "seed": 8}, {"text": (18,), "seed": 9}):
         check_same(fast, vlm, tiny.inputs(images=(1,), **other), NEW)
+
+
+def test_a_prompt_padded_beyond_the_capacity_loses_nothing(tiny, tmp_path):
+    """An example that fits the cache, a bucket that does not: padding up to the bucket must not push tokens out."""
+    schedule = Schedule.preset("h2o", capacity=60, recent=4)
+    lightvlm.export(tiny.model, schedule, tmp_path / "out", inputs=tiny.inputs(text=(9,), images=(1,)), prompt_tokens=96, new_tokens=8)
+    vlm, fast = lightvlm.load(tmp_path / "out"), lightvlm.compile(tiny.model, schedule, backend="eager")
+    for text in (9, 40):  # below the capacity and above it
+        inputs = tiny.inputs(text=(text,), images=(1,))
+        expected = fast.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)[:, -6:]
+        got = vlm.generate(**{name: x.numpy() for name, x in inputs.items()}, max_new_tokens=6, min_new_tokens=6)[:, -6:]
+        assert got.tolist() == expected.tolist()
