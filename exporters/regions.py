@@ -17,7 +17,17 @@ import torch
 from torch import SymInt, Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-from lightvlm_fx.compat import expression, fresh_mode, inductor, operators, pytree, shapes_in_python, size_checks, symbolic_size
+from lightvlm_fx.compat import (
+    expression,
+    fresh_mode,
+    inductor,
+    operators,
+    pytree,
+    shapes_in_python,
+    size_checks,
+    symbolic_size,
+    without_stack_traces,
+)  # fmt: skip
 from lightvlm_fx.edit import module_path
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.program import Program, value
@@ -69,7 +79,7 @@ class ByLayer:
             )
         ByLayer.compiled += 1
         mode = fresh_mode()
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), without_stack_traces():
             given = _symbolic(mode, self.program, inputs)
             weights = [mode.from_tensor(x, static_shapes=True) for x in self.weights]
             with mode, shapes_in_python():

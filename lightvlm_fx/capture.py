@@ -35,6 +35,7 @@ from lightvlm_fx.compat import (
     free_unbacked_symbols,
     own_configs,
     pytree,
+    without_stack_traces,
 )
 from lightvlm_fx.edit import module_path, token_dims
 from lightvlm_fx.errors import CaptureError, RefusedModel
@@ -207,7 +208,7 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     wanted = ("" if rows == 1 else "B") + ("" if stepping else "S")
     implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
     private.set_attn_implementation(implementation)
-    with CAPTURING, torch.no_grad(), warnings.catch_warnings():
+    with CAPTURING, torch.no_grad(), without_stack_traces(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
         with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure

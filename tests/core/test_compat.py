@@ -51,6 +51,7 @@ from lightvlm_fx.compat import (
     sort,
     symbolic_size,
     with_cache,
+    without_stack_traces,
 )
 
 pytestmark = pytest.mark.compat
@@ -323,6 +324,17 @@ def test_attention_on_an_accelerator_assumes_nothing_of_sizes():
         q, k, mask = (torch.empty(shape, device="cuda") for shape in ((1, 4, 1, 16), (1, 4, size, 16), (1, 1, 1, size)))
         assert torch.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=mask).shape == q.shape
     assert not mode.shape_env.guards
+
+
+@pytest.mark.skipif(releases.release("torch") < (2, 13), reason="nothing to switch off before torch 2.13")
+def test_a_trace_notes_no_python_lines():
+    def lines():
+        exported = torch.export.export(Compute(lambda x: x + 1), (torch.ones(3),))
+        return ["stack_trace" in node.meta for node in exported.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)]
+
+    with without_stack_traces():
+        assert lines() == [False]
+    assert lines() == [True]
 
 
 def test_operators_of_a_function_have_values():
