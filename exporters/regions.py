@@ -249,7 +249,7 @@ def _grouped(blocks: list[list[fx.Node]]) -> list[list[list[fx.Node]]]:
 def _is_choice(part: fx.GraphModule) -> bool:
     """Whether a part chooses tokens or entries and computes no layer: ops that a compiler does not look into."""
     targets = [str(node.target) for node in part.graph.nodes]
-    return any(name.startswith("lightvlm.") for name in targets) and "aten.linear.default" not in targets
+    return any(name.startswith("lightvlm") for name in targets) and "aten.linear.default" not in targets
 
 
 class _Part(nn.Module):

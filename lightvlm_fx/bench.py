@@ -179,7 +179,7 @@ def reduction_share(run: Callable[[], Any], device: str) -> float:
         run()
         synchronise(device)
         total = (time.perf_counter() - start) * 1e6
-    events = [e for e in prof.key_averages() if e.key.startswith("lightvlm::")]
+    events = [e for e in prof.key_averages() if e.key.startswith("lightvlm")]
     return sum(e.device_time_total if cuda else e.cpu_time_total for e in events) / total
 
 

@@ -88,7 +88,7 @@ def answer(
 
     if new < LEAST:
         raise InputError(f"an answer must have {LEAST} tokens and more to be judged behind its {SETTLED}th, got {new}")
-    if schedule.kv is None or schedule.kv.when != "step":
+    if schedule.kv is None or not schedule.kv.when.overwrites:
         raise NotSupported(f"schedule {schedule.name!r} does not hold its cache to a fixed size while decoding; it needs kv.when='step'")
     model = build(shape, device, dtype)
     inputs = example(model, shape, 1, text, device, dtype)

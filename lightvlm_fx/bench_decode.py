@@ -144,7 +144,7 @@ def _compiled(model: Any, name: str, schedule: Schedule, inputs: dict[str, Tenso
 
     def at(new: int) -> Callable[[], Any]:
         state = cache.layers[0].state
-        if schedule.kv is not None and schedule.kv.when == "step":
+        if schedule.kv is not None and schedule.kv.when.overwrites:
             state.seen = start + new  # the slots are full all the time: only the positions differ
         else:
             state.reserve(start + new - state.seen)

@@ -17,6 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 from lightvlm_fx.compat import NoLargestLength
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.kv_plan import KvPlan
+from lightvlm_fx.methods.base import EntryMerge, View
 from lightvlm_fx.ops.bounded_attention import CLOSED, EMPTY, shrink
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.schedule import Schedule
@@ -95,10 +96,10 @@ class State:
     @property
     def room(self) -> int:
         """New tokens that one call may bring: so many entries are neither protected nor new."""
-        if self.kv is None or self.kv.when not in ("step", "periodic"):
+        if self.kv is None or not self.kv.when.fixed:
             return 1 << 30
-        if self.kv.when == "periodic":
-            return self.kv.every
+        if self.kv.when.period:
+            return self.kv.when.period
         assert self.limit is not None
         return max(1, int(self.limit.min()) - self.kv.sinks - self.kv.recent)  # of the row that may hold the fewest
 
@@ -107,11 +108,11 @@ class State:
         for stage in self.stages:
             if stage.used + n <= stage.position.shape[-1]:
                 continue
-            if self.kv is not None and self.kv.when == "step":
+            if self.kv is not None and self.kv.when.overwrites:
                 continue  # the step itself finds the slots
             layers = [layer for layer in self.layers if layer.stage is stage]
-            if self.kv is not None and self.kv.when == "periodic":
-                target = stage.fixed - self.kv.every
+            if self.kv is not None and self.kv.when.period:
+                target = stage.fixed - self.kv.when.period
                 for layer in layers:
                     now = torch.tensor([self.seen], device=layer.device)
                     shrink(layer.keys, layer.values, stage.position, stage.score, stage.size, now, self.start,
@@ -158,12 +159,12 @@ class State:
 class Store:
     """Everything that one layer ever wrote, while its buffers hold what the latest question reads (pattern S5).
 
-    With `counted`, the visual entries that are not read are merged into those that are. Only the buffers are merged.
+    The visual entries that are not read are merged into those that are, where `merge` does so. Only the buffers are merged.
     """
 
-    def __init__(self, layer: StageLayer, segment: Tensor, counted: bool) -> None:
+    def __init__(self, layer: StageLayer, segment: Tensor, merge: EntryMerge) -> None:
         stage, used = layer.stage, layer.stage.used
-        self.layer, self.counted = layer, counted
+        self.layer, self.merge = layer, merge
         self.segment = segment  # [B, C]: PADDING, TEXT or the number of an image
         self.keys, self.values, self.position = layer.keys[:, :, :used], layer.values[:, :, :used], stage.position[..., :used]
         self.size = None if stage.size is None else stage.size[..., :used]
@@ -200,9 +201,10 @@ class Store:
     def read(self, index: Tensor, entry: Tensor) -> None:
         """Let the layer read what `keep_entries` chose: index, entry [B, 1, K]."""
         position = torch.where(entry < 0, EMPTY, self.position.gather(2, index))
-        if self.counted:
+        if self.merge.counts:
             size = None if self.size is None else self.size[:, 0]
-            keys, values, size, _ = OPS.merge_entries(self.keys, self.values, size, None, self.segment, index, entry)
+            view = View(keys=self.keys, values=self.values, size=size, segment=self.segment, index=index, entry=entry)
+            keys, values, size, _ = self.merge.merge(view)
             self._put(position, keys, values, size.clamp_min(1))
         else:
             size = None if self.size is None else OPS.take_entries(self.size, index)

@@ -21,6 +21,7 @@ from lightvlm_fx.follow import follow, refuse_own_forward
 from lightvlm_fx.incoming import by_name, expect_finite, misfit
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported, decoder_path, vision_tower
+from lightvlm_fx.methods.budgets.weights import Weights
 from lightvlm_fx.pretty import text
 from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.report import Report
@@ -95,7 +96,7 @@ class Handle:
         if counts is None or self.schedule.kv is None:
             raise NotSupported("no budgets to freeze: they do not adapt to the prompt, nothing was dropped, or no prompt came yet")
         weights = [float(weight) for weight in counts.float().mean(0).clamp_min(1)]
-        return self.schedule.model_copy(update={"kv": self.schedule.kv.model_copy(update={"budgets": tuple(weights)})})
+        return self.schedule.model_copy(update={"kv": self.schedule.kv.model_copy(update={"budgets": Weights(weights=weights)})})
 
     @property
     def layout(self) -> Any:
@@ -138,7 +139,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, static=static,
                       dump=dump, options=torch_compile_options)  # fmt: skip
     parent = fast.get_submodule(path.rpartition(".")[0])
-    if any(cut.score == "salience" for cut in schedule.cuts):
+    if schedule.watches_tower:
         object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
     stand_in = fast.get_submodule(path)
     object.__setattr__(stand_in, "forward", decoder.forward)

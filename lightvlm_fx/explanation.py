@@ -57,7 +57,7 @@ class Explanation:
             what = "-"
             if i:
                 cut = self.schedule.cuts[i - 1]
-                what = f"{cut.combine} by {cut.score}" + ("" if cut.rope else " without RoPE")
+                what = f"{cut.combine.name} by {cut.score.name}" + ("" if getattr(cut.score, "rope", True) else " without RoPE")
                 what += f", keep {cut.keep:.3g}" + ", renumbered" * (cut.positions == "compact")
                 what += ", proportional attention" * cut.proportional
             if end > first:
@@ -70,18 +70,12 @@ class Explanation:
         )
         if self.entries_per_layer and self.schedule.kv:
             kv, entries = self.schedule.kv, self.entries_per_layer
-            what = {
-                "prefill": "behind the prompt, then answers are appended",
-                "step": "at every step",
-                "mask": "at every step, by a mask",
-                "periodic": f"every {kv.every} steps",
-                "turn": "to what each question of a dialogue asks for, nothing is dropped",
-            }[kv.when]
             span = f"{min(entries)} to {max(entries)}" if len(set(entries)) > 1 else str(entries[0])
-            held = f"{span} entries a layer by {kv.score}"
-            more = f", {kv.prompt} behind the prompt" * bool(kv.prompt) + f", {kv.visual_share:.0%} for pictures" * bool(kv.visual_share)
-            more += f", {kv.merge} merging" * (kv.merge != "none")
-            lines.append(f"cache bounded {what}: {held}{more}, {kv.sinks} sinks, {kv.recent} recent")
+            held = f"{span} entries a layer by {kv.score.name}"
+            more = f", {kv.prompt.name} after the prompt" if kv.prompt else ""
+            more += f", {kv.visual_share:.0%} for pictures" * bool(kv.visual_share)
+            more += f", {kv.merge.name} merging" * kv.merge.joins
+            lines.append(f"cache bounded {kv.when.said}: {held}{more}, {kv.sinks} sinks, {kv.recent} recent")
         if self.short:
             lines.append(self.short)
         return "\n".join(lines)
@@ -131,8 +125,8 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
     bound = KvPlan.of(layout, plan, schedule, depth) if schedule.kv else None
     entries: list[int] = []
     if bound and schedule.kv:  # steps that overwrite have all their slots from the start
-        entries = list(bound.capacity) if schedule.kv.when == "step" else list(bound.lengths)
-    held = [n + t for n, t in zip(entries, tokens, strict=True)] if schedule.kv and schedule.kv.when == "turn" else entries or tokens
+        entries = list(bound.capacity) if schedule.kv.when.overwrites else list(bound.lengths)
+    held = [n + t for n, t in zip(entries, tokens, strict=True)] if schedule.kv and schedule.kv.when.by_turn else entries or tokens
     kv = [2 * _kv_width(decoder.config) * itemsize] * depth
     return Explanation(
         model=type(model).__name__,

@@ -28,6 +28,11 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number), AfterValidator(lambda x: x + 0.0)]
 
 
+def usual(model: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a model, each with its default; None where there is none."""
+    return {name: None if field.is_required() else field.get_default() for name, field in model.model_fields.items()}
+
+
 class Frozen(BaseModel):
     """Immutable; unknown fields are errors. Equal where all fields are, of the same type: 1 is a count and 1.0 a share."""
 
@@ -68,7 +73,9 @@ def as_tuple(value: Any) -> Any:
 
 
 def toml(value: Any) -> str:
-    """A string, number, switch or list as TOML writes it: JSON, but for astral characters and DEL."""
+    """A string, number, switch, list or table (in one line) as TOML writes it: JSON, but for tables, astral characters and DEL."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {toml(item)}' for key, item in value.items())} }}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

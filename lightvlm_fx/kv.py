@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from lightvlm_fx.errors import ScheduleError, UnknownName, shown
-from lightvlm_fx.frozen import MOST, Count, Frozen, Number, Positive, one_of
+from lightvlm_fx.errors import ScheduleError, shown
+from lightvlm_fx.frozen import MOST, Count, Frozen, Number, one_of, usual
+from lightvlm_fx.methods.base import Budget
+from lightvlm_fx.methods.budgets.uniform import Uniform
+from lightvlm_fx.methods.entry_merges.none import NoMerge
+from lightvlm_fx.methods.entry_scores.attention import Attention
+from lightvlm_fx.methods.flat import canonical, nested
+from lightvlm_fx.methods.moments import Step
+from lightvlm_fx.methods.registry import BUDGETS, ENTRY_MERGES, ENTRY_SCORES, WHEN, AnyEntryMerge, AnyEntryScore, AnyMoment
 
-_When = Literal["prefill", "step", "mask", "periodic", "turn"]
-_KvScore = Literal["age", "attention", "marks", "window", "text", "density", "elite", "question"]
-_Merge = Literal["none", "pivot", "counted"]
-_Budgets = Literal["uniform", "pyramid", "density", "entropy", "strength"]
-WHEN: tuple[str, ...] = get_args(_When)
-KV_SCORES: tuple[str, ...] = get_args(_KvScore)
-MERGES: tuple[str, ...] = get_args(_Merge)
-BUDGETS: tuple[str, ...] = get_args(_Budgets)
-ADAPTIVE = ("density", "entropy", "strength")
-LEAST_WEIGHT = 1e-100  # of a layer among others: sums and quotients of weights stay finite
-RUNNING = ("age", "attention", "marks")  # scores that every decoding step brings up to date
+FLAT = {"window": 32, "kernel": 5, "alpha": 0.9, "every": 64}  # of a bound, in version 0.1
+PARTS = {"when": WHEN, "score": ENTRY_SCORES, "prompt": ENTRY_SCORES, "budgets": BUDGETS, "merge": ENTRY_MERGES}
 
 
 def _capacity(value: Any) -> Any:
@@ -37,36 +35,19 @@ def _capacity(value: Any) -> Any:
     return float(value) if isinstance(value, float) else int(value)
 
 
-def _weight(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and LEAST_WEIGHT <= value <= 1 / LEAST_WEIGHT
-
-
-def _budgets(value: Any) -> Any:
+def _budget(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        if not value or not all(map(_weight, value)):
-            span = f"of {LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}"
-            raise ScheduleError(f"budgets as a list must hold one positive weight a layer, got {shown(value)}; give numbers {span}")
-        return tuple(map(float, value))
-    if not isinstance(value, str) or value not in BUDGETS:
-        raise UnknownName.of("way to share the budget", value, BUDGETS)
-    return value
+        return BUDGETS.make({"name": "weights", "weights": value})
+    return BUDGETS.make(value)
 
 
-def _odd(kernel: int) -> int:
-    if kernel % 2 == 0:
-        raise ScheduleError(f"kernel must be odd, got {kernel}")
-    return kernel
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, str) and not value else value  # version 0.1 wrote "" where there was none
 
 
 Capacity = Annotated[int | float, BeforeValidator(_capacity)]
-When = Annotated[_When, one_of("moment", WHEN)]
-KvScore = Annotated[_KvScore, one_of("KV score", KV_SCORES)]
-KvScoreOrNone = Annotated[_KvScore | Literal[""], one_of("KV score", ("", *KV_SCORES))]
 Heads = Annotated[Literal["each", "shared"], one_of("selection", ("each", "shared"))]
-Budgets = Annotated[_Budgets | tuple[float, ...], BeforeValidator(_budgets)]
-Merge = Annotated[_Merge, one_of("way to merge entries", MERGES)]
-Kernel = Annotated[Positive, AfterValidator(_odd)]
-Alpha = Annotated[Number, Field(gt=0, le=1)]
+AnyBudget = Annotated[Budget, BeforeValidator(_budget), PlainSerializer(lambda budget: budget.data)]
 VisualShare = Annotated[Number, Field(ge=0, lt=1)]
 
 
@@ -79,25 +60,23 @@ class Kv(Frozen):
 
     capacity: Capacity
     of: Annotated[Literal["all", "visual"], one_of("part of the cache", ("all", "visual"))] = "all"
-    # prefill: once, behind the prompt, answers are appended; step: a new entry replaces the lowest;
-    # mask: as step, but entries are masked, not replaced (the reference); periodic: every `every` steps;
-    # turn: nothing is dropped, and at each turn of a dialogue a choice of visual entries is read
-    when: When = "step"
-    score: KvScore = "attention"
-    prompt: KvScoreOrNone = ""  # chooses behind the prompt, if not `score`
+    when: AnyMoment = Step()
+    score: AnyEntryScore = Attention()
+    prompt: Annotated[AnyEntryScore | None, BeforeValidator(_or_none)] = None  # chooses after the prompt, if not `score`
     heads: Heads = "each"
-    budgets: Budgets = "uniform"
+    budgets: AnyBudget = Uniform()
     sinks: Count = 4  # first entries of the row that always stay
     recent: Count = 32  # last entries that always stay
-    window: Positive = 32  # window, marks: last queries that score
-    kernel: Kernel = 5  # window: width of the average over neighbours
-    alpha: Alpha = 0.9  # elite: share of the largest weight that makes a query elite
     visual_share: VisualShare = 0  # share of the capacity that is the picture's, and stays its own
     text_first: bool = False  # no visual entry stays before a text entry goes
-    # what becomes of dropped entries (turn: of those not read): pivot, their values join the most alike survivor of their
-    # modality, half-way; counted, visual ones are averaged into the most alike survivor of their image, which then counts as all
-    merge: Merge = "none"
-    every: Positive = 64  # periodic
+    merge: AnyEntryMerge = NoMerge()  # what becomes of dropped entries (when="turn": of those not read)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("budgets"), list | tuple):
+            data = data | {"budgets": _budget(data["budgets"])}
+        return nested(data, usual(cls), PARTS, FLAT)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Kv:
@@ -109,37 +88,51 @@ class Kv(Frozen):
         return self
 
     def _mismatches(self) -> list[tuple[bool, str]]:
-        stepping, turn, when = self.when not in ("prefill", "turn"), self.when == "turn", f"when={self.when!r}"
+        score, prompt, stepping = self.score, self.prompt, self.when.stepping
+        turn, when = self.when.by_turn, f"when={self.when.name!r}"
+        running = ", ".join(kind.name for kind in ENTRY_SCORES.all() if kind.steps)
+        wants = self.budgets.from_score
         return [
-            (turn != (self.score == "question") or (turn and self.of == "all"),
+            (turn != score.asks or (turn and self.of == "all"),
              "when='turn' reads the visual entries that a question asks for; it needs score='question' and of='visual'"),
-            (stepping and self.score not in RUNNING,
-             f"score {self.score!r} reads the prompt only; use when='prefill', or a score of {', '.join(RUNNING)}"),
+            (stepping and not score.steps,
+             f"score {score.name!r} reads the prompt only; use when='prefill', or a score of {running}"),
             (stepping and (self.of == "visual" or self.adaptive),
              f"{when} needs capacities known beforehand; use of='all', and budgets uniform, pyramid or a list"),
-            ((self.budgets == "strength" and self.score != "elite") or (self.score == "elite" and self.of == "all"),
+            (wants not in ("", score.name) or (score.visual_only and self.of == "all"),
              "score='elite' ranks visual entries and needs of='visual'; budgets='strength' needs score='elite'"),
-            (self.when in ("mask", "periodic") and isinstance(self.capacity, float),
+            (stepping and not self.when.overwrites and isinstance(self.capacity, float),
              f"{when} needs one capacity for all rows of a batch: a count, not the share {self.capacity}"),
-            (bool(self.prompt) and not stepping,
-             f"prompt={self.prompt!r} is for caches whose score the steps carry on, but {when} chooses once; name it as score="),
-            (self.prompt in ("elite", "question"), f"prompt={self.prompt!r} ranks visual entries only; use another score"),
-            (self.visual_share > 0 and (not stepping or self.score == "age" or self.text_first),
+            (prompt is not None and not stepping,
+             f"prompt={prompt and prompt.name!r} is for caches whose score the steps carry on, but {when} chooses once; name it as score="),
+            (prompt is not None and prompt.visual_only,
+             f"prompt={prompt and prompt.name!r} ranks visual entries only; use another score"),
+            (self.visual_share > 0 and (not stepping or not score.carried or self.text_first),
              (f"visual_share={self.visual_share} keeps pictures while text goes, step by step: it needs when='step', 'mask' or 'periodic', "
               "score='attention' or 'marks', and text_first=False")),
-            (turn and self.merge == "pivot",
-             "merge='pivot' is for entries that are dropped, but when='turn' drops none; use 'none', or 'counted' for those not read"),
+            (turn and self.merge.joins and not self.merge.counts,
+             (f"merge={self.merge.name!r} is for entries that are dropped, but when='turn' drops none; "
+              "use 'none', or 'counted' for those not read")),
         ]  # fmt: skip
+
+    @property
+    def canonical(self) -> dict[str, Any]:
+        """What the fingerprint is taken of."""
+        base = self.model_dump(mode="json", exclude=set(PARTS))
+        out = canonical(base, {part: getattr(self, part) for part in PARTS}, FLAT)
+        if self.budgets.name == "weights":
+            out["budgets"] = out.pop("budgets.weights")
+        return out
 
     @property
     def shared(self) -> bool:
         """Whether all KV heads of a layer keep the same entries."""
-        return self.heads == "shared" or {self.score, self.prompt} & {"age", "elite", "question"} != set()
+        return self.heads == "shared" or any(score is not None and score.one_choice for score in (self.score, self.prompt))
 
     @property
     def adaptive(self) -> bool:
         """Whether each prompt shares the budget over the layers anew."""
-        return self.budgets in ADAPTIVE
+        return self.budgets.adaptive
 
     def check(self, capacity: int, layer: int | None = None) -> None:
         """Raise ScheduleError for a capacity that the protected entries fill."""
@@ -193,27 +186,4 @@ class Kv(Frozen):
     def _shared_out(self, prompt: int, depth: int) -> list[int]:
         """The capacity over the layers, however little that leaves one of them."""
         mean = self.capacity if isinstance(self.capacity, int) else max(1, math.floor(self.capacity * prompt + 0.5))
-        if isinstance(self.budgets, tuple):
-            if len(self.budgets) != depth:
-                raise ScheduleError(f"budgets lists {len(self.budgets)} layers, but the decoder has {depth}; give one weight a layer")
-            scale = mean * depth / sum(self.budgets)
-            out = [round(scale * weight) for weight in self.budgets]
-        elif self.budgets == "pyramid":
-            out = _pyramid(mean, self.recent, prompt, depth)
-        else:
-            out = [mean] * depth
-        return out
-
-
-def _pyramid(mean: int, window: int, prompt: int, depth: int, beta: int = 20) -> list[int]:
-    """Falling linearly with depth around `mean` (PyramidKV, arXiv 2406.02069); uniform where the prompt is short."""
-    scored = mean - window
-    low = max(1, scored // beta)
-    high = 2 * scored - low
-    if high >= prompt - window:
-        high = prompt - window
-        low = 2 * scored - high
-    if depth == 1 or low < 0 or prompt < mean or high < low:
-        return [mean] * depth
-    step = (high - low) / (depth - 1)
-    return [round(high - layer * step) + window for layer in range(depth)]
+        return self.budgets.entries(mean, self.recent, prompt, depth)

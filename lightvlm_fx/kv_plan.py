@@ -65,7 +65,7 @@ def shared_sizes(schedule: Schedule, depth: int) -> tuple[int, ...]:
     """A number for each layer; those of layers that keep equally many entries after every prompt are the same."""
     kv = schedule.kv
     assert kv is not None
-    if kv.budgets == "pyramid" or isinstance(kv.budgets, tuple):
+    if kv.budgets.by_layer:
         return tuple(range(depth))
     firsts = [first for first in schedule.layers(depth) if first > 0] if schedule.cuts else []
     return tuple(sum(first <= layer for first in firsts) for layer in range(depth))
@@ -74,6 +74,6 @@ def shared_sizes(schedule: Schedule, depth: int) -> tuple[int, ...]:
 def fixed_capacity(schedule: Schedule) -> int:
     """The slots that every buffer has while decoding, whatever the prompt; 0 where that is no one number."""
     kv = schedule.kv
-    if kv is None or kv.when not in ("step", "periodic") or not isinstance(kv.capacity, int) or kv.budgets != "uniform":
+    if kv is None or not kv.when.fixed or not isinstance(kv.capacity, int) or kv.budgets.adaptive or kv.budgets.by_layer:
         return 0
-    return kv.capacity + (kv.every if kv.when == "periodic" else 0)
+    return kv.capacity + kv.when.period

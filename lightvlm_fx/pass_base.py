@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
 from lightvlm_fx.frozen import MOST, STRICT, readable
+from lightvlm_fx.methods.base import Method, method_table
 from lightvlm_fx.program import Program, Stage
 
 Index = Annotated[int, Field(ge=-MOST, le=MOST)]  # of a layer, a stage or slots: `requires` compares it with the program
@@ -43,9 +44,11 @@ class Pass(ABC):
         """Raise ScheduleError or UnknownName for an option that is not of its field's type and range."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         try:
-            _options(type(self)).model_validate(given)
+            checked = _options(type(self)).model_validate(given)
         except ValidationError as error:
             raise readable(error, f"a valid option of pass {self.name!r}", list(given)) from None
+        for name in given:  # methods may be given by name
+            object.__setattr__(self, name, getattr(checked, name))
 
     @abstractmethod
     def requires(self, program: Program) -> None:
@@ -78,6 +81,8 @@ def _write(value: Any) -> str:
 
 def _fits(value: Any, usual: Any) -> bool:
     """Whether an option's value is of the kind of its default."""
+    if usual is None or isinstance(usual, Method):
+        return isinstance(value, str)
     return type(value) is type(usual) or (isinstance(usual, float) and type(value) is int)
 
 
@@ -114,5 +119,5 @@ def parse_pass(text: str, catalogue: dict[str, type[Pass]]) -> Pass:
         value, usual = _read(written), known[key].default
         if usual is not MISSING and not _fits(value, usual):
             raise ScheduleError(f"{name}: {key} must be {type(usual).__name__} like {_write(usual)}, got {shown(written)}")
-        values[key] = value
+        values[key] = method_table(value, _read) if usual is None or isinstance(usual, Method) else value
     return kind(**values)

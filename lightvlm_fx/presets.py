@@ -13,8 +13,35 @@ from pydantic import ValidationError, validate_call
 
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
 from lightvlm_fx.frozen import STRICT, Count, Positive, readable
-from lightvlm_fx.kv import Alpha, Budgets, Capacity, Heads, Kernel, Kv, KvScore, Merge, VisualShare, When
-from lightvlm_fx.schedule import Centres, Combine, Cut, Keep, Layer, Positions, Power, Schedule, Score, Seed
+from lightvlm_fx.kv import AnyBudget, Capacity, Heads, Kv, VisualShare
+from lightvlm_fx.methods.budgets.density import Density as DensityBudget
+from lightvlm_fx.methods.budgets.entropy import Entropy
+from lightvlm_fx.methods.budgets.pyramid import Pyramid
+from lightvlm_fx.methods.budgets.strength import Strength
+from lightvlm_fx.methods.budgets.uniform import Uniform as UniformBudget
+from lightvlm_fx.methods.combines.merge import Merge
+from lightvlm_fx.methods.combines.prune import Prune
+from lightvlm_fx.methods.combines.recover import Centres
+from lightvlm_fx.methods.entry_merges.counted import Counted
+from lightvlm_fx.methods.entry_merges.none import NoMerge
+from lightvlm_fx.methods.entry_merges.pivot import Pivot
+from lightvlm_fx.methods.entry_scores.age import Age
+from lightvlm_fx.methods.entry_scores.attention import Attention
+from lightvlm_fx.methods.entry_scores.density import Density as EntryDensity
+from lightvlm_fx.methods.entry_scores.elite import Alpha, Elite
+from lightvlm_fx.methods.entry_scores.marks import Marks
+from lightvlm_fx.methods.entry_scores.question import Question
+from lightvlm_fx.methods.entry_scores.text import Text
+from lightvlm_fx.methods.entry_scores.window import Kernel, Window
+from lightvlm_fx.methods.moments import Prefill, Step, Turn
+from lightvlm_fx.methods.options import Power
+from lightvlm_fx.methods.registry import AnyCombine, AnyEntryMerge, AnyEntryScore, AnyMoment, AnyTokenScore
+from lightvlm_fx.methods.token_scores.density import Density
+from lightvlm_fx.methods.token_scores.last_query import LastQuery
+from lightvlm_fx.methods.token_scores.random import Random, Seed
+from lightvlm_fx.methods.token_scores.salience import Salience
+from lightvlm_fx.methods.token_scores.uniform import Uniform
+from lightvlm_fx.schedule import Cut, Keep, Layer, Positions, Schedule
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
 STAGES = (0.25, 0.625, 0.875)
@@ -39,18 +66,18 @@ def _pyramid(name: str, keep: Keep, layers: Sequence[Layer], **options: object) 
 def lightvlm(
     keep: Keep = 0.35,
     layers: Sequence[Layer] = STAGES,
-    score: Score = "density",
-    combine: Combine = "merge",
+    score: AnyTokenScore = Density(power=0.5),
+    combine: AnyCombine = Merge(),
     positions: Positions = "keep",
-    rope: bool = True,
-    power: Power = 0.5,
-    centres: Centres = 0.1,
-    group: Positive = 5,
+    rope: bool | None = None,
+    power: Power | None = None,
+    centres: Centres | None = None,
+    group: Positive | None = None,
     proportional: bool | None = None,
     capacity: Capacity | None = None,
-    when: When | None = None,
-    kv_score: KvScore = "attention",
-    kv_merge: Merge = "counted",
+    when: AnyMoment | None = None,
+    kv_score: AnyEntryScore = Attention(),
+    kv_merge: AnyEntryMerge = Counted(),
     heads: Heads = "shared",
     sinks: Count | None = None,
     recent: Count | None = None,
@@ -61,7 +88,11 @@ def lightvlm(
     With `capacity` as a ratio, the prompt's visual entries are merged into that share of the prompt, once (`when="prefill"`);
     as a count, every layer's cache holds that many entries for the whole answer (`when="step"`): the picture, merged into
     `visual_share` of them, and of the text 4 sinks, the newest half, and what was attended to most (`kv_score`).
+    `rope`, `power`, `centres` and `group` are options of `score` and `combine`; `power` is 0.5 where neither says otherwise.
     """
+    if power is None and "power" in set(type(score).model_fields) - score.model_fields_set:
+        power = 0.5
+    options = {"rope": rope, "power": power, "centres": centres, "group": group}
     pyramid = _pyramid(
         "lightvlm",
         keep,
@@ -69,40 +100,37 @@ def lightvlm(
         score=score,
         combine=combine,
         positions=positions,
-        rope=rope,
-        power=power,
-        centres=centres,
-        group=group,
-        proportional=combine != "prune" if proportional is None else proportional,
+        proportional=combine.counts if proportional is None else proportional,
+        **{name: value for name, value in options.items() if value is not None},
     )
-    stepping = {"kv_score": kv_score != "attention", "visual_share": visual_share != 0.3}
+    stepping = {"kv_score": kv_score != Attention(), "visual_share": visual_share != 0.3}
     given = {"when": when, "sinks": sinks, "recent": recent}
-    others = {"kv_merge": kv_merge != "counted", "heads": heads != "shared"}
+    others = {"kv_merge": kv_merge != Counted(), "heads": heads != "shared"}
     if capacity is None:
         cache = [name for name, value in given.items() if value is not None] + [n for n, differs in (stepping | others).items() if differs]
         if cache:
             raise ScheduleError(f"lightvlm: {', '.join(cache)} without capacity has no cache to bound; give capacity= a count or a share")
         return pyramid
     if when is None:
-        when = "prefill" if isinstance(capacity, float) else "step"
-    if when == "prefill":
+        when = Prefill() if isinstance(capacity, float) else Step()
+    if not when.stepping:
         idle = [name for name, differs in stepping.items() if differs]
         if idle:
             raise ScheduleError(f"lightvlm: {', '.join(idle)} says how a cache goes on step by step, but when='prefill' chooses once; "
                                 "leave it out, or give capacity as a count, or when='step'")  # fmt: skip
-        kv = Kv(capacity=capacity, when=when, score="density", merge=kv_merge, heads=heads, text_first=True,
+        kv = Kv(capacity=capacity, when=when, score=EntryDensity(), merge=kv_merge, heads=heads, text_first=True,
                 sinks=1 if sinks is None else sinks, recent=1 if recent is None else recent)  # fmt: skip
     else:
         if recent is None:
             recent = int(capacity * (1 - visual_share) / 2) if isinstance(capacity, int) else 16
-        kv = Kv(capacity=capacity, when=when, score=kv_score, prompt="density", merge=kv_merge, heads=heads,
+        kv = Kv(capacity=capacity, when=when, score=kv_score, prompt=EntryDensity(), merge=kv_merge, heads=heads,
                 sinks=4 if sinks is None else sinks, recent=recent, visual_share=visual_share)  # fmt: skip
     return Schedule(name="lightvlm", cuts=pyramid.cuts, kv=kv)
 
 
 def fastv(keep: Keep = 0.5, layer: Layer = 2, rope: bool = True) -> Schedule:
     """FastV (arXiv 2403.06764): after layer 2, keep the tokens the last prompt token attends to most."""
-    return Schedule(name="fastv", cuts=(Cut(layer=layer, keep=keep, rope=rope),))
+    return Schedule(name="fastv", cuts=(Cut(layer=layer, keep=keep, score=LastQuery(rope=rope)),))
 
 
 def pyramiddrop(
@@ -122,7 +150,7 @@ def pyramiddrop(
 
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
     """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
-    return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score="age", sinks=sinks, recent=0))
+    return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score=Age(), sinks=sinks, recent=0))
 
 
 def h2o(capacity: Capacity = 512, recent: Count | None = None, sinks: Count = 0) -> Schedule:
@@ -137,47 +165,47 @@ def h2o(capacity: Capacity = 512, recent: Count | None = None, sinks: Count = 0)
 
 def scissorhands(capacity: Capacity = 512, recent: Count = 10, window: Positive = 400) -> Schedule:
     """Scissorhands (arXiv 2305.17118): drop what had less than a fair share of attention most often of late."""
-    return Schedule(name="scissorhands", kv=Kv(capacity=capacity, score="marks", recent=recent, window=window, sinks=0))
+    return Schedule(name="scissorhands", kv=Kv(capacity=capacity, score=Marks(window=window), recent=recent, sinks=0))
 
 
-def snapkv(capacity: Capacity = 512, window: Positive = 32, kernel: Kernel = 5, budgets: Budgets = "uniform") -> Schedule:
+def snapkv(capacity: Capacity = 512, window: Positive = 32, kernel: Kernel = 5, budgets: AnyBudget = UniformBudget()) -> Schedule:
     """SnapKV (arXiv 2404.14469): once behind the prompt, what its last queries attend to, smoothed over neighbours."""
-    kv = Kv(capacity=capacity, when="prefill", score="window", window=window, recent=window, kernel=kernel, sinks=0, budgets=budgets)
+    kv = Kv(capacity=capacity, when=Prefill(), score=Window(window=window, kernel=kernel), recent=window, sinks=0, budgets=budgets)
     return Schedule(name="snapkv", kv=kv)
 
 
 def pyramidkv(capacity: Capacity = 512, window: Positive = 32, kernel: Kernel = 5) -> Schedule:
     """PyramidKV (arXiv 2406.02069): as SnapKV, with more entries in lower layers than in upper ones."""
-    return Schedule(name="pyramidkv", kv=snapkv(capacity, window, kernel, "pyramid").kv)
+    return Schedule(name="pyramidkv", kv=snapkv(capacity, window, kernel, Pyramid()).kv)
 
 
 def vl_cache(capacity: Capacity = 0.1, recent: Count = 8, heads: Heads = "shared") -> Schedule:
     """VL-Cache (arXiv 2410.23317): scores by the text behind the picture, budgets by how dense its attention is."""
-    kv = Kv(capacity=capacity, when="prefill", score="text", budgets="density", heads=heads, recent=recent, sinks=0)
+    kv = Kv(capacity=capacity, when=Prefill(), score=Text(), budgets=DensityBudget(), heads=heads, recent=recent, sinks=0)
     return Schedule(name="vl-cache", kv=kv)
 
 
-def look_m(capacity: Capacity = 0.2, recent: Count = 32, merge: Merge = "pivot") -> Schedule:
+def look_m(capacity: Capacity = 0.2, recent: Count = 32, merge: AnyEntryMerge = Pivot()) -> Schedule:
     """LOOK-M (arXiv 2406.18139): text before pictures; values of what is dropped join survivors of their modality."""
-    kv = Kv(capacity=capacity, when="prefill", text_first=True, merge=merge, recent=recent, sinks=0)
+    kv = Kv(capacity=capacity, when=Prefill(), text_first=True, merge=merge, recent=recent, sinks=0)
     return Schedule(name="look-m", kv=kv)
 
 
-def meda(capacity: Capacity = 0.2, recent: Count = 32, merge: Merge = "pivot") -> Schedule:
+def meda(capacity: Capacity = 0.2, recent: Count = 32, merge: AnyEntryMerge = Pivot()) -> Schedule:
     """MEDA (arXiv 2502.17599): as LOOK-M, with more entries in layers whose attention has a higher entropy."""
-    kv = Kv(capacity=capacity, when="prefill", text_first=True, merge=merge, recent=recent, sinks=0, budgets="entropy")
+    kv = Kv(capacity=capacity, when=Prefill(), text_first=True, merge=merge, recent=recent, sinks=0, budgets=Entropy())
     return Schedule(name="meda", kv=kv)
 
 
-def aircache(capacity: Capacity = 0.1, alpha: Alpha = 0.9, merge: Merge = "none") -> Schedule:
+def aircache(capacity: Capacity = 0.1, alpha: Alpha = 0.9, merge: AnyEntryMerge = NoMerge()) -> Schedule:
     """AirCache (arXiv 2503.23956): `capacity` of the visual entries, by a few elite queries; all text stays."""
-    kv = Kv(capacity=capacity, of="visual", when="prefill", score="elite", alpha=alpha, budgets="strength", merge=merge, sinks=0, recent=0)
+    kv = Kv(capacity=capacity, of="visual", when=Prefill(), score=Elite(alpha=alpha), budgets=Strength(), merge=merge, sinks=0, recent=0)
     return Schedule(name="aircache", kv=kv)
 
 
 def sparsevila(
-    capacity: Capacity = 0.25, keep: Keep = 0.8, score: Score = "salience", combine: Combine = "merge", positions: Positions = "keep",
-    merge: Merge = "counted",
+    capacity: Capacity = 0.25, keep: Keep = 0.8, score: AnyTokenScore = Salience(), combine: AnyCombine = Merge(),
+    positions: Positions = "keep", merge: AnyEntryMerge = Counted(),
 ) -> Schedule:  # fmt: skip
     """SparseVILA (arXiv 2510.17777): reduce at the vision output, asking no question; read at each turn what its question asks for.
 
@@ -185,22 +213,22 @@ def sparsevila(
     nothing is lost between turns. The paper prunes and renumbers (combine="prune", positions="compact") and leaves out what is not
     read (merge="none"); the default merges in both stages, so that what nobody asked for still counts (docs/kv.md).
     """
-    kv = Kv(capacity=capacity, of="visual", when="turn", score="question", merge=merge, sinks=0, recent=0)
-    cut = Cut(layer=0, keep=keep, score=score, combine=combine, positions=positions, proportional=combine != "prune")
+    kv = Kv(capacity=capacity, of="visual", when=Turn(), score=Question(), merge=merge, sinks=0, recent=0)
+    cut = Cut(layer=0, keep=keep, score=score, combine=combine, positions=positions, proportional=combine.counts)
     cuts = () if cut.keep == 1.0 and isinstance(cut.keep, float) else (cut,)  # a count of 1 is a single token
     return Schedule(name="sparsevila", cuts=cuts, kv=kv)
 
 
 def random(
-    keep: Keep = 0.35, layers: Sequence[Layer] = STAGES, combine: Combine = "prune", seed: Seed = 0
+    keep: Keep = 0.35, layers: Sequence[Layer] = STAGES, combine: AnyCombine = Prune(), seed: Seed = 0
 ) -> Schedule:
     """Baseline: random tokens, at the layers and counts of `lightvlm` for the same keep."""
-    return _pyramid("random", keep, layers, score="random", combine=combine, seed=seed)
+    return _pyramid("random", keep, layers, score=Random(seed=seed), combine=combine)
 
 
-def uniform(keep: Keep = 0.35, layers: Sequence[Layer] = STAGES, combine: Combine = "prune") -> Schedule:
+def uniform(keep: Keep = 0.35, layers: Sequence[Layer] = STAGES, combine: AnyCombine = Prune()) -> Schedule:
     """Baseline: evenly spaced tokens, at the layers and counts of `lightvlm` for the same keep."""
-    return _pyramid("uniform", keep, layers, score="uniform", combine=combine)
+    return _pyramid("uniform", keep, layers, score=Uniform(), combine=combine)
 
 
 def none() -> Schedule:

@@ -22,7 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import NotSupported
-from lightvlm_fx.ops.score_received import column_sums
+from lightvlm_fx.ops.column_sums import column_sums
 
 NAME = "lightvlm_salience"
 

@@ -15,19 +15,19 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
-from lightvlm_fx.frozen import MOST, Frozen, Number, Positive, as_tuple, one_of, toml
+from lightvlm_fx.frozen import MOST, Frozen, as_tuple, one_of, toml, usual
 from lightvlm_fx.kv import Kv
+from lightvlm_fx.methods.combines.prune import Prune
+from lightvlm_fx.methods.flat import canonical, nested
+from lightvlm_fx.methods.registry import COMBINES, TOKEN_SCORES, AnyCombine, AnyTokenScore
+from lightvlm_fx.methods.token_scores.last_query import LastQuery
 
-_Score = Literal["last-query", "text-mean", "received", "density", "peak", "salience", "random", "uniform"]
-_Combine = Literal["prune", "merge", "recover"]
 _Positions = Literal["keep", "compact"]
-SCORES: tuple[str, ...] = get_args(_Score)
-WITHOUT_ATTENTION = ("density", "salience", "random", "uniform")  # scores that a cut before layer 0 can have
-COMBINES: tuple[str, ...] = get_args(_Combine)
 POSITIONS: tuple[str, ...] = get_args(_Positions)
+FLAT = {"rope": True, "image_softmax": False, "power": 0.25, "centres": 0.1, "group": 5, "seed": 0}  # of a cut, in version 0.1
 SCHEMA_VERSION: Literal[1] = 1
 MOST_BYTES = 2**20  # of a schedule file
 
@@ -75,12 +75,7 @@ def _name(value: Any) -> Any:
 
 Keep = Annotated[int | float, BeforeValidator(_keep)]
 Layer = Annotated[int | float, BeforeValidator(_layer)]
-Score = Annotated[_Score, one_of("score", SCORES)]
-Combine = Annotated[_Combine, one_of("combine", COMBINES)]
 Positions = Annotated[_Positions, one_of("position policy", POSITIONS)]
-Power = Annotated[Number, Field(ge=0, le=4)]
-Centres = Annotated[Number, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Cut(Frozen):
@@ -92,22 +87,29 @@ class Cut(Frozen):
 
     layer: Layer
     keep: Keep
-    score: Score = "last-query"
-    combine: Combine = "prune"
+    score: AnyTokenScore = LastQuery()
+    combine: AnyCombine = Prune()
     positions: Positions = "keep"
-    rope: bool = True  # score on rotated queries and keys (FEATHER scores without)
-    image_softmax: bool = False  # softmax of the last-query row over image keys only
-    power: Power = 0.25  # density, peak: exponent in density^power * distance, attention^power * distance
-    centres: Centres = 0.1  # recover: share of the kept tokens that absorb others
-    group: Positive = 5  # recover: tokens each centre absorbs
     proportional: bool = False  # merged keys count as the tokens they stand for, from this layer on
-    seed: Seed = 0  # random
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, data: Any) -> Any:
+        return nested(data, usual(cls), {"score": TOKEN_SCORES, "combine": COMBINES}, FLAT)
 
     @model_validator(mode="after")
     def _sizes_to_count(self) -> Cut:
-        if self.proportional and self.combine == "prune":
-            raise ScheduleError("proportional=True counts merged tokens, but combine='prune' merges none; use 'merge' or 'recover'")
+        if self.proportional and not self.combine.counts:
+            raise ScheduleError(
+                f"proportional=True counts merged tokens, but combine={self.combine.name!r} merges none; use 'merge' or 'recover'"
+            )
         return self
+
+    @property
+    def canonical(self) -> dict[str, Any]:
+        """What the fingerprint is taken of."""
+        base = self.model_dump(mode="json", exclude={"score", "combine"})
+        return canonical(base, {"score": self.score, "combine": self.combine}, FLAT)
 
     def tokens(self, n: int) -> int:
         """Tokens left of an image of `n` tokens (0 for an image of none).
@@ -131,10 +133,11 @@ class Cut(Frozen):
                 f"cut before layer {layer}: the decoder has {depth} layers (0 to {depth - 1}); "
                 "use a smaller index, or a share of the depth such as layer=0.25"
             )
-        if layer == 0 and self.score not in WITHOUT_ATTENTION:
+        if layer == 0 and not self.score.before_layers:
+            others = ", ".join(kind.name for kind in TOKEN_SCORES.all() if kind().before_layers)
             raise ScheduleError(
-                f"cut before layer 0: score {self.score!r} reads the attention of the layer before; "
-                f"use layer 1 or later, or a score of {', '.join(WITHOUT_ATTENTION)}"
+                f"cut before layer 0: score {self.score.name!r} reads the attention of the layer before; "
+                f"use layer 1 or later, or a score of {others}"
             )
         return layer
 
@@ -157,8 +160,11 @@ class Schedule(Frozen):
             raise ScheduleError(f"layers must be all indices or all shares of the depth, got {layers}")
         if layers != sorted(set(layers)):
             raise ScheduleError(f"layers must rise and not repeat, got {layers}")
-        if any(cut.score == "salience" for cut in self.cuts[1:]):
-            raise ScheduleError("only the first cut can use score 'salience': the vision tower attends to every token there was")
+        for cut in self.cuts[1:]:
+            if "tower" in cut.score.reads:
+                raise ScheduleError(
+                    f"only the first cut can use score {cut.score.name!r}: the vision tower attends to every token there was"
+                )
         for first, later in zip(self.cuts, self.cuts[1:], strict=False):
             if type(first.keep) is type(later.keep) and later.keep > first.keep:
                 raise ScheduleError(
@@ -177,8 +183,15 @@ class Schedule(Frozen):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over everything but the name."""
-        data = self.model_dump(mode="json", exclude={"name"} if self.kv else {"name", "kv"})
+        data = {"cuts": [cut.canonical for cut in self.cuts], "schema_version": self.schema_version}
+        if self.kv:
+            data["kv"] = self.kv.canonical
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def watches_tower(self) -> bool:
+        """Whether a cut reads what the vision tower attends to."""
+        return any("tower" in cut.score.reads for cut in self.cuts)
 
     def layers(self, depth: int) -> list[int]:
         """Layer index of every cut in a decoder of `depth` layers; raises ScheduleError if impossible."""
@@ -212,7 +225,7 @@ class Schedule(Frozen):
             lines += ["", "[[cuts]]"]
             lines += [f"{key} = {toml(value)}" for key, value in cut.model_dump().items()]
         if self.kv:
-            lines += ["", "[kv]", *(f"{key} = {toml(value)}" for key, value in self.kv.model_dump().items())]
+            lines += ["", "[kv]", *(f"{key} = {toml(value)}" for key, value in self.kv.model_dump().items() if value is not None)]
         try:
             _replace(Path(path), ("\n".join(lines) + "\n").encode())
         except (OSError, ValueError, TypeError) as error:

@@ -45,9 +45,9 @@ def new_state(
         stage_of = list(range(depth))
     state = State(stages, stage_of, length, shifts, start, owner, schedule, kv)
     state.layers = [StageLayer(state, stages[stage_of[i]], named.pop(f"keys.{i}"), named.pop(f"values.{i}")) for i in range(depth)]
-    if schedule.kv and schedule.kv.when == "turn":
+    if schedule.kv and schedule.kv.when.by_turn:
         cut = [sum(layer >= first for first in firsts) for layer in stage_of]
-        state.stores = [Store(layer, segments[cut[i]], schedule.kv.merge == "counted") for i, layer in enumerate(state.layers)]
+        state.stores = [Store(layer, segments[cut[i]], schedule.kv.merge) for i, layer in enumerate(state.layers)]
         for i, store in enumerate(state.stores):
             if f"entry.{i}" in named:
                 store.read(named[f"kv_index.{i}"], named[f"entry.{i}"])
@@ -59,22 +59,22 @@ def _bounded_stage(
 ) -> Stage:
     """The stage of one layer whose entries are bounded: what `bound-prefill` kept of the tokens at `place` [B, S]."""
     heads = 1 if kv.shared else named[f"keys.{layer}"].shape[1]
-    entry = named.get(f"entry.{layer}") if kv.when != "turn" else None  # a turn chooses from everything
+    entry = named.get(f"entry.{layer}") if not kv.when.by_turn else None  # a turn chooses from everything
 
     def kept(x: Tensor) -> Tensor:
         x = x.unsqueeze(1).expand(-1, heads, -1)
         return x if entry is None else x.gather(2, entry.clamp_min(0))
 
     position = kept(place) if entry is None else torch.where(entry < 0, -1, kept(place))
-    fixed = plan.capacity[layer] if kv.when in ("step", "periodic") else room and position.shape[2] + room
+    fixed = plan.capacity[layer] if kv.when.fixed else room and position.shape[2] + room
     merged = named.get(f"kv_size.{layer}")
-    if merged is None and kv.merge == "counted":
+    if merged is None and kv.merge.counts:
         merged = torch.ones_like(position, dtype=torch.float32) if size is None else kept(size)
     elif merged is None and size is not None:
         merged = kept(size)
     stage = Stage(layer, position, merged, named.get(f"score.{layer}"), fixed)
-    if kv.when in ("step", "periodic"):
+    if kv.when.fixed:
         stage.close(plan.own[:, layer])
-    if kv.when == "periodic":
-        stage.begin_periods(kv.every)
+    if kv.when.period:
+        stage.begin_periods(kv.when.period)
     return stage

@@ -9,8 +9,10 @@ from torch import fx
 
 from lightvlm_fx.edit import Editor, every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.frozen import Count, Positive
-from lightvlm_fx.kv import KvScore
+from lightvlm_fx.frozen import Count
+from lightvlm_fx.methods import operators
+from lightvlm_fx.methods.entry_scores.attention import Attention
+from lightvlm_fx.methods.registry import AnyEntryScore
 from lightvlm_fx.ops.bounded_attention import attend_bounded
 from lightvlm_fx.pass_base import Index, Pass, PassResult
 from lightvlm_fx.passes.attach_cache import SLOTS, buffer
@@ -31,12 +33,11 @@ class BoundDecode(Pass):
     append: bool = False  # new tokens go to the slots given, not over victims
     capacity: Index = 0  # slots of every buffer, where that is a number; 0: the buffers may have any size
     limited: bool = False  # what is dropped is masked, not overwritten: the input `limit` [B, L] says how many entries may stay
-    score: KvScore = "attention"
+    score: AnyEntryScore = Attention()
     shared: bool = False
     sinks: Count = 4
     recent: Count = 32
-    window: Positive = 32
-    question: bool = False  # score the entries for the new tokens, which ask a question
+    question: AnyEntryScore | None = None  # scores the entries for the new tokens, which ask a question
     biased: tuple[Index, ...] = ()  # layers whose keys count as the tokens they stand for
 
     name = "bound-decode"
@@ -59,7 +60,7 @@ class BoundDecode(Pass):
         start = program.add_input("start", integers)
         asked: list[fx.Node] = []
         limits = program.add_input("limit", integers.new_empty(rows, len(markers))) if self.limited else None
-        scored = self.score in ("attention", "marks")
+        scored = self.score.carried
         for layer, marker in sorted(markers.items()):
             q, k, v, _, scale, _, window, softcap = marker.args
             heads = 1 if self.shared else value(k).shape[1]
@@ -73,16 +74,12 @@ class BoundDecode(Pass):
             limit = limits and Editor(program, marker).call(f"limit_{layer}", torch.ops.aten.select.int, limits, 1, layer)
             arguments: tuple[fx.Node | str | float | None, ...] = (
                 q, k, v, *kv, position, score, size, query, start, slot, scale, softcap, window,
-                self.score, self.sinks, self.recent, 1 - 1 / self.window, limit,
+                self.score.name, self.sinks, self.recent, self.score.decay, limit,
             )  # fmt: skip
-            if self.question:
+            if self.question is not None:
                 segment = program.add_input(f"segment_{layer}", integers.new_empty(rows, capacity))
-                with program.graph.inserting_before(marker):
-                    arrived = program.graph.create_node(
-                        "call_function", torch.ops.lightvlm.kv_score_question.default, (q, kv[0], segment, scale, False),
-                        name=f"asked_{layer}",
-                    )  # fmt: skip
-                asked.append(arrived)
+                read = {"q": q, "k": kv[0], "segment": segment, "scale": scale}
+                asked.append(operators.call(Editor(program, marker), f"asked_{layer}", self.question, "ask", **read))
             with program.graph.inserting_before(marker):
                 node = program.graph.create_node("call_function", attend_bounded, arguments, {}, name=f"attend_{layer}")
             marker.replace_all_uses_with(node)

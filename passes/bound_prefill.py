@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Any
 
 import torch
 from torch import fx
 
 from lightvlm_fx.edit import Editor, every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.frozen import Count, Positive, one_of
-from lightvlm_fx.kv import ADAPTIVE, RUNNING, Alpha, Kernel, KvScore, Merge, VisualShare
+from lightvlm_fx.frozen import Count
+from lightvlm_fx.kv import AnyBudget, VisualShare
+from lightvlm_fx.methods import operators
+from lightvlm_fx.methods.base import EntryScore
+from lightvlm_fx.methods.budgets.uniform import Uniform
+from lightvlm_fx.methods.entry_merges.none import NoMerge
+from lightvlm_fx.methods.entry_scores.attention import Attention
+from lightvlm_fx.methods.registry import AnyEntryMerge, AnyEntryScore
 from lightvlm_fx.ops.attention import SIZE
 from lightvlm_fx.ops.segments import PADDING
 from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.program import Program, value
 
 OPS = torch.ops.lightvlm
-Adapting = Annotated[str, one_of("way to share the budget", ("uniform", *ADAPTIVE))]
-Running = Annotated[str, one_of("KV score that steps carry on", ("", *RUNNING))]
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,16 @@ class BoundPrefill(Pass):
     """
 
     sizes: tuple[Count, ...] = ()  # of each layer, the number of the input whose size says how many stay; layers may share one
-    score: KvScore = "attention"
+    score: AnyEntryScore = Attention()
     shared: bool = False
     sinks: Count = 4
     recent: Count = 32
-    window: Positive = 32
-    kernel: Kernel = 5
     of_visual: bool = False
     text_first: bool = False
     visual_share: VisualShare = 0.0
-    budgets: Adapting = "uniform"  # or by what the attention looks like: density, entropy, strength
-    alpha: Alpha = 0.9
-    merge: Merge = "none"
-    running: Running = ""  # the score that the steps carry on, handed on with the entries
+    budgets: AnyBudget = Uniform()  # that the kept counts follow from, where those adapt to the prompt
+    merge: AnyEntryMerge = NoMerge()
+    running: AnyEntryScore | None = None  # the score that the steps carry on, handed on with the entries
     store: bool = False  # hand all keys and values on, with index and entry: which of them are to be read
 
     name = "bound-prefill"
@@ -61,12 +62,20 @@ class BoundPrefill(Pass):
     def requires(self, program: Program) -> None:
         if "kv_count" in program.inputs:
             raise PreconditionError(f"{self}: the layers' entries are bounded already")
+        if self.running is not None and not self.running.steps:
+            raise PreconditionError(f"{self}: running must be a KV score that steps carry on, got {self.running.name!r}")
+        if self.budgets.by_layer:
+            raise PreconditionError(f"{self}: budgets {self.budgets.name!r} are known beforehand: the counts that are given hold them")
+        if self.budgets.from_score not in ("", self.score.name):
+            raise PreconditionError(
+                f"{self}: budgets {self.budgets.name!r} need score {self.budgets.from_score!r}, got {self.score.name!r}"
+            )
         depth = every_layer_marked(self, program)
         if len(self.sizes) != depth or sorted(set(self.sizes)) != list(range(max(self.sizes) + 1)):
             raise PreconditionError(f"{self}: expected a size for each of {depth} layers, numbered from 0, got {self.sizes}")
 
     def call(self, program: Program) -> PassResult:
-        carried = self.running not in ("", "age")
+        carried = self.running is not None and self.running.carried
         markers, end = program.markers(), program.output_node()
         first = program.sequence()
         rows = value(first).shape[0]
@@ -74,7 +83,7 @@ class BoundPrefill(Pass):
             shape = value(first).new_empty(value(first).shape[:2], dtype=torch.int64)
             program.add_input("visual_segment", shape)
         count = program.add_input("kv_count", value(first).new_empty(rows, program.facts.layers, dtype=torch.int64))
-        most = None if self.budgets == "uniform" else program.add_input("kv_most", value(count).new_empty(value(count).shape))
+        most = None if not self.budgets.adaptive else program.add_input("kv_most", value(count).new_empty(value(count).shape))
         outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
         lengths = self._lengths(program)
         segments = [self._segment(program, layer) for layer in range(len(lengths))]
@@ -111,7 +120,7 @@ class BoundPrefill(Pass):
         """Of every layer, the scores that the steps carry on."""
         out = []
         for layer, (score, segment) in enumerate(zip(scores, segments, strict=True)):
-            if self.running != self.score:
+            if self.running is not None and self.running != self.score:
                 score = self._score(self.running, program, markers[layer], segment, layer, "worth")
             if self.visual_share:
                 score = edit.call(f"kv_guarded_{layer}", OPS.guard_visual.default, score, segment)
@@ -124,17 +133,17 @@ class BoundPrefill(Pass):
     ) -> None:  # fmt: skip
         """Replace what one layer hands on by the entries at `index`."""
         keys, values, entry = (outputs[f"{what}.{layer}"] for what in ("keys", "values", "entry"))
-        if self.merge == "counted":
-            merged = edit.call(f"kv_merge_{layer}", OPS.merge_entries.default, keys, values, size, worth, segment, index, entry)
-            parts = edit.parts(merged, *(f"kv_{name}_{layer}" for name in ("keys", "values", "size", "scores")[: 3 + (worth is not None)]))
+        if self.merge.joins:
+            merged = operators.call(edit, f"kv_merge_{layer}", self.merge, "merge", keys=keys, values=values, size=size, worth=worth,
+                                    segment=segment, index=index, entry=entry)  # fmt: skip
+            names = ("keys", "values", "size", "scores")[: (3 + (worth is not None)) if self.merge.counts else 2]
+            parts = edit.parts(merged, *(f"kv_{name}_{layer}" for name in names))
             outputs |= zip((f"{what}.{layer}" for what in ("keys", "values", "kv_size", "score")), parts, strict=False)
-            return
-        outputs[f"keys.{layer}"] = edit.call(f"kv_keys_{layer}", OPS.take_entries.default, keys, index)
-        if self.merge == "pivot":
-            merged = edit.call(f"kv_values_{layer}", OPS.merge_values.default, keys, values, segment, index, entry)
+            if self.merge.counts:
+                return
         else:
-            merged = edit.call(f"kv_values_{layer}", OPS.take_entries.default, values, index)
-        outputs[f"values.{layer}"] = merged
+            for what, held in (("keys", keys), ("values", values)):
+                outputs[f"{what}.{layer}"] = edit.call(f"kv_{what}_{layer}", OPS.take_entries.default, held, index)
         if worth is not None:
             outputs[f"score.{layer}"] = edit.call(f"kv_scores_{layer}", OPS.take_entries.default, worth, index)
 
@@ -146,11 +155,12 @@ class BoundPrefill(Pass):
         statistics, numbers = [], []
         for layer, (segment, score) in enumerate(zip(segments, scores, strict=True)):
             q, k, _, mask, scale = markers[layer].args[:5]
-            if self.budgets == "strength":
+            if self.budgets.from_score:
                 statistic = edit.call(f"kv_statistic_{layer}", operator.getitem, score.args[0], 1)
             else:
                 at = Editor(program, markers[layer])
-                statistic = at.call(f"kv_spread_{layer}", OPS.kv_spread.default, q, k, segment, mask, scale, self.budgets)
+                read = {"q": q, "k": k, "segment": segment, "mask": mask, "scale": scale}
+                statistic = operators.call(at, f"kv_spread_{layer}", self.budgets, "spread", **read)
                 statistic = edit.call(f"kv_statistic_{layer}", torch.ops.aten.unsqueeze.default, statistic, 1)
             statistics.append(statistic)
             low = 0 if self.of_visual else PADDING + 1
@@ -160,34 +170,26 @@ class BoundPrefill(Pass):
         limits = edit.call("kv_there", torch.ops.aten.stack.default, numbers, 1)
         limits = edit.call("kv_limits", torch.ops.aten.minimum.default, limits, most)
         least = 1 if self.of_visual else self.sinks + self.recent + 1
-        return edit.call("kv_budgets", OPS.kv_budgets.default, table, count, limits, self.budgets, least)
+        share = operators.call(edit, "kv_shares", self.budgets, "shares", statistic=table)
+        return edit.call("kv_budgets", OPS.kv_budgets.default, share, count, limits, least)
 
     def _segment(self, program: Program, layer: int) -> fx.Node:
         """What each token is that layer `layer` sees."""
         behind = [cut for cut in program.facts.cuts if cut.layer <= layer]
         return program.node(behind[-1].segment if behind else "visual_segment")
 
-    def _score(self, kind: str, program: Program, marker: fx.Node, segment: fx.Node, layer: int, what: str = "score") -> fx.Node:
+    def _score(self, kind: EntryScore, program: Program, marker: fx.Node, segment: fx.Node, layer: int, what: str = "score") -> fx.Node:
         """Scores [B, G, S] of one kind, or [B, 1, S] where the heads share one selection."""
         edit, name = Editor(program, marker), f"kv_{what}_{layer}"
         q, k, v, mask, scale = marker.args[:5]
-        if kind == "age":
-            ones = edit.call(f"{name}_ones", torch.ops.aten.ne.Scalar, segment, PADDING)
-            score = edit.call(f"{name}_age", torch.ops.aten.cumsum.default, ones, 1)
-            score = edit.call(f"{name}_row", torch.ops.aten.unsqueeze.default, score, 1)
-            return edit.call(name, torch.ops.aten.to.dtype, score, torch.float32)
-        if kind == "density":
-            return edit.call(name, OPS.kv_score_density.default, v, segment, self.shared)
-        if kind == "question":
-            return edit.call(name, OPS.kv_score_question.default, q, k, segment, scale, True)
-        if kind == "elite":
-            both = edit.call(f"{name}_elite", OPS.kv_score_elite.default, q, k, segment, scale, self.alpha)
-            return edit.call(name, operator.getitem, both, 0)
-        if kind == "marks":
-            score = edit.call(name, OPS.kv_score_marks.default, q, k, segment, scale, self.window)
-        else:
-            score = edit.call(name, OPS.kv_score_rows.default, q, k, segment, mask, scale, kind, self.window, self.kernel)
-        return edit.call(f"{name}_shared", torch.ops.aten.mean.dim, score, [1], True) if self.shared else score
+        given: dict[str, Any] = {"q": q, "k": k, "v": v, "mask": mask, "scale": scale, "segment": segment, "shared": self.shared}
+        own = name if not kind.statistics else f"{name}_{kind.name}"
+        score = operators.call(edit, own, kind, "prompt", **given)
+        if kind.statistics:
+            score = edit.call(name, operator.getitem, score, 0)
+        if self.shared and not kind.one_choice and "shared" not in kind.reads:
+            score = edit.call(f"{name}_shared", torch.ops.aten.mean.dim, score, [1], True)
+        return score
 
     def ensures(self, program: Program) -> None:
         outputs = dict(zip(program.facts.outputs, program.output_node().args[0], strict=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.kv_plan import shared_sizes
+from lightvlm_fx.methods.budgets.uniform import Uniform
+from lightvlm_fx.methods.entry_scores.age import Age
 from lightvlm_fx.pass_base import Pass
 from lightvlm_fx.passes.attach_cache import AttachCache
 from lightvlm_fx.passes.bound_decode import BoundDecode
@@ -24,7 +26,7 @@ def effective(schedule: Schedule) -> Schedule:
 def prefill(schedule: Schedule, depth: int) -> Pipeline:
     """The prefill of a model with `depth` layers."""
     cuts = zip(schedule.layers(depth), schedule.cuts, strict=True)
-    reduce = [ReduceTokens(layer=at, **cut.model_dump(exclude={"layer", "keep"})) for at, cut in cuts]
+    reduce = [ReduceTokens(at, cut.score, cut.combine, cut.positions, cut.proportional) for at, cut in cuts]
     bound = [_bound_prefill(schedule, depth)] if schedule.kv else []
     return Pipeline(
         [
@@ -46,7 +48,7 @@ def decode(schedule: Schedule, depth: int, *, several: bool = False, capacity: i
     first = next((i + 1 for i, cut in enumerate(schedule.cuts) if cut.proportional), len(layers) + 1)
     if schedule.kv is None:
         return Pipeline([*passes, AttachCache(layers=layers, biased=tuple(range(first, len(layers) + 1)))])
-    counting = 0 if schedule.kv.merge == "counted" else layers[first - 1] if first <= len(layers) else depth
+    counting = 0 if schedule.kv.merge.counts else layers[first - 1] if first <= len(layers) else depth
     biased = tuple(range(counting, depth))
     return Pipeline([*passes, _bound_decode(schedule.kv, biased, several, capacity)])
 
@@ -55,21 +57,20 @@ def _bound_prefill(schedule: Schedule, depth: int) -> BoundPrefill:
     kv = schedule.kv
     assert kv is not None
     return BoundPrefill(
-        sizes=shared_sizes(schedule, depth), score=kv.prompt or kv.score, shared=kv.shared,
-        sinks=kv.sinks, recent=kv.recent, window=kv.window, kernel=kv.kernel,
+        sizes=shared_sizes(schedule, depth), score=kv.prompt or kv.score, shared=kv.shared, sinks=kv.sinks, recent=kv.recent,
         of_visual=kv.of == "visual", text_first=kv.text_first, visual_share=kv.visual_share,
-        budgets=str(kv.budgets) if kv.adaptive else "uniform", alpha=kv.alpha, merge=kv.merge,
-        running="" if kv.when in ("prefill", "turn") else kv.score, store=kv.when == "turn",
+        budgets=kv.budgets if kv.adaptive else Uniform(), merge=kv.merge,
+        running=kv.score if kv.when.stepping else None, store=kv.when.by_turn,
     )  # fmt: skip
 
 
 def _bound_decode(kv: Kv, biased: tuple[int, ...], several: bool, capacity: int) -> BoundDecode:
     return BoundDecode(
-        append=kv.when != "step",
+        append=not kv.when.overwrites,
         capacity=capacity,
-        limited=kv.when == "mask",
-        score=kv.score if kv.when not in ("prefill", "turn") else "age",  # after the prompt nothing more is dropped
-        question=several and kv.when == "turn",
+        limited=kv.when.masks,
+        score=kv.score if kv.when.stepping else Age(),  # else after the prompt nothing more is dropped
+        question=kv.score if several and kv.when.by_turn else None,
         shared=kv.shared,
-        sinks=kv.sinks, recent=kv.recent, window=kv.window, biased=biased,
+        sinks=kv.sinks, recent=kv.recent, biased=biased,
     )  # fmt: skip

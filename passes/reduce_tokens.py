@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, fx
 
 from lightvlm_fx.compat import expression
 from lightvlm_fx.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, token_dims
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.frozen import Positive
 from lightvlm_fx.match import before_rope, hidden_state, is_positional
+from lightvlm_fx.methods import operators
+from lightvlm_fx.methods.combines.prune import Prune
+from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
+from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.ops.attention import SIZE
 from lightvlm_fx.pass_base import Index, Pass, PassResult
 from lightvlm_fx.pretty import excerpt, typed
 from lightvlm_fx.program import Cut, Program, value
-from lightvlm_fx.schedule import WITHOUT_ATTENTION, Centres, Combine, Positions, Power, Score
+from lightvlm_fx.schedule import Positions
 
 OPS = torch.ops.lightvlm
 
@@ -37,31 +39,25 @@ class ReduceTokens(Pass):
     """
 
     layer: Index = 1
-    score: Score = "last-query"
-    combine: Combine = "prune"
+    score: AnyTokenScore = LastQuery()
+    combine: AnyCombine = Prune()
     positions: Positions = "keep"
-    rope: bool = True
-    image_softmax: bool = False
-    power: Power = 0.25
-    centres: Centres = 0.1
-    group: Positive = 5
     proportional: bool = False
-    seed: Annotated[int, Field(ge=0, le=2**63)] = 0
 
     name = "reduce-tokens"
     stages = ("prefill",)
 
     def requires(self, program: Program) -> None:
-        if self.proportional and self.combine == "prune":
-            raise PreconditionError(f"{self}: proportional=True counts merged tokens, but combine=prune merges none")
+        if self.proportional and not self.combine.counts:
+            raise PreconditionError(f"{self}: proportional=True counts merged tokens, but combine={self.combine} merges none")
         if not 0 <= self.layer < program.facts.layers:
             raise PreconditionError(f"{self}: layer must be 0 to {program.facts.layers - 1}, got {self.layer}")
-        if self.layer == 0 and self.score not in WITHOUT_ATTENTION:
-            raise PreconditionError(f"{self}: score {self.score!r} needs the attention of a layer before, got layer 0")
+        if self.layer == 0 and not self.score.before_layers:
+            raise PreconditionError(f"{self}: score {self.score.name!r} reads the layer before, got layer 0")
         if program.facts.cuts and program.facts.cuts[-1].layer >= self.layer:
             raise PreconditionError(f"{self}: layer must be behind the cut before layer {program.facts.cuts[-1].layer}")
-        if self.score == "salience" and program.facts.cuts:
-            raise PreconditionError(f"{self}: only the first cut can use score 'salience', which is of every token there was")
+        if "tower" in self.score.reads and program.facts.cuts:
+            raise PreconditionError(f"{self}: only the first cut can use score {self.score.name!r}, which is of every token there was")
         if program.facts.static_length:
             raise PreconditionError(f"{self}: tokens cannot leave a graph that was captured for one sequence length only")
         if self.positions == "compact" and program.facts.positions_rank != 2:
@@ -82,11 +78,13 @@ class ReduceTokens(Pass):
         budget_input = program.add_input(f"visual_budget_{number}", value(segment).new_empty(rows, images))
         image = edit.call(f"image_{number}", torch.ops.aten.clamp_min.default, segment, 0)
         budget = edit.call(f"budget_{number}", torch.ops.aten.gather.default, budget_input, 1, image)
-        score = self._score(program, edit, hidden, segment, budget)
+        given = {"hidden": hidden, "segment": segment, "size": size, "budget": budget, "layer": self.layer}
+        score = self._score(program, edit, given)
         stay = edit.call(f"staying_{number}", torch.ops.aten.sym_size.int, program.add_ruler(f"stay_{number}"), 0)
         selected = edit.call(f"selected_{number}", OPS.select_tokens.default, score, segment, budget, stay)
         index, left, rank = edit.parts(selected, f"index_{number}", f"left_{number}", f"rank_{number}")
-        new_hidden, new_size, went = self._combine(edit, hidden, size, score, rank, budget, index, segment, left)
+        given |= {"score": score, "rank": rank, "index": index, "left": left}
+        new_hidden, new_size, went = self._combine(edit, number, given)
         renumbered = index
         if self.positions == "compact":
             renumbered = edit.call(f"renumber_{number}", OPS.compact_index.default, segment, left)
@@ -121,7 +119,6 @@ class ReduceTokens(Pass):
 
     def _state(self, program: Program, edit: Editor) -> tuple[fx.Node, fx.Node | None]:
         """Segment [B, S] and, where sizes are carried, size [B, S] of the tokens that arrive."""
-        merging = self.combine != "prune"
         if program.facts.cuts:
             segment = program.node(program.facts.cuts[-1].segment)
             size = program.node(program.facts.size) if program.facts.size else None
@@ -129,49 +126,32 @@ class ReduceTokens(Pass):
             embeds = value(program.sequence())
             shape = embeds.new_empty(embeds.shape[:2], dtype=torch.int64)
             segment, size = program.add_input("visual_segment", shape), None
-        if merging and size is None:
+        if self.combine.counts and size is None:
             size = edit.call("size", torch.ops.aten.ones_like.default, segment)
             size = edit.call("size_f32", torch.ops.aten.to.dtype, size, torch.float32)
         return segment, size
 
-    def _score(self, program: Program, edit: Editor, hidden: fx.Node, segment: fx.Node, budget: fx.Node) -> fx.Node:
-        name = f"score_{len(program.facts.cuts)}"
-        if self.score == "random":
-            return edit.call(name, OPS.score_random.default, segment, (64 * self.seed + self.layer) % 2**63)
-        if self.score == "salience":
+    def _score(self, program: Program, edit: Editor, given: dict[str, Any]) -> fx.Node:
+        reads, segment = self.score.reads, given["segment"]
+        if reads == ("tower",):  # the score itself is what the tower gave
             return program.add_input("visual_salience", value(segment).new_empty(value(segment).shape, dtype=torch.float32))
-        if self.score == "uniform":
-            return edit.call(name, OPS.score_uniform.default, segment, budget)
-        if self.score == "density":
-            return edit.call(name, OPS.score_density.default, hidden, segment, self.power)
-        q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
-        if not self.rope:
-            q, k = before_rope(program, q), before_rope(program, k)
-        if self.score == "received":
-            return edit.call(name, OPS.score_received.default, q, k, segment, mask, scale)
-        if self.score == "text-mean":
-            return edit.call(name, OPS.score_text_mean.default, q, k, segment, mask, scale)
-        last = "attention_" if self.score == "peak" else ""
-        score = edit.call(last + name, OPS.score_last_query.default, q, k, segment, scale, self.image_softmax)
-        if self.score == "peak":
-            score = edit.call(name, OPS.score_peak.default, score, hidden, segment, self.power)
-        return score
+        if "q" in reads:
+            q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
+            if not getattr(self.score, "rope", True):
+                q, k = before_rope(program, q), before_rope(program, k)
+            given = given | {"q": q, "k": k, "mask": mask, "scale": scale}
+        if "previous" in reads:
+            before = crossing(program, first_of_layer(program, self.layer - 1))
+            given = given | {"previous": hidden_state(program, before, _length(program))}
+        return operators.call(edit, f"score_{len(program.facts.cuts)}", self.score, "score", **given)
 
-    def _combine(
-        self, edit: Editor, hidden: fx.Node, size: fx.Node | None, score: fx.Node, rank: fx.Node, budget: fx.Node,
-        index: fx.Node, segment: fx.Node, left: fx.Node,
-    ) -> tuple[fx.Node, fx.Node | None, fx.Node | None]:  # fmt: skip
-        number = index.name.rsplit("_", 1)[1]
-        if self.combine == "prune":
+    def _combine(self, edit: Editor, number: int, given: dict[str, Any]) -> tuple[fx.Node, fx.Node | None, fx.Node | None]:
+        """Hidden state and size of the survivors, and where each token went."""
+        hidden, size, index = given["hidden"], given["size"], given["index"]
+        if not self.combine.counts:
             kept = edit.call(f"kept_{number}", OPS.take_tokens.default, hidden, index, 0, 1)
             return kept, size and edit.call(f"size_{number}", OPS.take_tokens.default, size, index, 0, 1), None
-        if self.combine == "merge":
-            went = edit.call(f"went_{number}", OPS.nearest_survivor.default, hidden, segment, index, left)
-            merged = edit.call(f"merge_{number}", OPS.merge_tokens.default, hidden, size, index, went)
-            kept, size = edit.parts(merged, f"kept_{number}", f"size_{number}")
-            return kept, size, went
-        arguments = (hidden, size, score, rank, budget, index, segment, left, self.centres, self.group)
-        merged = edit.call(f"merge_{number}", OPS.recover_tokens.default, *arguments)
+        merged = operators.call(edit, f"merge_{number}", self.combine, "combine", **given)
         kept, size, went = edit.parts(merged, f"kept_{number}", f"size_{number}", f"went_{number}")
         return kept, size, went
 

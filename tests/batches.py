@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
+from lightvlm_fx.methods import operators
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.ops.similarity import directions
 from lightvlm_fx.ops.tiles import pick
 
 OPS = torch.ops.lightvlm
+operators.every()  # registers those of methods
 HEADS, GROUPS, WIDTH, HIDDEN = 4, 2, 6, 5
 
 

@@ -1,11 +1,13 @@
 """Hypothesis strategies for whole schedules, and for batches of a tiny model: what rows, padding and bounds are checked with."""
 
+from drawn import KV_SCORES, MERGES, RUNNING, SHARING, WHEN, WITHOUT_ATTENTION, methods
 from hypothesis import assume
 from hypothesis import strategies as st
 
 from lightvlm_fx.errors import ScheduleError
-from lightvlm_fx.kv import BUDGETS, KV_SCORES, MERGES, RUNNING, WHEN, Kv
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, WITHOUT_ATTENTION, Cut, Schedule
+from lightvlm_fx.kv import Kv
+from lightvlm_fx.methods.registry import COMBINES, ENTRY_SCORES, TOKEN_SCORES
+from lightvlm_fx.schedule import POSITIONS, Cut, Schedule
 
 shares = st.sampled_from([0.05, 0.2, 0.35, 0.5, 0.9, 1.0])
 
@@ -17,14 +19,12 @@ def cuts(draw, depth, visual):
     keeps = sorted(draw(st.lists(shares, min_size=len(layers), max_size=len(layers))), reverse=True)
     made = []
     for layer, keep in zip(layers, keeps, strict=True):
-        scores = [s for s in (WITHOUT_ATTENTION if layer == 0 else SCORES) if s != "salience" or not made]
-        combine = draw(st.sampled_from(COMBINES))
+        scores = [s for s in (WITHOUT_ATTENTION if layer == 0 else TOKEN_SCORES.names) if s != "salience" or not made]
+        combine = draw(methods(COMBINES))
         count = draw(st.booleans())
         made.append(Cut(
-            layer=layer, keep=max(1, int(keep * visual)) if count else keep, score=draw(st.sampled_from(scores)), combine=combine,
-            positions=draw(st.sampled_from(POSITIONS)), rope=draw(st.booleans()), image_softmax=draw(st.booleans()),
-            power=draw(st.sampled_from([0.0, 0.5, 1.0])), centres=draw(st.sampled_from([0.0, 0.1, 1.0])), group=draw(st.integers(1, 5)),
-            proportional=combine != "prune" and draw(st.booleans()), seed=draw(st.integers(0, 3)),
+            layer=layer, keep=max(1, int(keep * visual)) if count else keep, score=draw(methods(TOKEN_SCORES, scores)), combine=combine,
+            positions=draw(st.sampled_from(POSITIONS)), proportional=combine.counts and draw(st.booleans()),
         ))  # fmt: skip
     return tuple(made)
 
@@ -37,24 +37,25 @@ def bounds(draw, depth):
     scores, budgets = RUNNING, ["uniform", "pyramid"]
     if when in ("prefill", "turn"):
         scores = ("question",) if when == "turn" else [s for s in KV_SCORES if s != "question" and (s != "elite" or of == "visual")]
-        budgets = [b for b in BUDGETS if b != "strength"]
-    score = draw(st.sampled_from(scores))
+        budgets = [b for b in SHARING if b != "strength"]
+    score = draw(methods(ENTRY_SCORES, scores))
     sinks, recent = draw(st.integers(0, 4)), draw(st.integers(0, 6))
     capacity = draw(st.integers(1 if of == "visual" else sinks + recent + 1, 60))
     if when not in ("mask", "periodic") and draw(st.booleans()):
         capacity = draw(shares)
     more = {}
     if when not in ("prefill", "turn"):
-        more["prompt"] = draw(st.sampled_from(["", *(s for s in KV_SCORES if s not in ("elite", "question"))]))
-        if score != "age":
+        more["prompt"] = draw(st.none() | methods(ENTRY_SCORES, [s for s in KV_SCORES if s not in ("elite", "question")]))
+        if score.carried:
             more["visual_share"] = draw(st.sampled_from([0, 0, 0.2, 0.5]))
     weights = st.lists(st.sampled_from([0.5, 1.0, 1.5]), min_size=depth, max_size=depth)
     try:
+        if when == "periodic":
+            when = {"name": when, "every": draw(st.integers(1, 8))}
         return Kv(
             capacity=capacity, of=of, when=when, score=score, sinks=sinks, recent=recent, heads=draw(st.sampled_from(["each", "shared"])),
-            budgets=draw(st.sampled_from(["strength", *budgets] if score == "elite" else budgets) | weights),
-            window=draw(st.integers(1, 12)), kernel=draw(st.sampled_from([1, 3, 5])), alpha=draw(st.sampled_from([0.1, 0.9])),
-            text_first=not more.get("visual_share") and draw(st.booleans()), every=draw(st.integers(1, 8)),
+            budgets=draw(st.sampled_from(["strength", *budgets] if score.name == "elite" else budgets) | weights),
+            text_first=not more.get("visual_share") and draw(st.booleans()),
             merge=draw(st.sampled_from(["none", "counted"] if when == "turn" else MERGES)), **more,
         )  # fmt: skip
     except ScheduleError:

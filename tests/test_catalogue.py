@@ -12,6 +12,9 @@ import torch
 
 import lightvlm_fx
 from lightvlm_fx import errors, presets
+from lightvlm_fx.methods import operators
+from lightvlm_fx.methods.base import ARGUMENTS, ATTENTION
+from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES
 from lightvlm_fx.pass_base import Pass
 from lightvlm_fx.passes import CATALOGUE, EXAMPLES
 
@@ -21,10 +24,10 @@ NO_PASS = {"__init__", "pipelines"}
 PASS_FILES = sorted(p for p in (ROOT / "passes").glob("*.py") if p.stem not in NO_PASS)
 OP_FILES = sorted(p for p in (PACKAGE / "ops").glob("*.py") if p.stem not in {"__init__", "segments"})
 CORE = [
-    "frozen", "kv", "kv_plan", "schedule", "presets", "program", "pretty", "pass_base", "pipeline", "match", "edit", "locate",
+    "kv", "kv_plan", "schedule", "presets", "program", "pretty", "pass_base", "pipeline", "match", "edit", "locate",
     "layout", "capture", "cache", "report", "pictures", "salience", "shapes", "state",
 ]  # fmt: skip
-BASE = ["compat", "errors", "releases", "spans"]  # below all others: what libraries differ in, and what NumPy alone reads
+BASE = ["compat", "errors", "frozen", "releases", "spans"]  # below all others: what libraries differ in, and what NumPy alone reads
 LAZY = {("pipeline", "passes")}  # Pipeline.parse looks names up in the catalogue when it is called
 
 
@@ -105,13 +108,13 @@ def op_functions():
     return found
 
 
-def test_every_registered_op_has_a_file_of_its_name():
-    assert registered_ops() == sorted(op_functions())
+def test_every_registered_op_has_a_file_of_its_name_or_follows_from_a_method():
+    assert registered_ops() == sorted([*op_functions(), *operators.every()])
     for name, (path, node) in op_functions().items():
         assert (path.stem, node.name) == (name, name)
 
 
-@pytest.mark.parametrize("name", registered_ops())
+@pytest.mark.parametrize("name", op_functions())
 def test_an_op_says_its_shapes_and_is_tested(name):
     _, node = op_functions()[name]
     doc = ast.get_docstring(node) or ""
@@ -120,6 +123,30 @@ def test_an_op_says_its_shapes_and_is_tested(name):
     silent = [a for a in tensors if not re.search(rf"\b{a}\b", doc)]
     assert not silent, f"{name}: nothing about {silent} in its docstring"
     assert re.search(rf"\b{name}\b", text_of_tests("ops")), f"no test in tests/ops mentions {name}"
+
+
+# --- methods ---------------------------------------------------------------------------------------------
+
+REGISTRIES = (TOKEN_SCORES, COMBINES, ENTRY_SCORES, ENTRY_MERGES, BUDGETS)
+METHODS = [kind for registry in REGISTRIES for kind in registry.all() if kind.__module__.startswith("lightvlm_fx.")]
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: f"{kind.what} {kind.name}")
+def test_a_method_is_a_file_of_its_name_that_says_what_it_does_and_whose_it_is(kind):
+    assert kind.__module__.rpartition(".")[2].replace("_", "-") == kind.name
+    assert len(kind.__doc__) > 20
+    assert re.search(r"arXiv:? \d{4}\.\d{5}|ours|baseline", kind.source)
+    assert set(kind.reads) <= set(ARGUMENTS)
+    assert kind.reads == tuple(name for name in ARGUMENTS if name in kind.reads) or set(kind.reads) >= set(ATTENTION)
+
+
+@pytest.mark.parametrize("name", operators.every())
+def test_what_a_method_computes_is_tested(name):
+    kind, _ = operators.every()[name]
+    tests = text_of_tests("ops")
+    assert re.search(rf"\b{name}\b", tests) or f"OPS.{name.removesuffix(kind.name.replace('-', '_'))}" in tests or re.search(
+        rf'"{name.partition("_")[0]}\w*_\{{\w+\}}"', tests
+    ), f"no test in tests/ops calls {name}"
 
 
 # --- presets, errors, public names ------------------------------------------------------------------------
@@ -176,9 +203,9 @@ def test_verbs_stay_verbs_when_their_modules_are_imported():
 
 
 def level(module):
-    """0 ops and families, 1 core, 2 passes, 3 exporters, 4 the front door: everything that uses them."""
+    """0 ops, methods and families, 1 core, 2 passes, 3 exporters, 4 the front door: everything that uses them."""
     part = module.split(".")[1] if "." in module else "__init__"
-    if part in ("ops", "families", *BASE):
+    if part in ("ops", "families", "methods", *BASE):
         return 0
     if part == "artifact":  # what runs artifacts knows of nothing above the errors
         return 1

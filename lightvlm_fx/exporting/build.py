@@ -18,6 +18,7 @@ from lightvlm_fx.exporting.causal import leave_out_later_keys
 from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
 from lightvlm_fx.kv_plan import fixed_capacity
 from lightvlm_fx.layout import Placeholders
+from lightvlm_fx.methods.moments import Prefill as Once
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.pipeline import Step
@@ -59,8 +60,8 @@ class Built:
 
 def single_turn(schedule: Schedule) -> Schedule:
     """`schedule` for prompts that no second question follows: what a turn would choose to read is all that stays."""
-    if schedule.kv and schedule.kv.when == "turn":
-        return schedule.model_copy(update={"kv": schedule.kv.model_copy(update={"when": "prefill"})})
+    if schedule.kv and schedule.kv.when.by_turn:
+        return schedule.model_copy(update={"kv": schedule.kv.model_copy(update={"when": Once()})})
     return schedule
 
 
@@ -76,7 +77,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
     schedule = pipelines.effective(single_turn(schedule))
     depth, segment = bucket.prefill.facts.layers, bucket.given["visual_segment"]
-    seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, any(cut.score == "salience" for cut in schedule.cuts))
+    seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, schedule.watches_tower)
     bounds = _bounds(bucket, seen, images)
     tables = Tables.of(bounds, schedule, depth)
     picture_tokens = bucket.picture_tokens(bounds.pictures)
@@ -93,7 +94,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     decode, decode_steps = pipelines.decode(schedule, depth, capacity=fixed_capacity(schedule)).run(bucket.decode)
 
     head, embedding = Head(model), model.get_input_embeddings()
-    period = schedule.kv.every if schedule.kv and schedule.kv.when == "periodic" else 0
+    period = schedule.kv.when.period if schedule.kv else 0
     stages: dict[str, StageExport] = {}
 
     def add(name: str, module: nn.Module, given: dict[str, Any], dynamic: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     left = (length, *tables.stay)
     tokens = tuple(left[cut] for cut in tables.cut_of)
     capacity = tuple(layer.keys.shape[2] for layer in state.layers)
-    endless = schedule.kv is not None and schedule.kv.when in ("step", "periodic")
+    endless = schedule.kv is not None and schedule.kv.when.fixed
     return Built(bucket, bounds, tables, seen.how, grid, stages, tokens, capacity, 0 if endless else new_tokens, period,
                  {"prefill": prefill_steps, "decode": decode_steps})  # fmt: skip
 

@@ -16,15 +16,16 @@ from torch.nn import functional as F
 
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.prompt import MaskRule
+from lightvlm_fx.methods import operators
+from lightvlm_fx.methods.entry_scores.attention import Attention
 from lightvlm_fx.ops.attention import attend
 from lightvlm_fx.ops.segments import PADDING, per_group
 from lightvlm_fx.ops.tiles import tiles
 from lightvlm_fx.program import Program, value
 
 OPS = torch.ops.lightvlm
-SCORES = (OPS.score_received.default, OPS.score_text_mean.default, OPS.kv_score_rows.default)
 SEGMENT = "visual_segment"
-MASK = 3  # which argument of theirs, and of `attend`
+MASK = 3  # which argument of `attend`, and of the operators of methods that read it
 DERIVED = (OPS.take_tokens.default, OPS.mask_out.default)  # of a mask: the same rule for the tokens that are left
 
 
@@ -37,7 +38,8 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
     changed, causal, sums = 0, dict[fx.Node, bool](), dict[tuple[Any, ...], fx.Node]()
     graph = program.graph_module.graph
     for node in list(graph.nodes):
-        if node.target not in (*SCORES, attend) or not isinstance(node.args[MASK], fx.Node):
+        method = operators.method_of(node.target)
+        if not (node.target is attend or (method and "mask" in operators.arguments(*method))) or not isinstance(node.args[MASK], fx.Node):
             continue
         source = node.args[MASK]
         while source.target in DERIVED:
@@ -49,7 +51,7 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
         if node.target is attend:
             _in_blocks(graph, node, _segment(program, node.args[MASK]), sums.get(_what(node)))
         else:
-            if node.target is OPS.kv_score_rows.default and node.args[5] == "attention":
+            if method == (Attention, "prompt"):
                 sums[_what(node)] = node
             node.update_arg(MASK, None)
         changed += 1
@@ -62,7 +64,7 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
 
 
 def _what(node: fx.Node) -> tuple[Any, ...]:
-    """Queries, keys, mask and scale of an attention, or of a score that sums it up."""
+    """Queries, keys, mask and scale of an attention, or of a score that sums it up: the third argument is of each its own."""
     q, k, _, mask, scale = node.args[:5]
     return q, k, mask, scale
 
@@ -108,7 +110,7 @@ def attend_in_blocks(
 def attend_and_score(
     q: Tensor, k: Tensor, v: Tensor, segment: Tensor, scale: float, size: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`attend_in_blocks`, and `kv_score_rows` of all rows, which counts no sizes: [B, S, H, d] and [B, G, S].
+    """`attend_in_blocks`, and the KV score `attention`, which counts no sizes: [B, S, H, d] and [B, G, S].
 
     Both from the same probabilities. That a key counts as `size` [B, S] tokens is a factor of its probability, and of its value.
     """

@@ -134,7 +134,7 @@ def cache_arrays(state: State) -> dict[str, Tensor]:
         out |= {f"{stage.number}.{what}": x for what in ARRAYS if (x := getattr(stage, what)) is not None}
     out |= {f"shift.{i}": shift for i, shift in enumerate(state.shifts)}
     out["start"] = state.start
-    if state.limit is not None and state.kv is not None and state.kv.when == "mask":
+    if state.limit is not None and state.kv is not None and state.kv.when.masks:
         out["limit"] = state.limit
     return out
 

@@ -1,4 +1,4 @@
-"""Traces the ops of this package as what they are made of, for back ends that know ATen only."""
+"""Ops as what they are made of, for back ends that know ATen only."""
 
 from __future__ import annotations
 
@@ -13,18 +13,27 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightvlm_fx import ops
-from lightvlm_fx.compat import OpOverloadPacket, body, sort
+from lightvlm_fx.compat import OpOverload, OpOverloadPacket, body, sort
 
 
 @cache
 def bodies() -> dict[Any, Callable[..., Any]]:
-    """The Python function behind every `torch.ops.lightvlm` operator."""
+    """The Python function behind every `torch.ops.lightvlm` operator that was registered so far; `derived` adds to it."""
     found: dict[Any, Callable[..., Any]] = {}
     for module in pkgutil.iter_modules(ops.__path__):
         for thing in vars(importlib.import_module(f"{ops.__name__}.{module.name}")).values():
             if isinstance(thing, torch.library.CustomOpDef):
                 found |= dict([body(thing)])
     return found
+
+
+def derived(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> OpOverload:
+    """Register an operator of a schema of its own, whose result on fake tensors `fake` gives."""
+    op = torch.library.custom_op(name, function, mutates_args=(), schema=schema)
+    op.register_fake(fake)
+    overload, traced = body(op)
+    bodies()[overload] = traced
+    return overload
 
 
 class InAten(TorchFunctionMode):

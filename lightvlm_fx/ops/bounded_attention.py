@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightvlm_fx.methods.base import CARRY
+
 EMPTY, CLOSED = -1, -2
 
 
@@ -46,9 +48,8 @@ def attend_bounded(
 
     `query` [Q]: sequence index of each new token. With `slot` [Q] they are appended there; without, they
     overwrite the victims. `limit` [B] empties victims' slots first until the new tokens fit into that
-    many entries of the row: what overwriting does, on a cache that only grows. `rule` brings the score up to date:
-    "attention" adds what each slot receives, "marks" counts with `decay` how often that is a fair share. With
-    `size`, shaped as `position`, a slot counts as the tokens it stands for.
+    many entries of the row: what overwriting does, on a cache that only grows. `rule`, the name of a KV score, brings the score
+    up to date, which fades by `decay`. With `size`, shaped as `position`, a slot counts as the tokens it stands for.
     """
     n, d = q.shape[2], k.shape[3]
     if slot is None:
@@ -78,7 +79,7 @@ def attend_bounded(
             logits = logits + size.log()[:, :, None, None]
         probabilities = logits.masked_fill(~seen.unsqueeze(2), torch.finfo(torch.float32).min).softmax(-1)
         if score is not None:
-            _count(score, probabilities, seen, rule, decay)
+            CARRY[rule](score, probabilities, seen, decay)
         out = probabilities.to(values.dtype).reshape(b, g, h // g * n, -1) @ values
     return out.reshape(b, h, n, -1).transpose(1, 2)
 
@@ -104,18 +105,9 @@ def _write(
     values.scatter_(2, everywhere, v)
 
 
-def _count(score: Tensor, probabilities: Tensor, seen: Tensor, rule: str, decay: float) -> None:
-    """Add to `score` what each slot received: probabilities [B, G, H/G, Q, C]."""
-    shared = score.shape[1] == 1
-    if rule == "marks":
-        fair = 1 / seen.sum(-1, keepdim=True).clamp_min(1).unsqueeze(2).float()
-        probabilities = ((probabilities >= fair) & seen.unsqueeze(2)).float()
-        score.mul_(decay ** seen.shape[2])
-    received = probabilities.mean((1, 2), keepdim=True).squeeze(2) if shared else probabilities.mean(2)  # [B, G, Q, C]
-    if rule == "marks" and seen.shape[2] > 1:  # as if the tokens had come one by one
-        ages = torch.arange(seen.shape[2] - 1, -1, -1, device=score.device)
-        received = received * (decay ** ages.float()).unsqueeze(-1)
-    score.add_(received.sum(2))
+def over_heads(received: Tensor, score: Tensor) -> Tensor:
+    """What slots received [B, G, H/G, Q, C] as [B, G, Q, C], or [B, 1, Q, C] where the heads share one `score`."""
+    return received.mean((1, 2), keepdim=True).squeeze(2) if score.shape[1] == 1 else received.mean(2)
 
 
 def shrink(

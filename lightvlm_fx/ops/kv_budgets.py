@@ -7,18 +7,11 @@ from torch import Tensor
 
 
 @torch.library.custom_op("lightvlm::kv_budgets", mutates_args=())
-def kv_budgets(statistic: Tensor, count: Tensor, most: Tensor, kind: str, least: int) -> Tensor:
+def kv_budgets(share: Tensor, count: Tensor, most: Tensor, least: int) -> Tensor:
     """Entries [B, L] int64 that each layer keeps; their sum over layers is that of `count` where the limits allow it.
 
-    statistic [B, L, n] (`kv_spread`, or strength and skewness of `kv_score_elite`), count [B, L] (what uniform budgets
-    would keep), most [B, L] (what there is, and fits). `kind`: "density", in proportion (VL-Cache); "entropy", by
-    softmax (MEDA); "strength", the mean of the two statistics, each divided by its mean over layers (AirCache).
+    share [B, L] float32 of the sum, count [B, L] (what uniform budgets would keep), most [B, L] (what there is, and fits).
     """
-    if kind == "entropy":
-        share = statistic[..., 0].softmax(1)
-    else:
-        positive = statistic.clamp_min(1e-6)
-        share = (positive / positive.sum(1, keepdim=True)).mean(-1)
     total = count.sum(1, keepdim=True).float()
     most = most.float()
     low = most.clamp_max(least)
@@ -41,5 +34,11 @@ def kv_budgets(statistic: Tensor, count: Tensor, most: Tensor, kind: str, least:
 
 
 @kv_budgets.register_fake
-def _(statistic, count, most, kind, least):
+def _(share, count, most, least):
     return torch.empty_like(count)
+
+
+def proportions(statistic: Tensor) -> Tensor:
+    """Shares [B, L] of statistics [B, L, n] that are not negative: the mean over n, each divided by its sum over layers."""
+    positive = statistic.clamp_min(1e-6)
+    return (positive / positive.sum(1, keepdim=True)).mean(-1)

@@ -43,3 +43,15 @@ def unit(x: Tensor) -> Tensor:
     """Rows of length one, in float32."""
     x = x.float()
     return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def text_after_pictures(segment: Tensor) -> Tensor:
+    """Boolean [B, S]: text after the row's last visual token, which alone sees all of it; all text of a row without pictures."""
+    here = torch.arange(segment.shape[1], device=segment.device)
+    last = torch.where(segment >= 0, here, -1).amax(1, keepdim=True)
+    return (segment == TEXT) & (here > last)
+
+
+def heads_as_rows(x: Tensor, shared: bool) -> Tensor:
+    """Entries [B, G, S, d] as [B * G, S, d], or side by side as [B, S, G * d] where the heads share a choice."""
+    return x.transpose(1, 2).flatten(2) if shared else x.flatten(0, 1)

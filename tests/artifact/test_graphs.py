@@ -19,13 +19,17 @@ from torch import fx, nn
 import lightvlm_fx as lightvlm
 from lightvlm_fx.artifact.lint import lint
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.exporters.onnx_graph import PARSED, operators, to_onnx
+from lightvlm_fx.exporters.onnx_graph import PARSED, to_onnx
+from lightvlm_fx.exporters.onnx_graph import operators as onnx_operators
 from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporters.precision import cast
 from lightvlm_fx.exporting.build import build
-from lightvlm_fx.exporting.causal import SCORES, SEGMENT, attend_and_score, leave_out_later_keys
+from lightvlm_fx.exporting.causal import SEGMENT, attend_and_score, leave_out_later_keys
 from lightvlm_fx.exporting.export import record_parity
 from lightvlm_fx.exporting.stages import Head
+from lightvlm_fx.methods import operators
+from lightvlm_fx.methods.entry_scores.attention import Attention
+from lightvlm_fx.methods.token_scores.received import Received
 from lightvlm_fx.ops.attention import attend
 from lightvlm_fx.ops.segments import PADDING, TEXT
 
@@ -60,7 +64,7 @@ def test_linear_layers(gemm):
     torch.manual_seed(0)
     layers, ids = Layers().eval(), torch.randint(0, 11, (2, 5))
     graph = to_onnx("layers", layers, {"input_ids": ids}, gemm=gemm)
-    found = operators(graph)
+    found = onnx_operators(graph)
     assert (found.get("Gemm", 0), found.get("MatMul", 0)) == ((4, 0) if gemm else (0, 4))
     assert ("Add" in found, "Transpose" in found) == (True, False)
     assert found["Add"] == (1 if gemm else 2)  # a bias is part of its Gemm
@@ -86,7 +90,7 @@ def test_only_causal_masks_leave_keys_out(window, blocks, monkeypatch):
     graph = fx.Graph()
     q, k, seg, low = (graph.placeholder(name) for name in ("q", "k", SEGMENT, "low"))
     made = graph.call_function(torch.ops.aten.logical_not.default, (low,))  # models make their masks from others
-    score = graph.call_function(SCORES[0], (q, k, seg, made, 0.5))
+    score = graph.call_function(operators.operator(Received, "score"), (q, k, seg, made, 0.5))
     graph.output((score, graph.call_function(attend, (q, k, k, made, 0.5))))
     module = fx.GraphModule(nn.Module(), graph)
     given = {"q": torch.randn(1, 4, 8, 4), "k": torch.randn(1, 2, 8, 4), SEGMENT: segment, "low": ~mask}
@@ -110,7 +114,7 @@ def test_blocks_of_attention_score_their_keys(softcap, counted, monkeypatch):
     mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
     graph = fx.Graph()
     q, k, v, seg, low, size = (graph.placeholder(name) for name in ("q", "k", "v", SEGMENT, "mask", "size"))
-    score = graph.call_function(torch.ops.lightvlm.kv_score_rows.default, (q, k, seg, low, 0.5, "attention", 0, 0))
+    score = graph.call_function(operators.operator(Attention, "prompt"), (q, k, seg, low, 0.5))
     shared = graph.call_function(torch.ops.aten.mean.dim, (score, [1], True))
     graph.output((shared, graph.call_function(attend, (q, k, v, low, 0.5, softcap, *([size] if counted else [])))))
     module = fx.GraphModule(nn.Module(), graph)
@@ -134,7 +138,7 @@ def test_equal_constants_make_equal_expressions():
             return {"y": sum((x.unsqueeze(1) == x.unsqueeze(2)).float() * torch.arange(i, 4 + i)[None, :, None] for i in (0, 0, 1))}
 
     graph = to_onnx("twice", Twice(), {"x": torch.tensor([[1, 2, 1, 3]])})
-    found = operators(graph)
+    found = onnx_operators(graph)
     assert (found["Equal"], found["Mul"]) == (1, 2)
 
 

@@ -68,7 +68,7 @@ def test_one_token_is_not_all_of_them():
 
 @pytest.mark.parametrize(("power", "same"), [(4, 4.0), (0, -0.0)])
 def test_equal_schedules_have_one_fingerprint(power, same):
-    one, other = (Schedule(cuts=[Cut(layer=1, keep=0.5, power=x)]) for x in (power, same))
+    one, other = (Schedule(cuts=[Cut(layer=1, keep=0.5, score={"name": "density", "power": x})]) for x in (power, same))
     assert (one, hash(one), one.fingerprint) == (other, hash(other), other.fingerprint)
 
 
@@ -119,19 +119,18 @@ def test_refuses_options_on_the_command_line(text):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("bound-decode{sinks=-1}", "not a valid option of pass 'bound-decode': sinks: .* greater than or equal to 0, got -1"),
-    ("bound-decode{window=0}", "window: .* greater than or equal to 1, got 0"),
+    ("bound-decode{score=marks:window=0}", "window: .* greater than or equal to 1, got 0"),
     ("bound-decode{score=zzz}", "no KV score named 'zzz'"),
     ("bound-prefill{merge=zzz}", "no way to merge entries named 'zzz'"),
-    ("bound-prefill{budgets=pyramid}", "no way to share the budget named 'pyramid'"),
-    ("bound-prefill{running=window}", "no KV score that steps carry on named 'window'"),
-    ("bound-prefill{kernel=4}", "kernel must be odd, got 4"),
-    ("bound-prefill{alpha=0.0}", "alpha: .* greater than 0, got 0.0"),
+    ("bound-prefill{budgets=pyramids}", "no way to share the budget named 'pyramids'"),
+    ("bound-prefill{score=window:kernel=4}", "kernel must be odd, got 4"),
+    ("bound-prefill{score=elite:alpha=0.0}", "alpha: .* greater than 0, got 0.0"),
     ("bound-prefill{visual_share=1.0}", "visual_share: .* less than 1, got 1.0"),
     ("bound-prefill{sizes=0/x/}", r"sizes.1: Input should be a valid integer, got 'x'"),
     ("bound-prefill{sizes=True/}", r"sizes.0: Input should be a valid integer, got True"),
-    ("reduce-tokens{power=nan}", "power: .*number, got nan"),
-    ("reduce-tokens{power=5.0}", "power: .* less than or equal to 4, got 5.0"),
-    ("reduce-tokens{seed=-1}", "seed: .* greater than or equal to 0, got -1"),
+    ("reduce-tokens{score=density:power=nan}", "power: .*number, got nan"),
+    ("reduce-tokens{score=density:power=5.0}", "power: .* less than or equal to 4, got 5.0"),
+    ("reduce-tokens{score=random:seed=-1}", "seed: .* greater than or equal to 0, got -1"),
     ("reduce-tokens{combine=meld}", "no combine named 'meld'"),
     ("reduce-tokens{layer=1,layer=2}", "reduce-tokens: layer is given twice"),
     ("reduce-tokens{layer=" + "9" * 5000 + "}", "reduce-tokens: layer must be int like 1"),

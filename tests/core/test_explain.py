@@ -103,7 +103,7 @@ def test_every_preset_can_be_explained(llava, name):
 def test_says_how_a_cache_is_bounded_and_what_it_takes(llava):
     told = lightvlm.explain(llava.model, Schedule.preset("lightvlm", keep=1.0, capacity=50, layers=(1, 2)))
     assert str(told).splitlines()[-1] == (
-        "cache bounded at every step: 50 entries a layer by attention, density behind the prompt, 30% for pictures, "
+        "cache bounded at every step: 50 entries a layer by attention, density after the prompt, 30% for pictures, "
         "counted merging, 4 sinks, 17 recent"
     )
     every = lightvlm.explain(llava.model, Schedule.preset("sparsevila", keep=1.0, capacity=0.25))

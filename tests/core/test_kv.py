@@ -4,13 +4,15 @@ from itertools import pairwise
 
 import pytest
 import torch
+from drawn import ADAPTIVE, KV_SCORES, MERGES, RUNNING, SHARING, WHEN, methods
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightvlm_fx.errors import ScheduleError, UnknownName
-from lightvlm_fx.kv import ADAPTIVE, BUDGETS, KV_SCORES, MERGES, RUNNING, WHEN, Kv
+from lightvlm_fx.kv import Kv
 from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.layout import Layout
+from lightvlm_fx.methods.registry import ENTRY_SCORES
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.schedule import Cut, Schedule
 
@@ -25,22 +27,23 @@ def bounds(draw):
     """Any valid Kv."""
     when, of, scores, budgets = draw(st.sampled_from(WHEN)), "all", RUNNING, ("uniform", "pyramid")
     if when == "turn":
-        of, scores, budgets = "visual", ("question",), [b for b in BUDGETS if b != "strength"]
+        of, scores, budgets = "visual", ("question",), [b for b in SHARING if b != "strength"]
     if when == "prefill":
         of = draw(st.sampled_from(["all", "visual"]))
         scores = [s for s in KV_SCORES if s != "question" and (s != "elite" or of == "visual")]
-        budgets = [b for b in BUDGETS if b != "strength"]
-    score = draw(st.sampled_from(scores))
-    budgets = draw(weights | st.sampled_from([*budgets, "strength"] if score == "elite" else budgets))
-    more = {name: draw(st.integers(1, 99)) for name in ("sinks", "recent", "window", "every")}
+        budgets = [b for b in SHARING if b != "strength"]
+    score = draw(methods(ENTRY_SCORES, scores))
+    budgets = draw(weights | st.sampled_from([*budgets, "strength"] if score.name == "elite" else budgets))
+    more = {name: draw(st.integers(1, 99)) for name in ("sinks", "recent")}
     more |= {"text_first": draw(st.booleans()), "merge": draw(st.sampled_from(["none", "counted"] if when == "turn" else MERGES))}
     if when not in ("prefill", "turn"):
-        more["prompt"] = draw(st.sampled_from(["", "age", "window", "density"]))
-        if score != "age" and not more["text_first"]:
+        more["prompt"] = draw(st.none() | methods(ENTRY_SCORES, ["age", "window", "density"]))
+        if score.carried and not more["text_first"]:
             more["visual_share"] = draw(st.floats(0, 0.001))
-    more |= {"heads": draw(st.sampled_from(["each", "shared"])), "kernel": draw(st.sampled_from([1, 5])), "alpha": draw(ratios)}
+    more |= {"heads": draw(st.sampled_from(["each", "shared"]))}
+    when = {"name": when, "every": draw(st.integers(1, 99))} if when == "periodic" else when
     counts = st.integers(199, 9999)
-    capacity = draw(counts if when in ("mask", "periodic") else counts | ratios)
+    capacity = draw(counts if when == "mask" or isinstance(when, dict) else counts | ratios)
     return Kv(capacity=capacity, of=of, when=when, score=score, budgets=budgets, **more)
 
 
@@ -57,7 +60,9 @@ def test_a_file_reads_back_to_an_equal_schedule(tmp_path_factory, kv, cut):
 def test_the_fingerprint_of_a_schedule_without_a_bound_is_that_of_its_cuts():
     """Schedules of earlier releases keep theirs."""
     schedule = Schedule.preset("fastv")
-    data = {"cuts": [cut.model_dump(mode="json") for cut in schedule.cuts], "schema_version": 1}
+    cut = {"layer": 2, "keep": 0.5, "score": "last-query", "combine": "prune", "positions": "keep", "rope": True, "image_softmax": False,
+           "power": 0.25, "centres": 0.1, "group": 5, "proportional": False, "seed": 0}  # fmt: skip
+    data = {"cuts": [cut], "schema_version": 1}
     expected = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
     assert schedule.fingerprint == expected
     assert schedule.model_copy(update={"kv": Kv(capacity=50)}).fingerprint != expected
@@ -66,8 +71,8 @@ def test_the_fingerprint_of_a_schedule_without_a_bound_is_that_of_its_cuts():
 def test_the_fingerprint_changes_with_every_field_of_a_bound():
     changes = [
         {"capacity": 51}, {"of": "visual"}, {"when": "step"}, {"score": "age"}, {"heads": "shared"}, {"budgets": "pyramid"},
-        {"sinks": 3}, {"recent": 31}, {"window": 31}, {"kernel": 3}, {"alpha": 0.8}, {"text_first": True}, {"merge": "pivot"},
-        {"every": 63}, {"when": "step", "prompt": "density"}, {"when": "step", "visual_share": 0.1},
+        {"sinks": 3}, {"recent": 31}, {"text_first": True}, {"merge": "pivot"},
+        {"score": {"name": "window", "kernel": 3}}, {"when": "step", "prompt": "density"}, {"when": "step", "visual_share": 0.1},
     ]  # fmt: skip
     assert {key for change in changes for key in change} == set(Kv.model_fields)
     prints = {Schedule(kv=Kv(**({"capacity": 50} | ONCE | change))).fingerprint for change in [{}, *changes]}
@@ -92,9 +97,10 @@ def test_the_fingerprint_changes_with_every_field_of_a_bound():
         ({"prompt": "elite"}, "prompt='elite' ranks visual entries only; use another score"),
         ({"prompt": "density"} | ONCE, "prompt='density' is for caches whose score the steps carry on, but when='prefill' chooses once"),
         ({"merge": "pivot", "when": "turn", "score": "question", "of": "visual"}, "but when='turn' drops none; use 'none', or 'counted'"),
-        ({"kernel": 4}, "kernel must be odd, got 4"),
+        ({"score": {"name": "window", "kernel": 4}} | ONCE, "kernel must be odd, got 4"),
         ({"sinks": -1}, "not a valid kv: sinks: Input should be greater than or equal to 0, got -1"),
-        ({"alpha": 0}, "not a valid kv: alpha: Input should be greater than 0, got 0"),
+        ({"score": {"name": "elite", "alpha": 0}} | VISUAL,
+         "not a valid option of KV score 'elite': alpha: Input should be greater than 0, got 0"),
         ({"color": 1}, r"not a valid kv: color: Extra inputs are not permitted, got 1 \(fields: capacity, of, when"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 import torch
+from drawn import combines, scores
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passes.shift_positions import ShiftPositions
 from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.pretty import text
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, Schedule
+from lightvlm_fx.schedule import POSITIONS, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +83,10 @@ def test_parses_what_it_prints():
 
 fields = {
     "layer": st.integers(0, 99),
-    "score": st.sampled_from(SCORES),
-    "combine": st.sampled_from(COMBINES),
+    "score": scores,
+    "combine": combines,
     "positions": st.sampled_from(POSITIONS),
-    "rope": st.booleans(),
-    "image_softmax": st.booleans(),
     "proportional": st.booleans(),
-    "power": st.floats(0, 4),
-    "centres": st.floats(0, 1),
-    "group": st.integers(1, 99),
-    "seed": st.integers(0, 2**63),
 }
 layers = st.lists(st.integers(0, 99), unique=True).map(sorted).map(tuple)
 passes = st.one_of(

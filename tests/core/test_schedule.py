@@ -1,27 +1,22 @@
 import pytest
+from drawn import SCORES, WITHOUT_ATTENTION, combines, scores
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lightvlm_fx.errors import LightVLMError, ScheduleError, UnknownName
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, WITHOUT_ATTENTION, Cut, Schedule
+from lightvlm_fx.schedule import POSITIONS, Cut, Schedule
 
 ratios = st.floats(0, 1, exclude_min=True)
 shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
 options = st.fixed_dictionaries(
     {},
     optional={
-        "score": st.sampled_from(SCORES),
-        "combine": st.sampled_from(COMBINES),
+        "score": scores,
+        "combine": combines,
         "positions": st.sampled_from(POSITIONS),
-        "rope": st.booleans(),
-        "image_softmax": st.booleans(),
-        "power": st.floats(0, 4),
-        "centres": st.floats(0, 1),
-        "group": st.integers(1, 99),
         "proportional": st.booleans(),
-        "seed": st.integers(0, 2**32 - 1),
     },
-).filter(lambda o: o.get("combine", "prune") != "prune" or not o.get("proportional"))
+).filter(lambda o: ("combine" in o and o["combine"].counts) or not o.get("proportional"))
 
 
 @st.composite
@@ -32,7 +27,7 @@ def schedules(draw):
         (draw(keeps) for _ in layers), key=lambda k: k if isinstance(k, int) else 500 * k, reverse=True
     )
     cuts = [Cut(layer=at, keep=k, **draw(options)) for at, k in zip(sorted(layers), kept, strict=True)]
-    assume(all(cut.score != "salience" for cut in cuts[1:]))
+    assume(not any("tower" in cut.score.reads for cut in cuts[1:]))
     name = draw(st.text(st.characters(exclude_categories=["Cs"])))
     return Schedule(name=name, cuts=cuts)
 
@@ -69,8 +64,7 @@ def test_the_fingerprint_changes_with_every_field_of_a_cut():
     usual = {"layer": 3, "keep": 0.5}
     changes = [
         {"layer": 4}, {"keep": 0.4}, {"score": "peak"}, {"combine": "merge"}, {"positions": "compact"},
-        {"rope": False},
-        {"image_softmax": True}, {"power": 1.0}, {"centres": 0.2}, {"group": 4}, {"seed": 1},
+        {"score": {"name": "last-query", "rope": False}},
         {"proportional": True, "combine": "merge"},
     ]  # fmt: skip
     assert {key for change in changes for key in change} == set(Cut.model_fields)
@@ -261,12 +255,9 @@ def test_refuses_unknown_names_with_a_guess(field, wrong, message):
 @pytest.mark.parametrize(
     ("field", "wrong", "message"),
     [
-        ("power", 9, "not a valid cut: power: Input should be less than or equal to 4, got 9"),
-        ("centres", -1, "not a valid cut: centres: Input should be greater than or equal to 0, got -1"),
-        ("group", 0, "not a valid cut: group: Input should be greater than or equal to 1, got 0"),
-        ("seed", 2**32, "not a valid cut: seed: Input should be less than 4294967296"),
-        ("seed", -1, "not a valid cut: seed: Input should be greater than or equal to 0, got -1"),
-        ("rope", "perhaps", "not a valid cut: rope: .* got 'perhaps'"),
+        ("power", 0.5, "power is an option of score 'density' and of score 'peak'; score='last-query', combine='prune' have none"),
+        ("group", 4, "group is an option of combine 'recover'; score='last-query', combine='prune' have none"),
+        ("rope", "perhaps", "not a valid option of score 'last-query': rope: .* got 'perhaps'"),
         (
             "colour",
             1,
@@ -277,6 +268,22 @@ def test_refuses_unknown_names_with_a_guess(field, wrong, message):
 def test_refuses_bad_options(field, wrong, message):
     with pytest.raises(ScheduleError, match=message):
         Cut(layer=1, keep=0.5, **{field: wrong})
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ({"name": "density", "power": 9}, "not a valid option of score 'density': power: Input should be less than or equal to 4, got 9"),
+        ({"name": "random", "seed": 2**32}, "not a valid option of score 'random': seed: Input should be less than 4294967296"),
+        ({"name": "random", "seed": -1}, "not a valid option of score 'random': seed: Input should be greater than or equal to 0, got -1"),
+        ({"name": "uniform", "power": 3}, r"not a valid option of score 'uniform': power: Extra inputs are not permitted, got 3"),
+        ({"power": 3}, "no score named "),
+    ],
+)
+def test_refuses_bad_options_of_a_method(score, message):
+    for make in (lambda: Cut(layer=1, keep=0.5, score=score), lambda: Schedule(cuts=[{"layer": 1, "keep": 0.5, "score": score}])):
+        with pytest.raises(LightVLMError, match=message):
+            make()
 
 
 def test_refuses_to_count_merged_tokens_where_none_are_merged():

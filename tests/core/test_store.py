@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from lightvlm_fx.cache import Stage, StageLayer, Store
+from lightvlm_fx.methods.entry_merges.counted import Counted
+from lightvlm_fx.methods.entry_merges.none import NoMerge
 from lightvlm_fx.ops.bounded_attention import attend_bounded
 from lightvlm_fx.ops.segments import PADDING, TEXT
 
@@ -28,7 +30,7 @@ def store_of(counted, size=None, seed=0):
     if size is None and counted:
         size = torch.ones(2, 1, LENGTH)
     layer = StageLayer(None, Stage(0, place, size, fixed=LENGTH + 4), keys, values)
-    return Store(layer, ROWS, counted), layer
+    return Store(layer, ROWS, Counted() if counted else NoMerge()), layer
 
 
 def asked():

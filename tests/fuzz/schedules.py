@@ -26,11 +26,14 @@ import numpy as np
 
 from lightvlm_fx.cli_base import preset_of
 from lightvlm_fx.errors import LightVLMError, shown
-from lightvlm_fx.kv import BUDGETS, KV_SCORES, MERGES, WHEN, Kv
+from lightvlm_fx.kv import Kv
+from lightvlm_fx.methods.base import Method
+from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES, Registry
+from lightvlm_fx.methods.registry import WHEN as MOMENTS
 from lightvlm_fx.passes import CATALOGUE, EXAMPLES
 from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.presets import PRESETS
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, Cut, Schedule
+from lightvlm_fx.schedule import POSITIONS, Cut, Schedule
 
 
 class Wrong(Exception):
@@ -52,21 +55,31 @@ def deep(levels: int) -> list[Any]:
     return out
 
 
+def forms(*registries: Registry[Any]) -> tuple[Any, ...]:
+    """Methods by name, as tables and as values."""
+    kinds = [kind for registry in registries for kind in registry.all() if kind.name != "weights"]
+    tables = [{"name": kind.name, **kind().model_dump()} for kind in kinds]
+    return (*(kind.name for kind in kinds), *tables, *(kind() for kind in kinds))
+
+
 GOOD: dict[str, tuple[Any, ...]] = {
-    "layer": (0, 1, 2, 7, 0.25, 0.9), "keep": (1, 1.0, 9, 64, 0.35, 0.03), "score": (*SCORES, *KV_SCORES), "combine": COMBINES,
+    "layer": (0, 1, 2, 7, 0.25, 0.9), "keep": (1, 1.0, 9, 64, 0.35, 0.03), "score": forms(TOKEN_SCORES, ENTRY_SCORES),
+    "combine": forms(COMBINES),
     "positions": POSITIONS, "layers": ((1, 2), [0.25, 0.5], [0.25, 0.625, 0.875], (3,)), "power": (0, 0.25, 4.0), "centres": (0, 0.1, 1.0),
-    "group": (1, 5), "seed": (0, 2**32 - 1), "capacity": (1, 1.0, 64, 512, 0.1, 0.5), "of": ("all", "visual"), "when": WHEN,
-    "prompt": ("", *KV_SCORES), "kv_score": KV_SCORES, "merge": MERGES, "kv_merge": MERGES, "heads": ("each", "shared"),
-    "budgets": (*BUDGETS, [1, 2.0], [3] * 8), "sinks": (0, 4), "recent": (0, 8, 32), "window": (1, 32), "kernel": (1, 5),
+    "group": (1, 5), "seed": (0, 2**32 - 1), "capacity": (1, 1.0, 64, 512, 0.1, 0.5), "of": ("all", "visual"), "when": forms(MOMENTS),
+    "prompt": ("", *forms(ENTRY_SCORES)), "kv_score": forms(ENTRY_SCORES), "merge": forms(ENTRY_MERGES), "kv_merge": forms(ENTRY_MERGES),
+    "heads": ("each", "shared"),
+    "budgets": (*forms(BUDGETS), [1, 2.0], [3] * 8), "sinks": (0, 4), "recent": (0, 8, 32), "window": (1, 32), "kernel": (1, 5),
     "alpha": (0.5, 1.0), "visual_share": (0, 0.3, 0.5), "every": (1, 64), "schema_version": (1,),
     "name": ("", "mine", "naïve \N{GRINNING FACE}"),
-    "sizes": ((0, 0, 1), ()), "biased": ((), (1,)), "running": ("", "age", "marks"),
+    "sizes": ((0, 0, 1), ()), "biased": ((), (1,)), "running": (None, *forms(ENTRY_SCORES)),
 }  # fmt: skip
 SWITCHES = (True, False)
 HOSTILE: tuple[Any, ...] = (
     True, False, None, "3", "x", "", "off", "true", b"3", b"", 0, -1, 1, 2, 3, 4, 1.0, 2.0, 0.0, -0.0, 0.5, -0.5, 1.5, 5e-324, 1e308,
     float("nan"), float("inf"), float("-inf"), 2**31, 2**32, 2**63, -(2**63), 10**400, 10**5000, -(10**5000), [], [1], [True],
     ["1"], [10**400], [float("nan")], [5e-324, 1e308], (), (1, 0.5), {}, {"a": 1}, set(), object(), 1j, deep(5), deep(5000),
+    {"name": "density", "power": "x"}, {"name": "window", "kernel": 2}, {"name": "periodic", "every": True}, {"name": []}, {"power": 1},
     "\ud800", "\x00", "\x1b[31m", "[/red]", "x" * 10**5, datetime.date(2026, 1, 1), decimal.Decimal("0.5"), Whole.THREE, Text("density"),
     np.int64(3), np.float64(0.5), np.float32(0.5), np.bool_(True), np.array([1, 2]), np.array([]), int, len,
 )  # fmt: skip
@@ -100,6 +113,12 @@ def same(given: Any, held: Any) -> bool:
     """Whether `held` is what was `given`, and of its kind: an integer may be held as a float where a share was asked for."""
     if isinstance(given, list | tuple) and isinstance(held, tuple):
         return len(given) == len(held) and all(map(same, given, held))
+    if isinstance(held, Method):
+        if isinstance(given, dict):
+            return all(same(v, held.name if k == "name" else getattr(held, k)) for k, v in given.items())
+        return given is held or given == held.name or (isinstance(given, list | tuple) and given == held.data)
+    if given == "" and held is None:
+        return True
     if isinstance(held, Cut | Kv):
         return given is held or (isinstance(given, dict) and all(same(v, getattr(held, k)) for k, v in given.items()))
     kinds = (float, int) if type(held) is float else type(held)

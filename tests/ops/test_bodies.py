@@ -20,7 +20,7 @@ EXACT = 1e-5
 
 
 def test_finds_the_body_of_every_op():
-    found = {op.name().removeprefix("lightvlm::"): body for op, body in bodies().items()}
+    found = {op.name().removeprefix("lightvlm::"): body for op, body in bodies().items() if op.namespace == "lightvlm"}
     assert sorted(found) == NAMES
     assert len(NAMES) > 20
     for body in found.values():

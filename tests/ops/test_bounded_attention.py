@@ -164,7 +164,7 @@ def test_the_score_goes_on_where_that_of_the_prompt_ended(rule, prompt, seed):
         segment = torch.full((1, n), TEXT)
         if rule == "marks":
             return OPS.kv_score_marks(q[:, :, :n], k[:, :, :n], segment, SCALE, window)
-        return OPS.kv_score_rows(q[:, :, :n], k[:, :, :n], segment, None, SCALE, rule, window, 1)
+        return OPS.kv_score_attention(q[:, :, :n], k[:, :, :n], segment, None, SCALE)
 
     position = pad(torch.arange(prompt).repeat(1, GROUPS, 1), (0, 4), value=-1)
     running = Cache(k.clone(), v.clone(), position, pad(score(prompt), (0, 4)), None, torch.tensor([0]))

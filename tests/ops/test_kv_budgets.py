@@ -14,7 +14,7 @@ def test_the_sum_is_that_of_uniform_budgets(layers, seed, kind, least):
     statistic = torch.randn(3, layers, 2, generator=draw) * 3
     most = torch.randint(4, 40, (3, layers), generator=draw)
     count = torch.randint(4, 20, (3, 1), generator=draw).expand(3, layers)
-    made = OPS.kv_budgets(statistic, count, most, kind, least)
+    made = OPS.kv_budgets(getattr(OPS, f"kv_shares_{kind}")(statistic), count, most, least)
     assert made.sum(1).tolist() == torch.minimum(count.sum(1), most.sum(1)).clamp_min(least * layers).tolist()
     assert bool((made <= most).all() and (made >= least).all())
 
@@ -22,13 +22,14 @@ def test_the_sum_is_that_of_uniform_budgets(layers, seed, kind, least):
 def test_strength_is_the_worked_example():
     """AirCache: strengths .2 .4 .3 .1, skewness 2 6 10 6, a tenth of the tokens kept."""
     statistic = torch.tensor([[[0.2, 2.0], [0.4, 6.0], [0.3, 10.0], [0.1, 6.0]]])
-    made = OPS.kv_budgets(statistic, torch.full((1, 4), 1000), torch.full((1, 4), 10_000), "strength", 1)
+    made = OPS.kv_budgets(OPS.kv_shares_strength(statistic), torch.full((1, 4), 1000), torch.full((1, 4), 10_000), 1)
     assert (made - torch.tensor([[567, 1300, 1433, 700]])).abs().max() <= 1
 
 
 def test_entropy_is_the_worked_example():
     """MEDA: entropies 2 3 4 5 and a fifth of 1000 entries."""
-    made = OPS.kv_budgets(torch.tensor([[[2.0], [3.0], [4.0], [5.0]]]), torch.full((1, 4), 200), torch.full((1, 4), 1000), "entropy", 1)
+    share = OPS.kv_shares_entropy(torch.tensor([[[2.0], [3.0], [4.0], [5.0]]]))
+    made = OPS.kv_budgets(share, torch.full((1, 4), 200), torch.full((1, 4), 1000), 1)
     assert (made - torch.tensor([[26, 70, 190, 515]])).abs().max() <= 1
 
 
@@ -44,7 +45,7 @@ def direct(batch: Batch):
 @given(batches())
 def test_entropy_is_that_of_the_rows(batch: Batch):
     attended, _ = direct(batch)
-    made = OPS.kv_spread(*batch.qk(), batch.segment, None, SCALE, "entropy")
+    made = OPS.kv_spread_entropy(*batch.qk(), batch.segment, None, SCALE)
     for b in range(batch.rows):
         rows = attended[b][:, batch.segment[b] != PADDING]
         torch.testing.assert_close(made[b], torch.distributions.Categorical(rows).entropy().mean(), atol=1e-4, rtol=1e-4)
@@ -53,7 +54,7 @@ def test_entropy_is_that_of_the_rows(batch: Batch):
 @given(batches())
 def test_density_counts_what_the_text_behind_the_picture_uses(batch: Batch):
     attended, seen = direct(batch)
-    made = OPS.kv_spread(*batch.qk(), batch.segment, None, SCALE, "density")
+    made = OPS.kv_spread_density(*batch.qk(), batch.segment, None, SCALE)
     for b in range(batch.rows):
         visual = torch.nonzero(batch.segment[b] >= 0).flatten()
         behind = int(visual[-1]) if len(visual) else -1
@@ -90,7 +91,7 @@ def test_values_join_the_survivor_of_their_kind_with_the_nearest_key(batch: Batc
     v = batch.randn(*k.shape, salt=7)
     count = torch.full((batch.rows,), 2)
     index, entry = OPS.keep_entries(batch.randn(*k.shape[:3], salt=8), batch.segment, count, 2, 0, 0, False, False, 0.0)
-    made = OPS.merge_values(k, v, batch.segment, index, entry)
+    _, made = OPS.kv_merge_pivot(k, v, batch.segment, index, entry)
     for b in range(batch.rows):
         for g in range(k.shape[1]):
             kept = [i for i in entry[b, g].tolist() if i >= 0]

@@ -26,6 +26,11 @@ def causal(batch: Batch):
     return torch.ones(s, s, dtype=torch.bool).tril() & real[:, None] & real[..., None]
 
 
+def rows_score(q, k, segment, mask, rows, window=1, kernel=1):
+    """The KV score of that name; `window` and `kernel` are options of one."""
+    return getattr(OPS, f"kv_score_{rows}")(q, k, segment, mask, SCALE, *((window, kernel) if rows == "window" else ()))
+
+
 def chosen(batch: Batch, rows, window):
     """Places of each row whose queries count."""
     for segment in batch.segment.tolist():
@@ -43,7 +48,7 @@ def test_rows_are_summed_for_each_kv_head(rows, batch: Batch, window, masked):
     if masked:  # pictures that see themselves in both directions
         allowed = allowed | ((batch.segment[:, :, None] == batch.segment[:, None]) & (batch.segment >= 0)[:, None])
     mask = allowed[:, None] if masked else None
-    score = OPS.kv_score_rows(q, k, batch.segment, mask, SCALE, rows, window, 1)
+    score = rows_score(q, k, batch.segment, mask, rows, window)
     matrix = attention(q, k, allowed).mean(2)
     for b, places in enumerate(chosen(batch, rows, window)):
         torch.testing.assert_close(score[b], matrix[b, :, places].sum(1))
@@ -53,7 +58,7 @@ def test_rows_are_summed_for_each_kv_head(rows, batch: Batch, window, masked):
 def test_a_window_is_averaged_over_neighbouring_keys(batch: Batch, window, kernel):
     """Beyond either end of the row stand zeros, whether there is padding or nothing."""
     q, k = batch.qk()
-    plain, pooled = (OPS.kv_score_rows(q, k, batch.segment, None, SCALE, "window", window, n) for n in (1, kernel))
+    plain, pooled = (rows_score(q, k, batch.segment, None, "window", window, n) for n in (1, kernel))
     s, half = batch.segment.shape[1], kernel // 2
     for i in range(s):
         near = plain[..., max(0, i - half) : i + half + 1].sum(-1) / kernel
@@ -78,7 +83,7 @@ def test_marks_equal_a_loop(batch: Batch, window):
 
 
 def scores(q, k, segment):
-    return [OPS.kv_score_rows(q, k, segment, None, SCALE, rows, 3, 3) for rows in ROWS] + [OPS.kv_score_marks(q, k, segment, SCALE, 3)]
+    return [rows_score(q, k, segment, None, rows, 3, 3) for rows in ROWS] + [OPS.kv_score_marks(q, k, segment, SCALE, 3)]
 
 
 @given(batches(rows=(2, 3)))

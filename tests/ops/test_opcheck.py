@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightvlm_fx.methods import operators
 from lightvlm_fx.ops.bodies import bodies
 
 OPS = torch.ops.lightvlm
@@ -27,7 +28,15 @@ def arguments():
     small = mask[:, :, :K, :K]
     per_head = torch.rand(2, 2, 8, generator=draw)
     entries, _ = OPS.keep_entries(per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, False, 0.0)
-    return {
+    values = {
+        "hidden": hidden, "previous": hidden.flip(0), "q": q, "k": k, "v": v, "keys": k, "values": v, "size": size, "worth": None,
+        "score": score, "rank": rank, "segment": SEGMENT, "mask": None, "scale": 0.5, "budget": BUDGET, "index": index, "left": left,
+        "entry": entries, "statistic": torch.rand(2, 3, 2, generator=draw), "layer": 1, "shared": False, "tower": score,
+    }  # fmt: skip
+    others = values | {"hidden": hidden.bfloat16(), "previous": hidden.flip(0).bfloat16(), "mask": mask, "shared": True, "worth": per_head}
+    others |= {name: values[name].half() for name in ("q", "k", "v", "keys", "values")}
+    calls = {name: [method_call(*made, given) for given in (values, others)] for name, made in operators.every().items()}
+    return calls | {
         "attention": [(q, k, v, None, 0.5, 0, 0, 0.0), (q, k, v, mask, 0.5, 0, 0, 3.0), (q, k, v, None, 0.5, 0, 0, 0.0, size * 2)],
         "compact_index": [(SEGMENT, left)],
         "keep_entries": [
@@ -36,36 +45,13 @@ def arguments():
             (per_head, SEGMENT, torch.tensor([6, 4]), K, 1, 1, False, False, 0.4),
         ],
         "guard_visual": [(per_head, SEGMENT)],
-        "kv_score_marks": [(q, k, SEGMENT, 0.5, 3), (q.half(), k.half(), SEGMENT, 0.5, 99)],
-        "kv_score_rows": [
-            (q, k, SEGMENT, None, 0.5, "attention", 1, 1),
-            (q.half(), k.half(), SEGMENT, mask, 0.5, "window", 3, 5),
-            (q, k, SEGMENT, None, 0.5, "text", 1, 1),
-        ],
-        "kv_budgets": [(torch.rand(2, 3, 1, generator=draw), torch.full((2, 3), 4), torch.full((2, 3), 6), "density", 1)],
-        "kv_score_density": [(v, SEGMENT, False), (v.half(), SEGMENT, True)],
-        "kv_score_elite": [(q, k, SEGMENT, 0.5, 0.9)],
-        "kv_score_question": [(q, k, SEGMENT, 0.5, True), (q[:, :, :3], k, SEGMENT, 0.5, False)],
-        "kv_spread": [(q, k, SEGMENT, None, 0.5, "density"), (q, k, SEGMENT, mask, 0.5, "entropy")],
+        "kv_budgets": [(torch.rand(2, 3, generator=draw), torch.full((2, 3), 4), torch.full((2, 3), 6), 1)],
         "mask_out": [(small, left), (torch.where(small, 0.0, -1e9)[:1], left)],
-        "merge_entries": [
-            (k, v, None, None, SEGMENT, entries, entries),
-            (k.half(), v.half(), size, per_head[:, :1], SEGMENT, entries[:, :1], entries[:, :1]),
-        ],
         "merge_tokens": [
             (hidden, size, index, went),
             (hidden.bfloat16(), size, index, went),
         ],
         "nearest_survivor": [(hidden, SEGMENT, index, left), (hidden.bfloat16(), SEGMENT, index, left)],
-        "merge_values": [(k, v, SEGMENT, index[:, None], index[:, None])],
-        "recover_tokens": [(hidden, size, score, rank, BUDGET, index, SEGMENT, left, 0.5, 2)],
-        "score_density": [(hidden, SEGMENT, 0.5), (hidden.bfloat16(), SEGMENT, 1.0)],
-        "score_last_query": [(q, k, SEGMENT, 0.5, False), (q.half(), k.half(), SEGMENT, 0.5, True)],
-        "score_peak": [(score, hidden, SEGMENT, 0.25), (score, hidden.bfloat16(), SEGMENT, 0.5)],
-        "score_random": [(SEGMENT, 3)],
-        "score_received": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],
-        "score_text_mean": [(q, k, SEGMENT, None, 0.5), (q, k, SEGMENT, mask, 0.5)],
-        "score_uniform": [(SEGMENT, BUDGET)],
         "select_tokens": [(score, SEGMENT, BUDGET, K)],
         "take_entries": [(k, entries), (k.half(), entries[:, :1]), (per_head, entries)],
         "take_tokens": [
@@ -75,6 +61,13 @@ def arguments():
             (mask, index, 0, 3),
         ],
     }
+
+
+def method_call(kind, role, values):
+    """The arguments of a method's operator, from `values` by name and its default options."""
+    given = values | ({"index": values["entry"]} if role == "merge" else {})
+    own = [field.get_default() for name, field in kind.model_fields.items() if name in operators.options(kind)]
+    return (*(given[name] for name in operators.arguments(kind, role)), *(own if operators.ROLES[role].options else ()))
 
 
 CASES = [(name, i) for name, cases in arguments().items() for i in range(len(cases))]

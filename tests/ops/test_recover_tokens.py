@@ -15,8 +15,8 @@ def recover(batch: Batch, hidden, centres, group, score=None):
     index, left, rank = batch.select(score)
     size = torch.ones(batch.segment.shape)
     return (
-        *OPS.recover_tokens(
-            hidden, size, score, rank, batch.budget, index, batch.segment, left, centres, group
+        *OPS.combine_recover(
+            hidden, size, score, rank, batch.segment, batch.budget, index, left, centres, group
         ),
         index,
         left,
@@ -102,6 +102,6 @@ def test_the_share_of_centres_is_rounded(budget, absorbed):
     share = {10: 0.1, 4: 0.25, 2: 0.25}[budget]
     hidden = torch.randn(1, 12, 5)
     size = torch.ones(1, 12)
-    _, grown, _ = OPS.recover_tokens(hidden, size, score, rank, wanted, index, segment, left, share, absorbed)
+    _, grown, _ = OPS.combine_recover(hidden, size, score, rank, segment, wanted, index, left, share, absorbed)
     assert (grown > 1).sum() == 1
     assert grown[0, -1] == 1 + absorbed

@@ -92,8 +92,9 @@ def test_a_mask_replaces_the_causal_rule(batch: Batch):
 @pytest.mark.usefixtures("tile")
 @given(batches(), st.sampled_from([0.0, 0.25, 1.0]))
 def test_peak_is_importance_times_distance_to_the_nearest_more_important_token(batch: Batch, power):
-    score, hidden, segment = batch.score(), batch.hidden(), batch.segment
-    peak = OPS.score_peak(score, hidden, segment, power)
+    (q, k), hidden, segment = batch.qk(), batch.hidden(), batch.segment
+    score = OPS.score_last_query(q, k, segment, SCALE, False)
+    peak = OPS.score_peak(hidden, q, k, segment, SCALE, False, power)
     assert bool((peak[segment < 0] == 0).all())
     for b in range(batch.rows):
         visual = torch.nonzero(segment[b] >= 0).flatten().tolist()
@@ -130,20 +131,20 @@ def test_density_peaks_take_one_token_of_every_group_before_a_second():
 
 @given(batches())
 def test_random_does_not_depend_on_the_row(batch: Batch):
-    score = OPS.score_random(batch.segment, 7)
-    assert score.flip(0).equal(OPS.score_random(batch.segment.flip(0), 7))
+    score = OPS.score_random(batch.segment, 3, 7)
+    assert score.flip(0).equal(OPS.score_random(batch.segment.flip(0), 3, 7))
     assert bool(((score >= 0) & (score < 1)).all())
 
 
 def test_random_depends_on_the_place_in_the_image_not_in_the_row():
     alone = torch.zeros(1, 20, dtype=torch.int64)
     padded = torch.cat([torch.full((1, 3), -2), torch.full((1, 4), -1), alone], 1)
-    assert OPS.score_random(padded, 5)[:, 7:].equal(OPS.score_random(alone, 5))
+    assert OPS.score_random(padded, 1, 5)[:, 7:].equal(OPS.score_random(alone, 1, 5))
 
 
 def test_random_is_uniform_and_differs_by_seed():
     segment = torch.arange(8).repeat_interleave(1024)[None]
-    score, other = OPS.score_random(segment, 0), OPS.score_random(segment, 1)
+    score, other = OPS.score_random(segment, 0, 0), OPS.score_random(segment, 0, 1)
     assert (score == other).float().mean() < 0.01
     assert score.unique().numel() > 0.99 * score.numel()
     for values in (score, other):
@@ -154,7 +155,7 @@ def test_random_is_uniform_and_differs_by_seed():
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**40, 2**63 - 1])
 def test_random_takes_any_seed(seed):
-    assert OPS.score_random(torch.zeros(1, 64, dtype=torch.int64), seed).unique().numel() > 60
+    assert OPS.score_random(torch.zeros(1, 64, dtype=torch.int64), 0, seed).unique().numel() > 60
 
 
 @given(batches())
@@ -182,13 +183,12 @@ def test_rows_commute(batch: Batch, name):
     def score(b):
         q, k = (x.flip(0) if b else x for x in batch.qk())
         segment, budget, hidden = (x.flip(0) if b else x for x in (batch.segment, batch.budget, batch.hidden()))
-        attended = OPS.score_last_query(q, k, segment, SCALE, False)
         return {
-            "last-query": lambda: attended,
+            "last-query": lambda: OPS.score_last_query(q, k, segment, SCALE, False),
             "received": lambda: OPS.score_received(q, k, segment, None, SCALE),
             "text-mean": lambda: OPS.score_text_mean(q, k, segment, None, SCALE),
             "density": lambda: OPS.score_density(hidden, segment, 0.5),
-            "peak": lambda: OPS.score_peak(attended, hidden, segment, 0.25),
+            "peak": lambda: OPS.score_peak(hidden, q, k, segment, SCALE, False, 0.25),
             "uniform": lambda: OPS.score_uniform(segment, budget),
         }[name]()
 

@@ -58,6 +58,9 @@ def test_hands_on_the_keys_and_values_that_stay(prefill):
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"sizes": (0,)}, PreconditionError, r"expected a size for each of 2 layers, numbered from 0, got \(0,\)"),
     ({"sizes": (0, 2)}, PreconditionError, r"expected a size for each of 2 layers, numbered from 0, got \(0, 2\)"),
+    ({"sizes": (0, 0), "running": "window"}, PreconditionError, "running must be a KV score that steps carry on, got 'window'"),
+    ({"sizes": (0, 0), "budgets": "pyramid"}, PreconditionError, "budgets 'pyramid' are known beforehand"),
+    ({"sizes": (0, 0), "budgets": "strength"}, PreconditionError, "budgets 'strength' need score 'elite', got 'attention'"),
     ({"sizes": (0, 0), "score": "elit"}, UnknownName, "no KV score named 'elit'; did you mean 'elite'"),
 ])  # fmt: skip
 def test_refuses(prefill, options, error, message):

@@ -1,12 +1,15 @@
 import pytest
 import torch
+from drawn import SCORES, WITHOUT_ATTENTION
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
+from lightvlm_fx.methods.registry import COMBINES
+from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.pretty import text
-from lightvlm_fx.schedule import COMBINES, POSITIONS, SCORES, WITHOUT_ATTENTION
+from lightvlm_fx.schedule import POSITIONS
 from lightvlm_fx.testing import LEAD, run
 
 S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones behind LEAD, and what a cut leaves of them
@@ -56,13 +59,13 @@ def tap(program, given, *names):
     "options",
     [
         {"layer": 1},
-        {"layer": 2, "rope": False, "image_softmax": True},
+        {"layer": 2, "score": LastQuery(rope=False, image_softmax=True)},
         {"layer": 1, "score": "peak", "combine": "merge"},
         {"layer": 3, "score": "received", "combine": "recover", "positions": "compact"},
         {"layer": 0, "score": "uniform"},
         {"layer": 2, "combine": "merge", "proportional": True},
     ],
-    ids=lambda options: "-".join(map(str, options.values())),
+    ids=lambda options: "-".join(map(str, options.values())).replace(":", "-"),
 )
 def test_inserts(prefill, golden, options):
     assert text(rewritten(prefill, ReduceTokens(**options)), "*") == golden
@@ -95,7 +98,7 @@ def test_a_second_cut_reads_what_the_first_left(prefill, golden):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("combine", COMBINES.names)
 @pytest.mark.parametrize("score", SCORES)
 def test_is_the_identity_when_all_stay(prefill, score, combine, positions):
     after = rewritten(
@@ -124,7 +127,7 @@ def test_pruning_before_layer_0_is_the_model_on_the_survivors(prefill, score, po
         torch.testing.assert_close(got[name], tensor)
 
 
-@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("combine", COMBINES.names)
 @pytest.mark.parametrize("score", SCORES)
 def test_layers_before_the_cut_are_untouched_and_those_behind_it_are_short(prefill, score, combine):
     removed = VISUAL - STAY
@@ -159,7 +162,7 @@ def test_the_last_query_chooses_what_the_last_row_attends_to(prefill):
 def test_scores_without_rope_do_not_depend_on_positions(prefill):
     """Layer 0 sees no positions in its inputs, so only rotated queries and keys can tell them apart."""
     for rope in (True, False):
-        after = rewritten(prefill, ReduceTokens(layer=1, rope=rope))
+        after = rewritten(prefill, ReduceTokens(layer=1, score=LastQuery(rope=rope)))
         given = named_inputs(after)
         moved = given | {"position_ids": torch.arange(S)[None] * 3 + 5}
         assert tap(after, given, "score_0")[0].equal(tap(after, moved, "score_0")[0]) == (not rope)
@@ -224,7 +227,7 @@ def test_refuses_a_layer_beyond_the_decoder(prefill, layer):
 @pytest.mark.parametrize("score", [s for s in SCORES if s not in WITHOUT_ATTENTION])
 def test_refuses_attention_before_layer_0(prefill, score):
     with pytest.raises(
-        PreconditionError, match=f"score '{score}' needs the attention of a layer before, got layer 0"
+        PreconditionError, match=f"score '{score}' reads the layer before, got layer 0"
     ):
         rewritten(prefill, ReduceTokens(layer=0, score=score))
 
@@ -266,7 +269,7 @@ def test_refuses_queries_before_rope_where_there_are_none(prefill):
     with pytest.raises(
         PreconditionError, match=r"no value of shape \[1, 1, .*, 16\] before rotary embedding leads to %"
     ):
-        rewritten(odd, ReduceTokens(layer=1, rope=False))
+        rewritten(odd, ReduceTokens(layer=1, score=LastQuery(rope=False)))
 
 
 def test_refuses_a_result_whose_layers_are_still_long(prefill):

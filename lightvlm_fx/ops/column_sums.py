@@ -1,12 +1,14 @@
-"""Score: attention received from every token (column sums of the attention matrix)."""
+"""Attention of all rows of a prompt, tile by tile: what several scores and budgets sum up."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightvlm_fx.ops.segments import PADDING, TEXT, per_group
+from lightvlm_fx.ops.segments import PADDING, per_group
 from lightvlm_fx.ops.tiles import tiles
 
 
@@ -39,24 +41,22 @@ def column_sums(
     return total, seen_by
 
 
-@torch.library.custom_op("lightvlm::score_received", mutates_args=())
-def score_received(q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Score [B, S]: attention received, divided by the number of rows that can see the token.
+def probabilities(
+    q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Of every tile of rows its begin, its end, its attention [B, G, H/G, tile, S], and which keys it sees [B, tile, S].
 
-    q [B, H, S, d], k [B, G, S, d], segment [B, S]; mask [B, 1, S, S] (boolean or additive) replaces the
-    causal rule where given. The division removes the bias towards early tokens.
+    q [B, H, S, d], k [B, G, S, d], segment [B, S]; mask [B, 1, S, S] replaces the causal rule where given.
     """
-    total, seen_by = column_sums(q, k, segment, mask, scale, (segment != PADDING).float())
-    return total.mean(1) / seen_by.clamp_min(1)
-
-
-@score_received.register_fake
-def _(q, k, segment, mask, scale):
-    return segment.new_empty(segment.shape, dtype=torch.float32)
-
-
-def text_rows(segment: Tensor) -> Tensor:
-    """Weight [B, S] of each text row after the row's first visual token; each batch row sums to one."""
-    after = (segment >= 0).cumsum(1) > 0
-    rows = ((segment == TEXT) & after).float()
-    return rows / rows.sum(1, keepdim=True).clamp_min(1)
+    s = segment.shape[1]
+    here = torch.arange(s, device=segment.device)
+    real = segment != PADDING
+    keys = k.float().transpose(2, 3).unsqueeze(2)
+    for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s):
+        if mask is None:
+            seen = (here <= here[start:stop, None])[None] & real[:, None]
+        else:
+            part = mask[:, 0, start:stop]
+            seen = (part if part.dtype == torch.bool else part >= 0) & real[:, None]
+        logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
+        yield start, stop, logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min).softmax(-1), seen

@@ -1,0 +1,218 @@
+"""What a method is: a frozen value with a name, options of its own, a source, and the values that its tensor code reads.
+
+A method's file imports torch inside its functions, so that schedules can be made and read where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ValidationError
+
+from lightvlm_fx.frozen import Frozen, readable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What tensor code can read, and how a graph hands it on; an operator takes what it reads in this order, then its options.
+ARGUMENTS = {
+    "hidden": "Tensor hidden",  # [B, S, D], before the layer that follows the cut
+    "previous": "Tensor previous",  # [B, S, D], before the layer that precedes the cut
+    "q": "Tensor q",  # [B, H, S, d], rotated; of the layer before a cut, of its own layer for an entry score
+    "k": "Tensor k",  # [B, G, S, d]
+    "v": "Tensor v",  # [B, G, S, d]
+    "keys": "Tensor keys",  # [B, G, S, d], as they are cached
+    "values": "Tensor values",
+    "size": "Tensor? size",  # [B, S] float32: the tokens that each stands for; None: one each
+    "worth": "Tensor? worth",  # [B, G, S] float32: the scores that decoding steps carry on
+    "score": "Tensor score",  # [B, S] float32
+    "rank": "Tensor rank",  # [B, S] int64: place of a visual token by score within its image
+    "segment": "Tensor segment",  # [B, S] int64: PADDING, TEXT, or the number of the image
+    "mask": "Tensor? mask",  # [B, 1, S, S], boolean or additive; None: causal
+    "scale": "float scale",
+    "budget": "Tensor budget",  # [B, S] int64: what stays of the image that a token is of
+    "index": "Tensor index",  # [B, K] (entries: [B, G, K]): places of what stays
+    "left": "Tensor left",  # [B, K] int64: segment of what stays
+    "entry": "Tensor entry",  # [B, G, K] int64: the place again, -1 for an empty slot
+    "statistic": "Tensor statistic",  # [B, L, n] float32
+    "layer": "int layer",  # of the cut
+    "shared": "bool shared",  # whether the KV heads share one choice
+    "tower": "Tensor tower",  # [B, S] float32: what the vision tower attends to, at the visual tokens
+}
+ATTENTION = ("q", "k", "scale")
+TYPES = {bool: "bool", int: "int", float: "float", str: "str"}
+
+
+@dataclass(frozen=True)
+class View:
+    """What tensor code is given, by the names of `ARGUMENTS`; what a method does not read is None."""
+
+    hidden: Any = None
+    previous: Any = None
+    q: Any = None
+    k: Any = None
+    v: Any = None
+    keys: Any = None
+    values: Any = None
+    size: Any = None
+    worth: Any = None
+    score: Any = None
+    rank: Any = None
+    segment: Any = None
+    mask: Any = None
+    scale: Any = None
+    budget: Any = None
+    index: Any = None
+    left: Any = None
+    entry: Any = None
+    statistic: Any = None
+    layer: Any = None
+    shared: Any = None
+    tower: Any = None
+
+
+class Method(Frozen):
+    """Fields are the options of this method and of nobody else."""
+
+    what: ClassVar[str]  # as messages call its kind
+    name: ClassVar[str]
+    source: ClassVar[str]  # the paper by its arXiv number, or what else it is
+    reads: ClassVar[tuple[str, ...]] = ()  # of ARGUMENTS
+    wiring: ClassVar[tuple[str, ...]] = ()  # options that say which values it is given; its tensor code does not see them
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super(Frozen, self).__init__(**data)
+        except ValidationError as error:
+            kind = type(self)
+            raise readable(error, f"a valid option of {kind.what} {kind.name!r}", list(kind.model_fields)) from None
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Options that differ from their defaults."""
+        usual = {name: field.get_default() for name, field in type(self).model_fields.items()}
+        return {name: value for name, old in usual.items() if (value := getattr(self, name)) != old or type(value) is not type(old)}
+
+    @property
+    def data(self) -> Any:
+        """The name alone, or a table of it and of the options that differ from their defaults: as schedule files hold it."""
+        return {"name": self.name, **self.changed} if self.changed else self.name
+
+    def __str__(self) -> str:
+        """`name:option=value`, as passes print and parse it."""
+        return ":".join([self.name, *(f"{name}={value}" for name, value in self.changed.items())])
+
+
+def method_table(text: str, read: Callable[[str], Any]) -> dict[str, Any]:
+    """What a method prints as, as the table {name, options} of it; `read` makes a value of an option's text."""
+    name, *options = text.split(":")
+    return {"name": name} | {key: read(written) for key, _, written in (option.partition("=") for option in options)}
+
+
+class TokenScore(Method):
+    """What a cut ranks visual tokens by: `score` gives [B, S] float32, higher for what stays."""
+
+    what = "score"
+
+    def score(self, view: View) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def before_layers(self) -> bool:
+        """Whether a cut before layer 0 can have it: it reads nothing of a layer before."""
+        return not {"q", "k", "previous"} & set(self.reads)
+
+
+class AttentionScore(TokenScore):
+    """Reads queries and keys of the layer before the cut; without `rope`, before rotary embedding (FEATHER, arXiv 2412.13180)."""
+
+    reads: ClassVar[tuple[str, ...]] = ATTENTION
+    wiring = ("rope",)
+    rope: bool = True
+
+
+class Combine(Method):
+    """What becomes of the tokens that a cut drops: `combine` gives hidden [B, K, D], size [B, K], and where each token went [B, S]."""
+
+    what = "combine"
+    counts: ClassVar[bool] = True  # survivors stand for several tokens; else they stay as they are, and `combine` is not asked
+
+    def combine(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+
+CARRY: dict[str, Callable[..., None]] = {}  # how a decoding step brings running scores up to date, by the name of the KV score
+
+
+class EntryScore(Method):
+    """What cache entries are worth: `prompt` gives [B, G, S] float32, or [B, 1, S] where the heads share one choice."""
+
+    what = "KV score"
+    one_choice: ClassVar[bool] = False  # the KV heads of a layer always keep the same entries
+    visual_only: ClassVar[bool] = False  # it ranks the entries of pictures
+    steps: ClassVar[bool] = False  # decoding steps go on choosing by it
+    asks: ClassVar[bool] = False  # a later turn chooses again, by `ask`
+    statistics: ClassVar[bool] = False  # `prompt` gives a second result, [B, n] float32, for budgets that adapt
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        CARRY[cls.name] = cls.carry
+
+    def prompt(self, view: View) -> Any:
+        raise NotImplementedError
+
+    def ask(self, view: View) -> Tensor:
+        """[B, 1, C] float32 of the entries `k` for new tokens, which ask a question."""
+        raise NotImplementedError
+
+    @property
+    def carried(self) -> bool:
+        """Whether every entry has a running score, which `carry` brings up to date."""
+        return type(self).carry is not EntryScore.carry
+
+    @property
+    def decay(self) -> float:
+        """By which a running score fades with every step."""
+        return 1.0
+
+    @staticmethod
+    def carry(score: Tensor, probabilities: Tensor, seen: Tensor, decay: float) -> None:
+        """Add to `score` [B, G, C] in place what each slot received: probabilities [B, G, H/G, Q, C], seen [B, G, Q, C]."""
+        raise NotImplementedError
+
+
+class EntryMerge(Method):
+    """What becomes of cache entries that do not stay: `merge` gives keys and values [B, G, K, d].
+
+    With `counts` also size and worth [B, G, K].
+    """
+
+    what = "way to merge entries"
+    joins: ClassVar[bool] = True  # else entries stay as they are, and `merge` is not asked
+    counts: ClassVar[bool] = False  # survivors count in attention as all that they stand for
+
+    def merge(self, view: View) -> Any:
+        raise NotImplementedError
+
+
+class Budget(Method):
+    """How layers share the capacity. Known beforehand: `entries`; or, `adaptive`, from each prompt's statistics: `shares`."""
+
+    what = "way to share the budget"
+    adaptive: ClassVar[bool] = False
+    by_layer: ClassVar[bool] = False  # layers may hold different numbers of entries whatever the prompt
+    from_score: ClassVar[str] = ""  # the KV score whose second result is the statistic, where `spread` is not
+
+    def entries(self, mean: int, window: int, prompt: int, depth: int) -> list[int]:
+        """Of each layer, where a layer has `mean` on average, `window` of them protected, and the prompt has `prompt` tokens."""
+        return [mean] * depth
+
+    def spread(self, view: View) -> Tensor:
+        """A layer's statistic [B] float32."""
+        raise NotImplementedError
+
+    def shares(self, view: View) -> Tensor:
+        """Each layer's share [B, L] float32 of the sum, from `statistic` [B, L, n]."""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""How the layers share a cache's capacity, one file each."""

@@ -1,0 +1,1 @@
+"""What becomes of the tokens that a cut drops, one file each."""

@@ -1,0 +1,1 @@
+"""What becomes of cache entries that do not stay, one file each."""

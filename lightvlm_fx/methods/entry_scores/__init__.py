@@ -1,0 +1,1 @@
+"""What cache entries are worth, one file each."""

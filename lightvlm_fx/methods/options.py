@@ -1,0 +1,11 @@
+"""Types of options that several methods have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from lightvlm_fx.frozen import Number
+
+Power = Annotated[Number, Field(ge=0, le=4)]  # an exponent

@@ -1,0 +1,1 @@
+"""What a cut ranks visual tokens by, one file each."""
