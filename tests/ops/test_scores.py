@@ -119,6 +119,14 @@ def test_density_counts_the_like_tokens_of_the_image(batch: Batch):
             torch.testing.assert_close(float(made[b, i]), expected, atol=1e-4, rtol=1e-4)
 
 
+@given(batches(), st.sampled_from([1.0, 2.0, 3.0]))
+def test_variation_is_the_norm_of_what_a_layer_added(batch: Batch, order):
+    before, now = batch.hidden(), batch.randn(*batch.hidden().shape, salt=9).bfloat16()
+    score = OPS.score_variation(now, before, batch.segment, order)
+    expected = (now.float() - before).abs().pow(order).sum(-1).pow(1 / order)
+    torch.testing.assert_close(score, expected)
+
+
 def test_density_peaks_take_one_token_of_every_group_before_a_second():
     """Three groups of nearly equal tokens and one loner: the four peaks are one of each."""
     draw = torch.Generator().manual_seed(0)

@@ -2,13 +2,16 @@ import pytest
 import torch
 from drawn import SCORES, WITHOUT_ATTENTION
 
+from lightvlm_fx.edit import crossing, first_of_layer
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
+from lightvlm_fx.match import hidden_state
 from lightvlm_fx.methods.registry import COMBINES
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.pipeline import Pipeline
 from lightvlm_fx.pretty import text
+from lightvlm_fx.program import value
 from lightvlm_fx.schedule import POSITIONS
 from lightvlm_fx.testing import LEAD, run
 
@@ -95,6 +98,15 @@ def test_a_second_cut_reads_what_the_first_left(prefill, golden):
 
 
 # --- what it computes ------------------------------------------------------------------------------------
+
+
+def test_variation_reads_the_hidden_states_around_the_layer_before_the_cut(prefill):
+    after = rewritten(prefill, ReduceTokens(layer=2, score="variation"))
+    score = next(node for node in after.graph.nodes if node.name == "score_0")
+    length = value(prefill.sequence()).shape[1]
+    for node, layer in zip(score.args[:2], (2, 1), strict=True):
+        assert node.name == hidden_state(prefill, crossing(prefill, first_of_layer(prefill, layer)), length).name
+
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
