@@ -13,6 +13,7 @@ import torch
 import lightvlm_fx
 from lightvlm_fx import errors, presets
 from lightvlm_fx.methods import operators
+from lightvlm_fx.methods import page as methods_page
 from lightvlm_fx.methods.base import ARGUMENTS, ATTENTION
 from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES
 from lightvlm_fx.pass_base import Pass
@@ -283,3 +284,10 @@ def test_no_golden_is_left_behind():
         assert any(text.stem == name or text.stem.startswith(name + "_") for name in owners), (
             f"{text} belongs to no test"
         )
+
+
+# --- pages -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_methods_is_current():
+    assert methods_page.PAGE.read_text(encoding="utf-8") == methods_page.page(), "run `make methods`"

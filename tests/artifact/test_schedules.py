@@ -13,7 +13,7 @@ COMPACT = Cut(layer=1, keep=0.25, positions="compact")  # PyramidDrop's
 
 
 def bound(**options):
-    return Kv(**{"capacity": 20, "sinks": 2, "recent": 4, "window": 8} | options)
+    return Kv(**{"capacity": 20, "sinks": 2, "recent": 4} | options)
 
 
 SCHEDULES = {  # h2o, scissorhands and streaming-llm are in test_artifact_families.py

@@ -63,13 +63,13 @@ def test_a_row_is_the_same_alone_in_a_batch_and_padded(tiny, unreduced, schedule
 
 
 def bounded(**options):
-    return Schedule(kv=Kv(**{"capacity": 20, "sinks": 2, "recent": 4, "window": 8} | options))
+    return Schedule(kv=Kv(**{"capacity": 20, "sinks": 2, "recent": 4} | options))
 
 
 RAGGED = {"text": (30, 9, 6), "images": (1, 1, 0)}
 FOUND = {  # by hand: each mixed its rows, or counted padding, once
     "density by column": bounded(when="prefill", score="density", capacity=1.0, budgets=[0.5, 1.0, 1.5], sinks=0, recent=1),
-    "density behind the prompt": bounded(score="marks", prompt="density", sinks=0),
+    "density behind the prompt": bounded(score="marks", window=8, prompt="density", sinks=0),
     "pyramid by mask": bounded(when="mask", budgets="pyramid", sinks=0),
     "pyramid by period": bounded(when="periodic", budgets="pyramid", sinks=0, every=4),
     "periods of a longer row": bounded(when="periodic", capacity=48, every=4),

@@ -9,6 +9,8 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.kv import Kv
+from lightvlm_fx.methods.entry_scores.marks import Marks
+from lightvlm_fx.methods.moments import Periodic, Step
 from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import Cut, Schedule
 from lightvlm_fx.support import ALL, answer, difference
@@ -51,7 +53,7 @@ def compiled(family, schedule):
 
 
 def bounded(**options):
-    return Schedule(kv=Kv(**{"capacity": 20, "sinks": 2, "recent": 4, "window": 8} | options))
+    return Schedule(kv=Kv(**{"capacity": 20, "sinks": 2, "recent": 4} | options))
 
 
 def test_every_preset_with_a_bound_is_here():
@@ -89,7 +91,7 @@ def test_a_row_does_not_depend_on_its_batch(name):
 
 @pytest.mark.parametrize("heads", ["each", "shared"])
 @pytest.mark.parametrize(
-    "options", [{"score": "age"}, {"score": "attention"}, {"score": "marks"}, MERGED], ids=["age", "attention", "marks", "merged"]
+    "options", [{"score": "age"}, {"score": "attention"}, {"score": Marks(window=8)}, MERGED], ids=["age", "attention", "marks", "merged"]
 )
 def test_overwriting_equals_masking(options, heads):
     """Pattern S2 (S3 for age) against S4, over an answer that turns the whole cache over."""
@@ -123,15 +125,15 @@ def test_dropping_once_equals_masking_once():
         assert len(more - less) == 1
 
 
-@pytest.mark.parametrize("when", ["step", "periodic"])
+@pytest.mark.parametrize("when", [Step(), Periodic(every=8)], ids=["step", "periodic"])
 def test_protected_entries_stay_and_memory_does_not_grow(when):
-    fast = compiled("llava", bounded(when=when, every=8))
+    fast = compiled("llava", bounded(when=when))
     out = answer(fast, tiny("llava").inputs(**BATCH), 50)
     cache = out.past_key_values
     seen, state = cache.get_seq_length(), cache.layers[0].state
     assert seen == out.sequences.shape[1] - 1
     for layer in cache.layers:
-        assert layer.keys.shape[2] == (20 if when == "step" else 28)
+        assert layer.keys.shape[2] == 20 + when.period
         for row, start in enumerate(state.start.tolist()):
             for held in layer.stage.position[row]:
                 assert {start, start + 1} | set(range(seen - 4, seen)) <= set(held.tolist())

@@ -1,0 +1,47 @@
+"""`make methods`: docs/methods.md, from the classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightvlm_fx.methods.base import Method, TokenScore
+from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES, WHEN, Registry
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+HEAD = """# Methods
+
+Written by `make methods` from `lightvlm_fx/methods/`; one file each, whose docstring says more. A schedule names a method, or gives it
+options: `score = "density"`, `score = { name = "density", power = 0.5 }`. Presets put them together: `lightvlm presets`.
+"""
+PARTS: tuple[tuple[str, str, Registry[Any]], ...] = (
+    ("Token scores", "`Cut(score=)`: what a cut ranks visual tokens by.", TOKEN_SCORES),
+    ("Combines", "`Cut(combine=)`: what becomes of the tokens that a cut drops.", COMBINES),
+    ("KV scores", "`Kv(score=, prompt=)`: what cache entries are worth.", ENTRY_SCORES),
+    ("Merges of entries", "`Kv(merge=)`: what becomes of entries that do not stay.", ENTRY_MERGES),
+    ("Budgets", "`Kv(budgets=)`: how layers share the capacity. A list of numbers is `weights`.", BUDGETS),
+    ("Moments", "`Kv(when=)`: when a bounded cache chooses.", WHEN),
+)
+
+
+def row(kind: type[Method]) -> str:
+    """One line of a table."""
+    options = [f"`{name}`" if field.is_required() else f"`{name}={field.get_default()}`" for name, field in kind.model_fields.items()]
+    first = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+    reads = ", ".join(kind.reads) or "-"
+    if issubclass(kind, TokenScore) and kind().before_layers:
+        reads += " (also before layer 0)"
+    return f"| `{kind.name}` | {first} | {', '.join(options) or '-'} | {reads} | {kind.source} |"
+
+
+def page() -> str:
+    """The page, with a table for each kind of method."""
+    lines = [HEAD]
+    for title, what, registry in PARTS:
+        lines += [f"## {title}", "", what, "", "| name | what it does | options | reads | source |", "| --- | --- | --- | --- | --- |"]
+        lines += [*(row(kind) for kind in registry.all()), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
