@@ -5,6 +5,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -291,3 +292,10 @@ def test_no_golden_is_left_behind():
 
 def test_the_page_of_methods_is_current():
     assert methods_page.PAGE.read_text(encoding="utf-8") == methods_page.page(), "run `make methods`"
+
+
+def test_every_folder_of_code_is_packaged():
+    """The list is written by hand, because two of the packages stand at the top of the repository."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert folders | {"lightvlm_fx.passes", "lightvlm_fx.exporters"} == set(listed)
