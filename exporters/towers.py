@@ -22,11 +22,12 @@ from lightvlm_fx.artifact.pictures import prepare
 from lightvlm_fx.compat import packed_attention
 from lightvlm_fx.exporters.onnx_graph import dimensions
 from lightvlm_fx.exporters.vision import Tower, Vision, fixed_stage, flat
+from lightvlm_fx.families.patch_order import GRID
 from lightvlm_fx.locate import vision_tower
 from lightvlm_fx.ops.bodies import InAten
 from lightvlm_fx.salience import noting, salience
 
-GRID, SIZES = "image_grid_thw", "image_sizes"
+SIZES = "image_sizes"
 MASKS = ("pixel_attention_mask",)  # of real pixels, of towers whose tiles are padded
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # on features, of the largest
 PACKED = "lightvlm_flash_packed"  # towers hand attention of such a name all patches at once, with what says which belong together
@@ -73,14 +74,14 @@ class Tiles(nn.Module):
     def __init__(self, model: Any, how: dict[str, Any], with_salience: bool) -> None:
         super().__init__()
         self.tower = Tower(model, {}, with_salience)
-        self.inner, self.watched, self.merged = self.tower.inner, self.tower.watched, self.tower.merged
+        self.inner, self.watched = self.tower.inner, self.tower.watched
 
     def forward(self, pixel_values: Tensor, patch_mask: Tensor | None = None) -> tuple[Tensor, ...]:
         if not self.watched:
             return self._features(pixel_values, patch_mask)
         with noting(self.watched[0]) as noted:
             features, *more = self._features(pixel_values, patch_mask)
-        return features, salience(noted, features.shape[0], self.merged), *more
+        return features, salience(noted, features.shape[0]), *more
 
     def _features(self, pixel_values: Tensor, patch_mask: Tensor | None) -> tuple[Tensor, ...]:
         if patch_mask is None:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightvlm_fx.compat import for_real, pytree
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.layout import Placeholders
+from lightvlm_fx.families.patch_order import GRID
 from lightvlm_fx.locate import vision_tower
 from lightvlm_fx.salience import noting, salience
 
@@ -47,7 +47,6 @@ class Tower(nn.Module):
     def __init__(self, model: Any, constants: dict[str, Tensor], with_salience: bool = False) -> None:
         super().__init__()
         self.watched = [vision_tower(model)] if with_salience else []  # in a list: a module stands in one place only
-        self.merged = Placeholders.of(model).merged
         inner = getattr(model, "model", model)
         self.inner = inner if hasattr(inner, "get_image_features") else model
         self.constants = [constants]  # in a list: neither parameter nor buffer, so that a trace sees the numbers
@@ -55,9 +54,9 @@ class Tower(nn.Module):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         if not self.watched:
             return self._features(pixel_values)
-        with noting(self.watched[0]) as noted:
+        with noting(self.watched[0], self.constants[0].get(GRID)) as noted:
             features, *more = self._features(pixel_values)
-        return features, salience(noted, len(features), self.merged), *more
+        return features, salience(noted, len(features)), *more
 
     def _features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         if hasattr(self.inner, "connector") and hasattr(self.inner, "vision_model"):

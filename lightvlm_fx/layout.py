@@ -26,7 +26,6 @@ class Placeholders:
     ids: tuple[int, ...]
     per_image: int | None = None
     ends_last_row: bool | None = None  # where pictures come as rows: is there a token that ends the last one?
-    merged: int = 1  # patches of the tower, one behind the other, that become one visual token
     planes: int = 0  # of M-RoPE positions, where the decoder has them
     deepstack: int = 0  # layers whose inputs visual features are added to
     videos: tuple[int, ...] = ()  # those of the ids that stand for videos alone
@@ -38,13 +37,11 @@ class Placeholders:
         config = model.config
         fixed = getattr(config, "image_seq_length", None)
         vision = getattr(config, "vision_config", None) or config
-        side = getattr(vision, "spatial_merge_size", 1)
         rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
         videos = {getattr(config, f"video_token_{kind}", None) for kind in ("id", "index")}
         videos -= {getattr(config, f"image_token_{kind}", None) for kind in ("id", "index")}
-        windows = getattr(vision, "fullatt_block_indexes", None)  # such a tower orders its patches by window
         return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None,
-                            BREAKS_ROWS.get(getattr(vision, "model_type", None)), 1 if windows else side * side,
+                            BREAKS_ROWS.get(getattr(vision, "model_type", None)),
                             3 if "mrope_section" in rope else 0, len(getattr(vision, "deepstack_visual_indexes", None) or ()),
                             tuple(i for i in videos if isinstance(i, int)))  # fmt: skip
 

@@ -269,10 +269,10 @@ class Decoder:
             raise NotSupported("score 'salience' reads how the vision tower attends to pictures, but this prompt holds a video; "
                                "use a cut with score 'density', which needs no tower")  # fmt: skip
         # with beams each row stands several times after the other, but its pictures were encoded once
-        rows, merged = len(visual), self.placeholders.merged
-        times = next((n for n in range(rows, 1, -1) if rows % n == 0 and _repeat(ids, n) and noted.fits(int(visual[::n].sum()), merged)), 1)
+        rows = len(visual)
+        times = next((n for n in range(rows, 1, -1) if rows % n == 0 and _repeat(ids, n) and noted.fits(int(visual[::n].sum()))), 1)
         score = torch.zeros(visual[::times].shape, dtype=torch.float32, device=visual.device)
-        score[visual[::times]] = salience(noted, int(visual[::times].sum()), merged)
+        score[visual[::times]] = salience(noted, int(visual[::times].sum()))
         return score.repeat_interleave(times, 0)
 
     def _set_mask(self, kwargs: dict[str, Any], plan: Plan, flat: Tensor | None) -> bool:

@@ -4,6 +4,7 @@ import pytest
 from artifacts import check_same, once
 
 import lightvlm_fx as lightvlm
+from lightvlm_fx import zoo
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.schedule import Cut, Schedule
 from lightvlm_fx.support import ALL
@@ -59,3 +60,13 @@ def test_a_prompt_padded_beyond_the_capacity_loses_nothing(tiny, tmp_path):
         expected = fast.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)[:, -6:]
         got = vlm.generate(**{name: x.numpy() for name, x in inputs.items()}, max_new_tokens=6, min_new_tokens=6)[:, -6:]
         assert got.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "paddleocr_vl"])
+def test_salience_of_a_tower_with_its_patches_in_another_order(family, tmp_path):
+    """By windows, or row by row; the stage is made for the example's sizes."""
+    tiny, schedule = zoo.build(family, layers=2), Schedule(cuts=(Cut(layer=0, score="salience", keep=0.4),))
+    lightvlm.export(tiny.model, schedule, tmp_path / "out", inputs=tiny.inputs(text=(9, 9), images=(2, 2)), new_tokens=4)
+    vlm, fast = lightvlm.load(tmp_path / "out"), lightvlm.compile(tiny.model, schedule, backend="eager")
+    assert "image_salience" in {out["name"] for out in vlm.manifest["buckets"][0]["stages"]["vision"]["outputs"]}
+    check_same(fast, vlm, tiny.inputs(text=(9, 9), images=(2, 2), seed=7), 4)

@@ -43,7 +43,7 @@ def test_a_summary_tokens_attention_is_the_towers_own(llava):
         finally:
             tower.set_attn_implementation(old)
     patches = maps.shape[-1] - 1
-    torch.testing.assert_close(salience(noted, 2 * patches, 1), maps[:, :, 0, 1:].mean(1).flatten())
+    torch.testing.assert_close(salience(noted, 2 * patches), maps[:, :, 0, 1:].mean(1).flatten())
 
 
 def test_without_a_summary_it_is_the_mean_that_a_patch_receives():
@@ -52,8 +52,9 @@ def test_without_a_summary_it_is_the_mean_that_a_patch_receives():
     noted = Noted()
     noted.note(torch.nn.Identity(), q, k, 0.3)
     expected = (q @ k.transpose(2, 3) * 0.3).softmax(-1).mean((1, 2))
-    torch.testing.assert_close(salience(noted, 12, 1), expected.flatten())
-    torch.testing.assert_close(salience(noted, 6, 2), expected.view(6, 2).mean(1))  # two patches became one token
+    torch.testing.assert_close(salience(noted, 12), expected.flatten())
+    noted.merged = 2
+    torch.testing.assert_close(salience(noted, 6), expected.view(6, 2).mean(1))  # two patches became one token
 
 
 def test_only_the_layer_that_ran_last_counts():
@@ -72,7 +73,7 @@ def test_keeps_the_tokens_that_the_tower_attends_to_most(llava):
         with noting(vision_tower(llava.model)) as noted:
             vision_tower(llava.model)(inputs["pixel_values"])
     n = llava.visual_tokens
-    wanted = salience(noted, 3 * n, 1).view(3, n).topk(5).indices.sort(-1).values
+    wanted = salience(noted, 3 * n).view(3, n).topk(5).indices.sort(-1).values
     index, segment = (fast.lightvlm.survivors[f"{what}.0"] for what in ("index", "segment"))
     pictures = fast.lightvlm.layout.segment
     got = []
