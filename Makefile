@@ -1,5 +1,5 @@
-# Two commands do everything on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
-PYTHON ?= python3.11
+# Two commands do everything on a fresh machine with Python 3.11, 3.12 or 3.13 and make: `make demo` and `make test`.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do $$name -c "" 2>/dev/null && echo $$name && break; done)
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready

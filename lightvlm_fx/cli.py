@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lightvlm_fx import __version__
 from lightvlm_fx.cli_base import (
     Backend,
     Console,
@@ -36,6 +37,20 @@ from lightvlm_fx.schedule import Schedule
 DEFECT = 70  # exit code, EX_SOFTWARE of sysexits.h
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"lightvlm_fx {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version.")]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Make vision-language models cheap to run."""
+
+
 @app.command()
 def presets() -> None:
     """List the presets, their options and what they do."""
@@ -46,7 +61,8 @@ def presets() -> None:
     table = Table("preset", "what it is", "options and defaults")
     for name, make in PRESETS.items():
         options = ", ".join(f"{p.name}={p.default!r}" for p in inspect.signature(make).parameters.values())
-        table.add_row(name, (make.__doc__ or "").strip(), options)
+        paragraphs = (inspect.getdoc(make) or "").split("\n\n")
+        table.add_row(name, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs), options)
     out.print(table)
 
 

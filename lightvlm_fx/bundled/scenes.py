@@ -192,8 +192,18 @@ def _shape_glyph(shape: str) -> Image.Image:
 
 @cache
 def digit_scans(held_out: bool) -> dict[str, list[Image.Image]]:
-    """Scikit-learn's digit scans as 96 x 96 glyphs; every fifth scan is held out from training."""
-    from sklearn.datasets import load_digits
+    """Scikit-learn's digit scans as 96 x 96 glyphs; every fifth scan is held out from training.
+
+    Raises ImportError, saying what to install, where scikit-learn is not there.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "sklearn":
+            raise
+        raise ImportError(
+            "the held-out pictures show scikit-learn's scans of handwritten digits: pip install scikit-learn (or lightvlm-fx[eval])"
+        ) from error
 
     data = load_digits()
     scans: dict[str, list[Image.Image]] = {d: [] for d in DIGITS}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built import build
 
 import lightvlm_fx
 
@@ -58,6 +59,20 @@ def test_answers_without_torch(bare_python, bounded):
     assert found["answers"] == [np.load(bounded / "samples" / "0.sequences.npy").tolist()]
     assert found["verdict"]["exit_code"] == 0
     assert found["verdict"]["skipped"] == ["lint: the package onnx is not installed"]
+
+
+def test_the_wheel_alone_answers_without_torch(bare_python, bounded, tmp_path):
+    """As docs/faq.md says: `pip install --no-deps` beside numpy and onnxruntime."""
+    wheel = build("wheel", tmp_path)
+    pip = [sys.executable, "-m", "pip", "--python", str(bare_python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    call = [bare_python, "-c", SCRIPT + "print(lightvlm.__file__)", str(bounded)]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, check=False)
+    assert done.returncode == 0, done.stderr
+    found, home = done.stdout.splitlines()
+    assert str(bare_python.parents[1]) in home
+    assert json.loads(found)["answers"] == [np.load(bounded / "samples" / "0.sequences.npy").tolist()]
 
 
 @pytest.mark.parametrize(("absent", "command", "said"), [

@@ -15,10 +15,13 @@ from rich.padding import Padding
 from rich.table import Table
 from transformers import AutoProcessor
 
+import lightvlm_fx
 from lightvlm_fx import bundled
+from lightvlm_fx.bundled.scenes import digit_scans
 from lightvlm_fx.cli_base import Console, plain, telling
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.pictures import inputs_of, open_picture
+from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import Schedule
 
 PICTURE = str(bundled.PICTURES / "1-crowd.png")
@@ -38,6 +41,36 @@ def test_presets_lists_every_preset(run):
     assert code == 0
     for name in ("lightvlm", "fastv", "pyramiddrop", "random", "uniform", "none"):
         assert name in text
+
+
+def test_presets_reads_as_text(run):
+    """Paragraphs, not docstrings with the line ends and the indentation of their file."""
+    _, text, _ = run("presets")
+    cells = [line.split("│")[2].strip(" ") for line in text.splitlines() if line.count("│") == 4]
+    assert cells
+    assert not [cell for cell in cells if "    " in cell]
+    words = " ".join(" ".join(cells).split())
+    for make in PRESETS.values():
+        assert " ".join(make.__doc__.split()) in words
+
+
+@pytest.mark.parametrize("command", [["lightvlm_fx"], ["lightvlm_fx.cli"]])
+def test_says_its_version_without_torch(command):
+    code = f"import runpy, sys; sys.argv = ['lightvlm', '--version']; runpy.run_module({command[0]!r}, run_name='__main__')"
+    code = f"import sys; sys.modules['torch'] = None; {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"lightvlm_fx {lightvlm_fx.__version__}", "")
+
+
+def test_eval_says_what_to_install(run, monkeypatch):
+    """After a plain install there is no scikit-learn."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    digit_scans.cache_clear()
+    code, _, said = run("eval", "--samples", "1")
+    assert code == 2
+    assert said.strip().endswith("pip install scikit-learn (or lightvlm-fx[eval])")
+    assert "Traceback" not in said
 
 
 def test_explain_prints_the_table(run):

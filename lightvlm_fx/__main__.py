@@ -1,0 +1,5 @@
+"""`python -m lightvlm_fx` is `lightvlm`."""
+
+from lightvlm_fx.cli import main
+
+main()
