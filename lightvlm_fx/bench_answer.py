@@ -21,7 +21,7 @@ from lightvlm_fx.exporters.torch_compile import compiled_graphs
 from lightvlm_fx.ops.bounded_attention import victims
 from lightvlm_fx.schedule import Schedule
 
-SETTLED = 600  # tokens behind which times and memory must no longer change
+SETTLED = 600  # tokens after which times and memory must no longer change
 BLOCK = 50  # steps
 LEAST = SETTLED + 4 * BLOCK
 
@@ -80,14 +80,14 @@ def answer(
     shape: Shape, schedule: Schedule, *, new: int = 4096, text: int = 64, backend: str = "inductor",
     dtype: torch.dtype = torch.bfloat16, device: str = "cpu", tell: Callable[[int], None] = lambda n: None,
 ) -> Answer:  # fmt: skip
-    """`new` greedy tokens behind a prompt of `shape.visual` visual and `text` text tokens; random weights.
+    """`new` greedy tokens after a prompt of `shape.visual` visual and `text` text tokens; random weights.
 
     Raises InputError for an answer too short to settle, NotSupported for a schedule whose steps do not overwrite.
     """
     import lightvlm_fx as lightvlm
 
     if new < LEAST:
-        raise InputError(f"an answer must have {LEAST} tokens and more to be judged behind its {SETTLED}th, got {new}")
+        raise InputError(f"an answer must have {LEAST} tokens and more to be judged after its {SETTLED}th, got {new}")
     if schedule.kv is None or not schedule.kv.when.overwrites:
         raise NotSupported(f"schedule {schedule.name!r} does not hold its cache to a fixed size while decoding; it needs kv.when='step'")
     model = build(shape, device, dtype)

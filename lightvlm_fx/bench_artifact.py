@@ -30,7 +30,7 @@ from lightvlm_fx.exporting.export import Artifact, export
 from lightvlm_fx.schedule import Schedule
 
 LENGTHS = (64, 1024, 4096)
-SPINNING = 0.3  # seconds; ONNX Runtime's threads wait busily behind a run, on cores that the other side's next run would need
+SPINNING = 0.3  # seconds; ONNX Runtime's threads wait busily after a run, on cores that the other side's next run would need
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def compare(
             made = export(model, schedule, home / "ours", inputs=inputs, prompt_tokens=inputs["input_ids"].shape[1] + 1,
                           new_tokens=max(LENGTHS), tell=tell)  # fmt: skip
         tell("exporting with transformers")
-        _theirs(model, inputs, home)  # behind ours: it leaves traces in the model
+        _theirs(model, inputs, home)  # after ours: it leaves traces in the model
         del model
         data = (home / "ours" / "model.onnx.data").stat().st_size
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # without what the exports left in this one
@@ -196,7 +196,7 @@ class Theirs:
         self.prefill = self._bound(self.model, prompt, 0)
 
     def step_at(self, length: int) -> Callable[[], None]:
-        """A step with `length` entries behind the prompt."""
+        """A step with `length` entries after the prompt."""
         return self._bound(self.decode, 1, self.prompt + length)
 
     def _bound(self, session: Any, new: int, past: int) -> Callable[[], None]:

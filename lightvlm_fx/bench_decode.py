@@ -1,6 +1,6 @@
 """`lightvlm bench decode`: what a generated token costs, as the answer gets longer.
 
-A step of each variant is timed behind caches of several lengths, in turns, and whole answers are integrated from
+A step of each variant is timed with caches of several lengths, in turns, and whole answers are integrated from
 that: 4096 steps of an eager model would take hours on a CPU. Variants: the model's own DynamicCache, eager; a
 StaticCache of the full length with torch.compile; each schedule compiled. Weights and cache contents are random.
 """
@@ -26,7 +26,7 @@ WARM = 3  # untimed steps before each measurement
 
 @dataclass
 class Variant:
-    """One way to decode. `at(n)` prepares a cache as it is behind `n` new tokens and returns one step of it."""
+    """One way to decode. `at(n)` prepares a cache as it is after `n` new tokens and returns one step of it."""
 
     name: str
     at: Callable[[int], Callable[[], Any]]
@@ -37,7 +37,7 @@ class Variant:
     peak: int = 0
 
     def step(self, new: int) -> float:
-        """Seconds of a step behind `new` tokens, interpolated between the points."""
+        """Seconds of a step after `new` tokens, interpolated between the points."""
         points = sorted(self.seconds)
         times = [statistics.median(self.seconds[p]) for p in points]
         if new <= points[0] or len(points) == 1:
@@ -48,7 +48,7 @@ class Variant:
         return times[-1]
 
     def answer(self, new: int) -> float:
-        """Seconds for `new` tokens behind the prompt."""
+        """Seconds for `new` tokens after the prompt."""
         return sum(self.step(i) for i in range(new))
 
 
@@ -61,7 +61,7 @@ def decode(
     repeats: int = 7, backend: str = "inductor", dtype: torch.dtype = torch.bfloat16, device: str = "cpu",
     tell: Callable[[str], None] = lambda what: None,
 ) -> list[Variant]:  # fmt: skip
-    """Time steps of every variant behind 0 to the longest of `lengths` new tokens."""
+    """Time steps of every variant after 0 to the longest of `lengths` new tokens."""
     model = build(shape, device, dtype)
     points = tuple(sorted({0, *lengths}))
     prompt = shape.visual + text

@@ -180,7 +180,7 @@ def bench_artifact(
     theirs, ours = found.prefill
     table.add_row("prefill", f"{1e3 * theirs:.0f} ms", f"{1e3 * ours:.0f} ms", f"{theirs / ours:.2f}")
     for length, (theirs, ours) in found.steps.items():
-        table.add_row(f"step behind {length} tokens", f"{1e3 * theirs:.1f} ms", f"{1e3 * ours:.1f} ms", f"{theirs / ours:.2f}")
+        table.add_row(f"step after {length} tokens", f"{1e3 * theirs:.1f} ms", f"{1e3 * ours:.1f} ms", f"{theirs / ours:.2f}")
     for length in LENGTHS:
         theirs, ours = found.answer(length)
         table.add_row(f"steps of an answer of {length}", f"{theirs:.1f} s", f"{ours:.1f} s", f"{theirs / ours:.2f}")

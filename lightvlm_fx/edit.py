@@ -43,7 +43,7 @@ def every_layer_marked(pass_: object, program: Program) -> int:
 
 
 def crossing(program: Program, cut: fx.Node) -> list[fx.Node]:
-    """Values made before `cut` and used at or behind it, weights left out, in graph order."""
+    """Values made before `cut` and used at or after it, weights left out, in graph order."""
     order = {n: i for i, n in enumerate(program.graph.nodes)}
     at = order[cut]
     return [
@@ -113,7 +113,7 @@ class Editor:
 
 
 def replace_behind(program: Program, cut: fx.Node, old: fx.Node, new: fx.Node, keep: Iterable[fx.Node] = ()) -> None:
-    """Make the users of `old` at or behind `cut` read `new`; outputs and the nodes in `keep` stay as they are."""
+    """Make the users of `old` at or after `cut` read `new`; outputs and the nodes in `keep` stay as they are."""
     order = {n: i for i, n in enumerate(program.graph.nodes)}
     spared = set(keep)
     for user in list(old.users):

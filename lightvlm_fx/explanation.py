@@ -32,7 +32,7 @@ class Explanation:
     full_kv_bytes: int
     note: str
     short: str = ""  # what is kept of rows whose share is below what is protected, where there are such
-    entries_per_layer: tuple[int, ...] = ()  # cache entries that a layer has room for behind the prompt, where they are bounded
+    entries_per_layer: tuple[int, ...] = ()  # cache entries that a layer has room for after the prompt, where they are bounded
 
     @property
     def flops_ratio(self) -> float:

@@ -37,7 +37,7 @@ class Pass(ABC):
 
     name: ClassVar[str]
     stages: ClassVar[tuple[Stage, ...]]  # programs it applies to
-    after: ClassVar[tuple[str, ...]] = ()  # passes that must not come behind it; checked, never re-sorted
+    after: ClassVar[tuple[str, ...]] = ()  # passes that must not come after it; checked, never re-sorted
     drops: ClassVar[tuple[str, ...]] = ()  # kinds of program outputs that it takes away ("keys", "values")
 
     def __post_init__(self) -> None:

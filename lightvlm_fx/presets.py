@@ -169,7 +169,7 @@ def scissorhands(capacity: Capacity = 512, recent: Count = 10, window: Positive 
 
 
 def snapkv(capacity: Capacity = 512, window: Positive = 32, kernel: Kernel = 5, budgets: AnyBudget = UniformBudget()) -> Schedule:
-    """SnapKV (arXiv 2404.14469): once behind the prompt, what its last queries attend to, smoothed over neighbours."""
+    """SnapKV (arXiv 2404.14469): once after the prompt, what its last queries attend to, smoothed over neighbours."""
     kv = Kv(capacity=capacity, when=Prefill(), score=Window(window=window, kernel=kernel), recent=window, sinks=0, budgets=budgets)
     return Schedule(name="snapkv", kv=kv)
 
@@ -180,7 +180,7 @@ def pyramidkv(capacity: Capacity = 512, window: Positive = 32, kernel: Kernel = 
 
 
 def vl_cache(capacity: Capacity = 0.1, recent: Count = 8, heads: Heads = "shared") -> Schedule:
-    """VL-Cache (arXiv 2410.23317): scores by the text behind the picture, budgets by how dense its attention is."""
+    """VL-Cache (arXiv 2410.23317): scores by the text after the picture, budgets by how dense its attention is."""
     kv = Kv(capacity=capacity, when=Prefill(), score=Text(), budgets=DensityBudget(), heads=heads, recent=recent, sinks=0)
     return Schedule(name="vl-cache", kv=kv)
 

@@ -39,7 +39,7 @@ class Facts:
     hidden: int  # width D
     cuts: tuple[Cut, ...] = ()
     size: str = ""  # node [B, S] float32: original tokens that each one stands for
-    biased: bool = False  # keys behind the latest cut carry the log of their size
+    biased: bool = False  # keys after the latest cut carry the log of their size
     outputs: tuple[str, ...] = ()  # what each graph output is
     masked: bool = False  # attention carries explicit masks
     positions_rank: int = 2  # 2: [B, S]; 3: M-RoPE [3 or 4, B, S]
@@ -97,7 +97,7 @@ class Program:
         self.facts = replace(self.facts, **changes)
 
     def add_input(self, name: str, value: Any) -> fx.Node:
-        """A new placeholder behind the others; `value` is its fake tensor."""
+        """A new placeholder after the others; `value` is its fake tensor."""
         last = self.placeholders()[-1]
         with self.graph.inserting_after(last):
             node = self.graph.placeholder(name)

@@ -35,7 +35,7 @@ def images_of(ids: NDArray[np.int64], marks: Marks) -> list[NDArray[np.int64]]:
 
 
 def _join_rows(ids: NDArray[np.int64], runs: list[NDArray[np.int64]], ends_last_row: bool) -> list[NDArray[np.int64]]:
-    """Join runs one token apart, unless that token ends a picture: the one behind the very last run does."""
+    """Join runs one token apart, unless that token ends a picture: the one after the very last run does."""
     last = int(runs[-1][-1]) + 1
     end = int(ids[last]) if ends_last_row and last < len(ids) else None
     joined = [runs[0]]

@@ -14,7 +14,7 @@ from lightvlm_fx.schedule import Schedule
 def new_state(
     named: dict[str, Tensor], segment: Tensor, schedule: Schedule, kv: KvPlan | None, depth: int, owner: object, room: int = 0
 ) -> State:
-    """The caches behind a prefill that gave `named`; `segment` [B, S] is the prompt's.
+    """The caches after a prefill that gave `named`; `segment` [B, S] is the prompt's.
 
     One stage between two cuts; one a layer where their entries are bounded. With `room`, buffers take so many new
     tokens and never grow.

@@ -346,7 +346,7 @@ def idefics3_config(layers: int) -> dict[str, Any]:
 
 def gemma3_config(layers: int) -> dict[str, Any]:
     kinds = alternate(layers, "sliding_attention")
-    # attention is sharp (scale 1, not 1/4): behind its norms a random decoder would forget what it read
+    # attention is sharp (scale 1, not 1/4): after its norms a random decoder would forget what it read
     text = decoder(layers, sliding_window=16, layer_types=kinds, query_pre_attn_scalar=1)
     ids = {"image_token_index": IMAGE, "boi_token_index": BOI, "eoi_token_index": EOI}
     return vlm(text, tower(64, 8, "siglip_vision_model"), mm_tokens_per_image=16, **ids)

@@ -18,7 +18,7 @@ bind a colour to a place:
     detail    the same, mostly long descriptions of full scenes
 
 The first two and the next two share nothing but the frozen word embeddings and can run in two processes.
-Questions of one scene are packed behind one picture: each sees the picture and itself only, at the
+Questions of one scene are packed after one picture: each sees the picture and itself only, at the
 positions it would have alone (`packed_mask`).
 """
 
@@ -122,7 +122,7 @@ def packed_mask(prefix: int, block: Tensor) -> Tensor:
 
 
 def answer_loss(model, visual: Tensor, visual_at: Tensor, packed: list[Tensor]):
-    """Cross entropy on answer tokens behind the visual tokens [B, N, D]; also token accuracy."""
+    """Cross entropy on answer tokens after the visual tokens [B, N, D]; also token accuracy."""
     tokens, block, place, label = packed
     table = model.get_input_embeddings()
     user = table(torch.full((len(tokens), 1), VOCAB["<user>"]))

@@ -1,7 +1,7 @@
-"""Vision towers whose pictures arrive as rows, each with one more token behind it.
+"""Vision towers whose pictures arrive as rows, each with one more token after it.
 
-There an image's placeholders are not one run. Behind every row of a Fuyu picture (which has no tower) stands the
-same break token; behind the last row of a Pixtral or Apertus 1.5 picture
+There an image's placeholders are not one run. After every row of a Fuyu picture (which has no tower) stands the
+same break token; after the last row of a Pixtral or Apertus 1.5 picture
 stands another one, which ends the picture.
 """
 

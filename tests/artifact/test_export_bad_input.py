@@ -113,7 +113,7 @@ def test_a_model_that_is_none(tiny, tmp_path):
 
 
 def test_an_error_on_the_way(refused):
-    """Behind the capture, which changes the model for a while."""
+    """After the capture, which changes the model for a while."""
 
     class Stop(Exception):
         pass

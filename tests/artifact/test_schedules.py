@@ -21,7 +21,7 @@ SCHEDULES = {  # h2o, scissorhands and streaming-llm are in test_artifact_famili
     "none": Schedule.preset("lightvlm", keep=ALL, layers=(1,)),
     "mask": Schedule(kv=bound(when="mask")),
     "periodic": Schedule(kv=bound(when="periodic", every=6)),
-    "snapkv behind compact positions": Schedule(cuts=(COMPACT,), kv=Schedule.preset("snapkv", capacity=14, window=4).kv),
+    "snapkv after compact positions": Schedule(cuts=(COMPACT,), kv=Schedule.preset("snapkv", capacity=14, window=4).kv),
     "aircache": Schedule.preset("aircache", capacity=0.25),
     "sparsevila": Schedule.preset("sparsevila", capacity=0.4),  # its cut reads the vision tower
     "look-m": Schedule.preset("look-m", capacity=20, recent=4),

@@ -62,7 +62,7 @@ def answer(inputs):
 def shared(llava, answer):
     """One compiled model for all refusals, what it and its source said at first, and the source's state."""
     full = answer(llava.model)
-    before = state(llava.model)  # behind the first answer: transformers adds hooks of its own there
+    before = state(llava.model)  # after the first answer: transformers adds hooks of its own there
     fast = compiled(llava.model)
     return fast, answer(fast), full, before
 

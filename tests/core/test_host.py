@@ -53,7 +53,7 @@ def tiny():
 
 
 def read_in_steps(name, count=4):
-    """What `count` steps behind a prompt read on the host."""
+    """What `count` steps after a prompt read on the host."""
     fast = lightvlm.compile(tiny().model, Schedule.preset(name, **STEPPING[name]), backend="eager")
     with torch.no_grad():
         held = fast(**tiny().inputs(text=(9, 6), images=(1, 1)), use_cache=True).past_key_values

@@ -183,7 +183,7 @@ def test_bench_artifact_prints_ratios(run, monkeypatch):
     monkeypatch.setattr("lightvlm_fx.bench_artifact.SPINNING", 0)  # not a measurement
     code, text, _ = run("bench", "artifact", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--text", "9")
     assert code == 0
-    measured = ("prefill", "step behind 4096 tokens", "steps of an answer of 1024", "by FLOPs", "weight file", "resident", "greedy tokens")
+    measured = ("prefill", "step after 4096 tokens", "steps of an answer of 1024", "by FLOPs", "weight file", "resident", "greedy tokens")
     for part in (*measured, "torch 2."):
         assert part in text
 
@@ -211,7 +211,7 @@ def test_bench_answer_watches_one_long_answer(run):
         (("export", "models/of/mine"), "there is no folder models/of/mine"),
         (("export", str(bundled.PICTURES)), f"no image-text-to-text model and processor from {bundled.PICTURES}: Unrecognized model in"),
         (("bench", "prefill", "--shape", "0.5"), "no shape named '0.5'; did you mean '0.5b'?"),
-        (("bench", "answer", "--length", "99"), "an answer must have 800 tokens and more to be judged behind its 600th, got 99"),
+        (("bench", "answer", "--length", "99"), "an answer must have 800 tokens and more to be judged after its 600th, got 99"),
         (("bench", "answer", "--shape", "tiny", "-p", "snapkv"), "schedule 'snapkv' does not hold its cache to a fixed size while"),
         (("show", PICTURE, "-p", "none", "--keep", "1"), "no option of preset 'none' named 'keep'"),
     ],

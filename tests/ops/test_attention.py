@@ -42,7 +42,7 @@ def test_attend_is_softmax_attention(s, repeat, softcap, kind, seed):
 
 @given(st.integers(0, 6), st.integers(1, 3), windows, st.integers(0, 99))
 def test_cache_mask_lets_a_query_read_what_came_before_it(held, new, window, seed):
-    """Slot by slot: not empty, not behind the query, not outside the window."""
+    """Slot by slot: not empty, not after the query, not outside the window."""
     draw = torch.Generator().manual_seed(seed)
     position = torch.randint(-1, 10, (B, held + new), generator=draw)
     query = torch.arange(8, 8 + new)

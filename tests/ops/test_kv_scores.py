@@ -43,7 +43,7 @@ def chosen(batch: Batch, rows, window):
 @pytest.mark.parametrize("rows", ROWS)
 @given(batches(), sizes, st.booleans())
 def test_rows_are_summed_for_each_kv_head(rows, batch: Batch, window, masked):
-    """Sums of columns over all rows, the last few, or the text behind the last picture; means of a group's heads."""
+    """Sums of columns over all rows, the last few, or the text after the last picture; means of a group's heads."""
     (q, k), allowed = batch.qk(), causal(batch)
     if masked:  # pictures that see themselves in both directions
         allowed = allowed | ((batch.segment[:, :, None] == batch.segment[:, None]) & (batch.segment >= 0)[:, None])

@@ -235,7 +235,7 @@ def test_nothing_is_lost_between_turns(merge):
 
 
 def test_what_a_question_does_not_ask_for_is_counted():
-    """Behind the prompt and behind each question, what is read stands for every token that the picture had."""
+    """After the prompt and after each question, what is read stands for every token that the picture had."""
     inputs, visual = tiny("llava").inputs(**BATCH), tiny("llava").visual_tokens
     fast = compiled("llava", Schedule.preset("sparsevila", keep=0.7, capacity=0.25))
     questions = [question.repeat(2, 1) for question in QUESTIONS]

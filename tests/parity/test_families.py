@@ -168,7 +168,7 @@ def test_decoding_goes_on_from_the_positions_that_the_policy_gives(positions):
     "llava", "qwen2_5_vl", "glm4v", "gemma3", "paligemma", pytest.param("qwen3_vl", marks=pytest.mark.compat), "fuyu",
 ])  # fmt: skip
 def test_finds_the_query_and_key_before_rope(monkeypatch, family):
-    """Plain halves, M-RoPE, partial and interleaved, two bases behind q/k norms, behind norms, partial halves."""
+    """Plain halves, M-RoPE, partial and interleaved, two bases after q/k norms, after norms, partial halves."""
     captures = []
 
     def spy(decoder, kwargs, *rest, **options):
@@ -246,7 +246,7 @@ def test_a_streamer_sees_every_token(pair):
 
 
 def go_on(model, family, first, more, **picture):
-    """A second turn behind the cache of a first one."""
+    """A second turn after the cache of a first one."""
     out = answer(model, first, NEW)
     ids = torch.cat([out.sequences, more], 1)
     second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), cache_argument(model.forward): out.past_key_values} | picture
