@@ -36,7 +36,8 @@ without notice.
 
 `import lightvlm_fx as lightvlm` gives the verbs and most classes of the first three sections. A compiled model has
 its `Handle` as `fast.lightvlm`, a schedule its `Kv` as `schedule.kv`, and `load` returns the `VLM`. A preset is asked
-for by its name, with `-` for `_`: `Schedule.preset("streaming-llm", capacity=96)`.
+for by its name, with `-` for `_`: `Schedule.preset("streaming-llm", capacity=96)`. What a cut's `score` and `combine`
+and a cache's `score`, `budgets`, `merge` and `when` can be: [methods](methods.md).
 """
 
 
@@ -90,13 +91,13 @@ def prose(node: ast.FunctionDef | ast.ClassDef) -> str:
     return "\n\n".join(textwrap.fill(part, WIDTH) for part in (ast.get_docstring(node) or "").split("\n\n"))
 
 
-def entry(node: ast.FunctionDef | ast.ClassDef, lines: list[str], methods: tuple[str, ...] | None) -> str:
+def entry(node: ast.FunctionDef | ast.ClassDef, lines: list[str], wanted: tuple[str, ...] | None) -> str:
     """A name, its signature or fields, and its docstring."""
     if isinstance(node, ast.FunctionDef):
         return f"### `{node.name}`\n\n```python\n{signature(node)}\n```\n\n{prose(node)}\n"
     own = fields(node, lines)
     found = {part.name: part for part in public(node.body) if isinstance(part, ast.FunctionDef)}
-    chosen = found.values() if methods is ALL else [found[name] for name in methods]
+    chosen = found.values() if wanted is ALL else [found[name] for name in wanted]
     return "\n".join([
         f"### `{node.name}`\n\n{prose(node)}\n",
         *(["```python\n" + "\n".join(own) + "\n```\n"] if own else []),
@@ -113,7 +114,7 @@ def page() -> str:
             source = (ROOT / "lightvlm_fx" / file).read_text(encoding="utf-8")
             nodes = {node.name: node for node in public(ast.parse(source).body) if node.name not in HELPERS}
             wanted = dict.fromkeys(nodes, ALL) if names is ALL else names
-            parts += [entry(nodes[name], source.splitlines(), methods) for name, methods in wanted.items()]
+            parts += [entry(nodes[name], source.splitlines(), chosen) for name, chosen in wanted.items()]
     return "\n".join(parts)
 
 
