@@ -175,7 +175,7 @@ def test_a_fifo_does_not_hang(tmp_path):
 ], ids=["deep", "huge", "dotted", "long", "nul"])  # fmt: skip
 def test_refuses_hostile_files(tmp_path, text):
     (tmp_path / "s.toml").write_text(text)
-    with pytest.raises(ScheduleError, match=r"not a readable schedule file|not a valid schedule: a: "):
+    with pytest.raises(ScheduleError, match=r"not a readable schedule file|not a valid schedule: (a|keep): "):
         Schedule.load(tmp_path / "s.toml")
 
 
