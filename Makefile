@@ -11,7 +11,7 @@ NEWEST = $$(sed -nE 's/^ *"((torch|transformers)>=[0-9.,<]+)".*/\1/p' pyproject.
 OTHERS = "setuptools>=77" $$(grep -vE '^(\#|torch=|transformers=|tokenizers=|setuptools=|tensorrt|ruff=|mypy=)' requirements-tested.txt)
 PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo show test heavy fuzz compat compat-oldest compat-pinned compat-newest lint golden bench eval methods support clean
+.PHONY: help install demo show test heavy fuzz compat compat-oldest compat-pinned compat-newest lint golden bench eval docs support clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -70,8 +70,9 @@ bench: $(READY)  ## prefill speed at the 0.5B shape (minutes)
 eval: $(READY)  ## accuracy of the bundled model, full and under schedules (minutes)
 	$(BIN)/lightvlm eval
 
-methods: $(READY)  ## write docs/methods.md anew
+docs: $(READY)  ## write docs/methods.md and docs/api.md anew
 	$(BIN)/python -m lightvlm_fx.methods.page
+	$(BIN)/python docs/api.py
 
 support: $(READY)  ## write docs/support.md anew
 	$(BIN)/python -m lightvlm_fx.support

@@ -16,7 +16,7 @@ ALL = None
 SECTIONS: dict[str, dict[str, dict[str, tuple[str, ...] | None] | None]] = {
     "Compiling": {
         "compiler.py": {"compile": ALL, "Handle": ALL}, "explanation.py": {"explain": ALL, "Explanation": ALL},
-        "report.py": {"Report": ALL},
+        "passing/report.py": {"Report": ALL},
     },
     "Artifacts": {
         "exporting/export.py": {"export": ALL, "Artifact": ALL}, "artifact/load.py": {"load": ALL, "VLM": ("generate", "vocabulary")},

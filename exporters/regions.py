@@ -28,9 +28,9 @@ from lightvlm_fx.compat import (
     symbolic_size,
     without_stack_traces,
 )  # fmt: skip
-from lightvlm_fx.edit import module_path
 from lightvlm_fx.errors import InputError
-from lightvlm_fx.program import Program, value
+from lightvlm_fx.graph.edit import module_path
+from lightvlm_fx.graph.program import Program, value
 
 CUT = "cut"
 GROUP = 2  # layers of a part at most: more take longer to compile, fewer longer to call

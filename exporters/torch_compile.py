@@ -12,7 +12,7 @@ from lightvlm_fx import compat
 from lightvlm_fx.compat import maybe_dynamic
 from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.exporters.regions import ByLayer, dynamic_dims
-from lightvlm_fx.program import Program
+from lightvlm_fx.graph.program import Program
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 

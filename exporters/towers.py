@@ -22,10 +22,10 @@ from lightvlm_fx.artifact.pictures import prepare
 from lightvlm_fx.compat import packed_attention
 from lightvlm_fx.exporters.onnx_graph import dimensions
 from lightvlm_fx.exporters.vision import Tower, Vision, fixed_stage, flat
-from lightvlm_fx.families.patch_order import GRID
-from lightvlm_fx.locate import vision_tower
+from lightvlm_fx.model.families.patch_order import GRID
+from lightvlm_fx.model.locate import vision_tower
+from lightvlm_fx.model.salience import noting, salience
 from lightvlm_fx.ops.bodies import InAten
-from lightvlm_fx.salience import noting, salience
 
 SIZES = "image_sizes"
 MASKS = ("pixel_attention_mask",)  # of real pixels, of towers whose tiles are padded

@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from lightvlm_fx.compat import for_real, pytree
 from lightvlm_fx.errors import CaptureError
-from lightvlm_fx.families.patch_order import GRID
-from lightvlm_fx.locate import vision_tower
-from lightvlm_fx.salience import noting, salience
+from lightvlm_fx.model.families.patch_order import GRID
+from lightvlm_fx.model.locate import vision_tower
+from lightvlm_fx.model.salience import noting, salience
 
 FACTORIES = (torch.arange, torch.tensor)
 

@@ -19,7 +19,7 @@ _HOMES = {
     "Explanation": "lightvlm_fx.explanation",
     "Schedule": "lightvlm_fx.schedule",
     "Cut": "lightvlm_fx.schedule",
-    "Report": "lightvlm_fx.report",
+    "Report": "lightvlm_fx.passing.report",
     "LightVLMError": "lightvlm_fx.errors",
 }
 __all__ = ["Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain", "export", "load", "verify"]
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lightvlm_fx.errors import LightVLMError
     from lightvlm_fx.explanation import Explanation, explain
     from lightvlm_fx.exporting.export import export
-    from lightvlm_fx.report import Report
+    from lightvlm_fx.passing.report import Report
     from lightvlm_fx.schedule import Cut, Schedule
 
 

@@ -1,5 +1,5 @@
 """`python -m lightvlm_fx` is `lightvlm`."""
 
-from lightvlm_fx.cli import main
+from lightvlm_fx.cli.main import main
 
 main()

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from lightvlm_fx.compat import given_cache, shallow
-from lightvlm_fx.errors import InputError, NotSupported, ScheduleError
+from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend
-from lightvlm_fx.follow import follow, refuse_own_forward
-from lightvlm_fx.incoming import by_name, expect_finite, misfit
-from lightvlm_fx.layout import Placeholders
-from lightvlm_fx.locate import check_supported, decoder_path, vision_tower
+from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.methods.budgets.weights import Weights
-from lightvlm_fx.pretty import text
+from lightvlm_fx.model.incoming import by_name, expect_finite, misfit
+from lightvlm_fx.model.layout import Placeholders
+from lightvlm_fx.model.locate import check_supported, decoder_path, vision_tower
+from lightvlm_fx.model.salience import watched
+from lightvlm_fx.passing.report import Report
 from lightvlm_fx.releases import warn_of_untested
-from lightvlm_fx.report import Report
-from lightvlm_fx.runtime import Decoder
-from lightvlm_fx.salience import watched
-from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.runtime.decoder import Decoder
+from lightvlm_fx.runtime.follow import follow, refuse_own_forward
+from lightvlm_fx.schedule import Schedule, as_schedule
 
 # Tensors of a call that carry no picture; any other argument of a model might, whatever it is called.
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "cache", "cache_position",
@@ -168,17 +168,6 @@ def _refuse_pickling(protocol: Any) -> Any:
         "a compiled model cannot be pickled: its graphs belong to this process; save the source with model.save_pretrained(folder) and "
         "compile it after loading, or write an artifact with lightvlm_fx.export"
     )
-
-
-def as_schedule(schedule: Schedule | str | Path) -> Schedule:
-    """A Schedule from itself, a preset's name, or a file."""
-    if isinstance(schedule, Schedule):
-        return schedule
-    if not isinstance(schedule, str | Path):
-        raise ScheduleError(f"expected a Schedule, a preset's name or the path of a schedule file, got {schedule!r}")
-    if isinstance(schedule, Path) or schedule.endswith(".toml"):
-        return Schedule.load(schedule)
-    return Schedule.preset(schedule)
 
 
 def _along(model: nn.Module, path: str) -> nn.Module:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightvlm_fx.kv_plan import KvPlan
-from lightvlm_fx.layout import Layout, Placeholders
-from lightvlm_fx.locate import check_supported, decoder_path
-from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.model.layout import Layout, Placeholders
+from lightvlm_fx.model.locate import check_supported, decoder_path
+from lightvlm_fx.runtime.kv_plan import KvPlan
+from lightvlm_fx.schedule import Schedule, as_schedule
 
 DEFAULT_TEXT = 64  # text tokens assumed where no batch is given
 DEFAULT_VISUAL = 576  # visual tokens assumed where neither batch nor config tells
@@ -97,8 +97,6 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
     `inputs` is a processor's output; without it, one picture and 64 text tokens a row are assumed.
     Raises RefusedModel and ScheduleError as `compile` does.
     """
-    from lightvlm_fx.compiler import as_schedule
-
     schedule = as_schedule(schedule)
     check_supported(model)
     decoder = model.get_submodule(decoder_path(model))

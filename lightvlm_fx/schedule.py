@@ -249,6 +249,35 @@ class Schedule(Frozen):
             raise
 
 
+def as_schedule(schedule: Schedule | str | Path) -> Schedule:
+    """A Schedule from itself, a preset's name, or a file."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    if not isinstance(schedule, str | Path):
+        raise ScheduleError(f"expected a Schedule, a preset's name or the path of a schedule file, got {schedule!r}")
+    if isinstance(schedule, Path) or schedule.endswith(".toml"):
+        return Schedule.load(schedule)
+    return Schedule.preset(schedule)
+
+
+def shared_sizes(schedule: Schedule, depth: int) -> tuple[int, ...]:
+    """A number for each layer; those of layers that keep equally many entries after every prompt are the same."""
+    kv = schedule.kv
+    assert kv is not None
+    if kv.budgets.by_layer:
+        return tuple(range(depth))
+    firsts = [first for first in schedule.layers(depth) if first > 0] if schedule.cuts else []
+    return tuple(sum(first <= layer for first in firsts) for layer in range(depth))
+
+
+def fixed_capacity(schedule: Schedule) -> int:
+    """The slots that every buffer has while decoding, whatever the prompt; 0 where that is no one number."""
+    kv = schedule.kv
+    if kv is None or not kv.when.fixed or not isinstance(kv.capacity, int) or kv.budgets.adaptive or kv.budgets.by_layer:
+        return 0
+    return kv.capacity + kv.when.period
+
+
 def _named(path: object) -> str:
     return str(path) if isinstance(path, str | Path) and str(path).isprintable() else shown(path)
 

@@ -14,13 +14,13 @@ from torch import SymInt, Tensor
 from lightvlm_fx import compiler
 from lightvlm_fx.compat import expression
 from lightvlm_fx.errors import PreconditionError
+from lightvlm_fx.graph.pretty import letters, typed
+from lightvlm_fx.graph.pretty import text as printed
+from lightvlm_fx.graph.program import Program, Stage, value
 from lightvlm_fx.ops.segments import PADDING, TEXT
-from lightvlm_fx.pass_base import Pass, parse_pass
 from lightvlm_fx.passes import CATALOGUE
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.pretty import letters, typed
-from lightvlm_fx.pretty import text as printed
-from lightvlm_fx.program import Program, Stage, value
+from lightvlm_fx.passing.pass_base import Pass, parse_pass
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.zoo import build
 
 LEAD, TAIL = 2, 4  # text tokens around the visual ones of `real_inputs`

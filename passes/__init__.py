@@ -1,6 +1,5 @@
 """The catalogue: every pass once, by name. Adding a pass: docs/add-a-pass.md."""
 
-from lightvlm_fx.pass_base import Pass
 from lightvlm_fx.passes.attach_cache import AttachCache
 from lightvlm_fx.passes.bound_decode import BoundDecode
 from lightvlm_fx.passes.bound_prefill import BoundPrefill
@@ -8,6 +7,7 @@ from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passes.lower_attention import LowerAttention
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passes.shift_positions import ShiftPositions
+from lightvlm_fx.passing.pass_base import Pass
 
 CATALOGUE: dict[str, type[Pass]] = {
     p.name: p for p in (DropExportChecks, ReduceTokens, BoundPrefill, LowerAttention, ShiftPositions, AttachCache, BoundDecode)

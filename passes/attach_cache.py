@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lightvlm_fx.edit import every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.graph.edit import every_layer_marked
+from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
-from lightvlm_fx.pass_base import Index, Pass, PassResult
-from lightvlm_fx.program import Program, value
+from lightvlm_fx.passing.pass_base import Index, Pass, PassResult
 
 SLOTS = 64  # that buffers of any size are traced at, or more: as many as the new tokens of an example
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from lightvlm_fx.edit import Editor, every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.frozen import Count
+from lightvlm_fx.graph.edit import Editor, every_layer_marked
+from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.entry_scores.attention import Attention
 from lightvlm_fx.methods.registry import AnyEntryScore
 from lightvlm_fx.ops.bounded_attention import attend_bounded
-from lightvlm_fx.pass_base import Index, Pass, PassResult
 from lightvlm_fx.passes.attach_cache import SLOTS, buffer
-from lightvlm_fx.program import Program, value
+from lightvlm_fx.passing.pass_base import Index, Pass, PassResult
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from lightvlm_fx.edit import Editor, every_layer_marked
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.frozen import Count
+from lightvlm_fx.graph.edit import Editor, every_layer_marked
+from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.kv import AnyBudget, VisualShare
 from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.base import EntryScore
@@ -21,8 +22,7 @@ from lightvlm_fx.methods.entry_scores.attention import Attention
 from lightvlm_fx.methods.registry import AnyEntryMerge, AnyEntryScore
 from lightvlm_fx.ops.attention import SIZE
 from lightvlm_fx.ops.segments import PADDING
-from lightvlm_fx.pass_base import Pass, PassResult
-from lightvlm_fx.program import Program, value
+from lightvlm_fx.passing.pass_base import Pass, PassResult
 
 OPS = torch.ops.lightvlm
 

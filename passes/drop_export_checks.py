@@ -8,8 +8,8 @@ import torch
 
 from lightvlm_fx.compat import ASSERT_METADATA, ASSERT_SCALAR
 from lightvlm_fx.errors import PostconditionError
-from lightvlm_fx.pass_base import Pass, PassResult
-from lightvlm_fx.program import Program, value
+from lightvlm_fx.graph.program import Program, value
+from lightvlm_fx.passing.pass_base import Pass, PassResult
 
 CHECKS = (ASSERT_METADATA, ASSERT_SCALAR)
 SAME = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.graph.program import Program
 from lightvlm_fx.ops.attention import attend
-from lightvlm_fx.pass_base import Pass, PassResult
-from lightvlm_fx.program import Program
+from lightvlm_fx.passing.pass_base import Pass, PassResult
 
 
 @dataclass(frozen=True)

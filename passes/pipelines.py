@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from lightvlm_fx.kv import Kv
-from lightvlm_fx.kv_plan import shared_sizes
 from lightvlm_fx.methods.budgets.uniform import Uniform
 from lightvlm_fx.methods.entry_scores.age import Age
-from lightvlm_fx.pass_base import Pass
 from lightvlm_fx.passes.attach_cache import AttachCache
 from lightvlm_fx.passes.bound_decode import BoundDecode
 from lightvlm_fx.passes.bound_prefill import BoundPrefill
@@ -14,8 +12,9 @@ from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passes.lower_attention import LowerAttention
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passes.shift_positions import ShiftPositions
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.passing.pass_base import Pass
+from lightvlm_fx.passing.pipeline import Pipeline
+from lightvlm_fx.schedule import Schedule, shared_sizes
 
 
 def effective(schedule: Schedule) -> Schedule:

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, fx
 
 from lightvlm_fx.compat import expression
-from lightvlm_fx.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, token_dims
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.match import before_rope, hidden_state, is_positional
+from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, token_dims
+from lightvlm_fx.graph.match import before_rope, hidden_state, is_positional
+from lightvlm_fx.graph.pretty import excerpt, typed
+from lightvlm_fx.graph.program import Cut, Program, value
 from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.ops.attention import SIZE
-from lightvlm_fx.pass_base import Index, Pass, PassResult
-from lightvlm_fx.pretty import excerpt, typed
-from lightvlm_fx.program import Cut, Program, value
+from lightvlm_fx.passing.pass_base import Index, Pass, PassResult
 from lightvlm_fx.schedule import Positions
 
 OPS = torch.ops.lightvlm

@@ -7,12 +7,12 @@ from functools import partial
 
 from torch import fx
 
-from lightvlm_fx.edit import crossing, first_of_layer, replace_behind
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.match import ancestors, is_positional
+from lightvlm_fx.graph.edit import crossing, first_of_layer, replace_behind
+from lightvlm_fx.graph.match import ancestors, is_positional
+from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.ops.cached_attention import shifted
-from lightvlm_fx.pass_base import Index, Pass, PassResult
-from lightvlm_fx.program import Program, value
+from lightvlm_fx.passing.pass_base import Index, Pass, PassResult
 
 
 def _current(copies: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:

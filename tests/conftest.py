@@ -144,7 +144,7 @@ def decode(programs):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command line in this process; returns exit code, output, errors."""
-    from lightvlm_fx import cli
+    from lightvlm_fx.cli.main import main as cli
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["lightvlm", *words])

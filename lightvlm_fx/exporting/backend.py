@@ -23,13 +23,13 @@ except ImportError as error:
         f"transformers {transformers.__version__} takes no backends for its exporters; 5.23 and later do (lightvlm.export needs none)"
     ) from error
 
-from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.exporters.onnx_graph import OPSET, to_onnx_with_metadata
 from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporting.build import build
-from lightvlm_fx.locate import check_supported
+from lightvlm_fx.model.locate import check_supported
 from lightvlm_fx.releases import warn_of_untested
+from lightvlm_fx.schedule import as_schedule
 
 FORMAT = "lightvlm"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightvlm_fx.errors import ScheduleError
-from lightvlm_fx.kv_plan import SPARE, KvPlan
+from lightvlm_fx.runtime.kv_plan import SPARE, KvPlan
 from lightvlm_fx.schedule import Schedule
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import lightvlm_fx as lightvlm
+from lightvlm_fx import compiler
 from lightvlm_fx.errors import CaptureError, InputError, NotSupported
-from lightvlm_fx.layout import Layout, Placeholders
-from lightvlm_fx.program import Program
+from lightvlm_fx.graph.program import Program
+from lightvlm_fx.model.layout import Layout, Placeholders
 from lightvlm_fx.releases import UntestedRelease
 from lightvlm_fx.schedule import Schedule
 
@@ -81,7 +81,7 @@ def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], le
     batch = padded(dict(inputs), length, _pad_id(model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntestedRelease)  # export said so
-        fast = lightvlm.compile(model, schedule, backend="eager")
+        fast = compiler.compile(model, schedule, backend="eager")
     decoder = fast.lightvlm._decoder
     seen: dict[str, dict[str, Any]] = {}
     decoder.observe = lambda what, given: seen.setdefault(what, dict(given))  # the first of each

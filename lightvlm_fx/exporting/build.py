@@ -16,14 +16,13 @@ from lightvlm_fx.exporting.bounds import Bounds, Tables
 from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
 from lightvlm_fx.exporting.causal import leave_out_later_keys
 from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
-from lightvlm_fx.kv_plan import fixed_capacity
-from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.methods.moments import Prefill as Once
+from lightvlm_fx.model.layout import Placeholders
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes import pipelines
-from lightvlm_fx.pipeline import Step
+from lightvlm_fx.passing.pipeline import Step
 from lightvlm_fx.releases import releases_first
-from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.schedule import Schedule, fixed_capacity
 
 PICTURES = 4  # that a row may have, where neither the example nor the caller says more
 SAMPLE_TOKENS = 16  # of the greedy answer that goes with an artifact

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.prompt import MaskRule
+from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.entry_scores.attention import Attention
 from lightvlm_fx.ops.attention import attend
 from lightvlm_fx.ops.segments import PADDING, per_group
 from lightvlm_fx.ops.tiles import tiles
-from lightvlm_fx.program import Program, value
 
 OPS = torch.ops.lightvlm
 SEGMENT = "visual_segment"

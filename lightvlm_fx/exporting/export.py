@@ -24,7 +24,6 @@ from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
 from lightvlm_fx.artifact.sampling import whole
 from lightvlm_fx.artifact.schema import LOOSEST
-from lightvlm_fx.compiler import as_schedule
 from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
@@ -33,10 +32,10 @@ from lightvlm_fx.exporters.precision import DTYPES, cast, quantise
 from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, ask_parser, build_script, to_dialect
 from lightvlm_fx.exporters.weights import WeightFile
 from lightvlm_fx.exporting.build import Built, build
-from lightvlm_fx.layout import Placeholders
-from lightvlm_fx.locate import check_supported
+from lightvlm_fx.model.layout import Placeholders
+from lightvlm_fx.model.locate import check_supported
 from lightvlm_fx.releases import warn_of_untested
-from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.schedule import Schedule, as_schedule
 
 TARGETS = ("onnxruntime", "tensorrt", "torch-export")
 PROVIDERS = ("cpu", "cuda", "tensorrt")

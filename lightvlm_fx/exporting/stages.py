@@ -18,15 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightvlm_fx.cache import State
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt, additive
 from lightvlm_fx.exporting.bounds import Tables
-from lightvlm_fx.kv_plan import shared_sizes
+from lightvlm_fx.graph.program import Program
 from lightvlm_fx.ops.bounded_attention import shrink
 from lightvlm_fx.ops.segments import PADDING
-from lightvlm_fx.program import Program
-from lightvlm_fx.schedule import Schedule
-from lightvlm_fx.state import new_state
+from lightvlm_fx.runtime.cache import State
+from lightvlm_fx.runtime.state import new_state
+from lightvlm_fx.schedule import Schedule, shared_sizes
 
 ARRAYS = ("position", "size", "score")
 

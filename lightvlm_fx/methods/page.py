@@ -1,4 +1,4 @@
-"""`make methods`: docs/methods.md, from the classes."""
+"""`make docs`: docs/methods.md, from the classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 HEAD = """# Methods
 
-Written by `make methods` from `lightvlm_fx/methods/`; one file each, whose docstring says more. A schedule names a method, or gives it
+Written by `make docs` from `lightvlm_fx/methods/`; one file each, whose docstring says more. A schedule names a method, or gives it
 options: `score = "density"`, `score = { name = "density", power = 0.5 }`. Presets put them together: `lightvlm presets`.
 """
 PARTS: tuple[tuple[str, str, Registry[Any]], ...] = (

@@ -80,6 +80,6 @@ def test_the_wheel_alone_answers_without_torch(bare_python, bounded, tmp_path):
     ("onnxruntime", ("verify",), "an artifact needs ONNX Runtime: pip install onnxruntime-gpu, or onnxruntime without a GPU"),
 ])  # fmt: skip
 def test_a_command_says_which_package_it_lacks(bounded, absent, command, said):
-    code = f"import sys; sys.modules[{absent!r}] = None; from lightvlm_fx.cli import main; main()"
+    code = f"import sys; sys.modules[{absent!r}] = None; from lightvlm_fx.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code, command[0], str(bounded), *command[1:]], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (2, said)

@@ -5,11 +5,11 @@ import os
 import pytest
 from fuzz.schedules import run
 
-from lightvlm_fx.cli_base import preset_of
+from lightvlm_fx.cli.base import preset_of
 from lightvlm_fx.errors import LightVLMError, ScheduleError, UnknownName, shown
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.passes import pipelines
-from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import MOST_BYTES, Cut, Schedule
 
 

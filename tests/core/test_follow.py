@@ -12,7 +12,7 @@ from lightvlm_fx import zoo
 from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import InputError, NotSupported, RefusedModel
 from lightvlm_fx.exporters.torch_compile import compiled_graphs
-from lightvlm_fx.follow import fingerprint
+from lightvlm_fx.runtime.follow import fingerprint
 from lightvlm_fx.schedule import Schedule
 
 SCHEDULE = Schedule.preset("lightvlm", keep=0.4, layers=(1,))

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from lightvlm_fx.errors import ScheduleError, UnknownName
 from lightvlm_fx.kv import Kv
-from lightvlm_fx.kv_plan import KvPlan
-from lightvlm_fx.layout import Layout
 from lightvlm_fx.methods.registry import ENTRY_SCORES
+from lightvlm_fx.model.layout import Layout
 from lightvlm_fx.ops.segments import PADDING, TEXT
+from lightvlm_fx.runtime.kv_plan import KvPlan
 from lightvlm_fx.schedule import Cut, Schedule
 
 OPEN = {"sinks": 0, "recent": 0}  # nothing is protected

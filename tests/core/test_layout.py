@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightvlm_fx.errors import InputError, ScheduleError
-from lightvlm_fx.layout import Layout, Placeholders
+from lightvlm_fx.model.layout import Layout, Placeholders
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.schedule import Cut, Schedule
 

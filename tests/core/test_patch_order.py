@@ -8,9 +8,9 @@ from transformers.masking_utils import sdpa_mask
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import NotSupported
-from lightvlm_fx.families.patch_order import ROW_BY_ROW, merge_side, patch_order, whole_picture_layers
-from lightvlm_fx.locate import vision_tower
-from lightvlm_fx.salience import salience, watched
+from lightvlm_fx.model.families.patch_order import ROW_BY_ROW, merge_side, patch_order, whole_picture_layers
+from lightvlm_fx.model.locate import vision_tower
+from lightvlm_fx.model.salience import salience, watched
 from lightvlm_fx.schedule import Cut, Schedule
 from lightvlm_fx.support import ALL, answer, difference
 

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightvlm_fx.errors import OrderError, PostconditionError, PreconditionError, ScheduleError, UnknownName
-from lightvlm_fx.pass_base import Pass, PassResult, parse_pass
+from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.passes import CATALOGUE, EXAMPLES, pipelines
 from lightvlm_fx.passes.attach_cache import AttachCache
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passes.lower_attention import LowerAttention
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passes.shift_positions import ShiftPositions
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.pretty import text
+from lightvlm_fx.passing.pass_base import Pass, PassResult, parse_pass
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import POSITIONS, Schedule
 
 

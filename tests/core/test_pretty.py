@@ -3,10 +3,10 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightvlm_fx.graph.pretty import diff, excerpt, line, text, typed
+from lightvlm_fx.graph.program import Facts, Program
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.pretty import diff, excerpt, line, text, typed
-from lightvlm_fx.program import Facts, Program
+from lightvlm_fx.passing.pipeline import Pipeline
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ import pytest
 import lightvlm_fx as lightvlm
 from lightvlm_fx import releases
 from lightvlm_fx.errors import CaptureError, InputError, NotSupported, PostconditionError, RefusedModel
-from lightvlm_fx.locate import check_supported
+from lightvlm_fx.model.locate import check_supported
 from lightvlm_fx.releases import TESTED, UntestedRelease, releases_first, untested, warn_of_untested
 
 ROOT = Path(lightvlm.__file__).parent.parent
@@ -106,7 +106,7 @@ def test_a_failed_capture_begins_with_the_release(outside, monkeypatch, llava, f
     def capture(*args, **options):
         raise fails
 
-    monkeypatch.setattr("lightvlm_fx.runtime.capture", capture)
+    monkeypatch.setattr("lightvlm_fx.runtime.decoder.capture", capture)
     fast = lightvlm.compile(llava.model, "none", backend="eager")
     with pytest.raises(kind, match=f"^{OUTSIDE}: {said}$"):
         fast.generate(**llava.inputs(), max_new_tokens=1)

@@ -9,10 +9,10 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import NotSupported, PreconditionError, ScheduleError
-from lightvlm_fx.locate import vision_tower
+from lightvlm_fx.model.locate import vision_tower
+from lightvlm_fx.model.salience import NAME, Noted, noting, salience
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.salience import NAME, Noted, noting, salience
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import Cut, Schedule
 from lightvlm_fx.support import ALL, answer, difference
 from lightvlm_fx.testing import tiny_program

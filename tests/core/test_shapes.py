@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from lightvlm_fx import shapes
 from lightvlm_fx.compat import equal_sizes, shapes_in_python
-from lightvlm_fx.edit import Editor, crossing, first_of_layer, replace_behind
 from lightvlm_fx.errors import PostconditionError
-from lightvlm_fx.match import hidden_state
-from lightvlm_fx.pass_base import Pass, PassResult
+from lightvlm_fx.graph import shapes
+from lightvlm_fx.graph.edit import Editor, crossing, first_of_layer, replace_behind
+from lightvlm_fx.graph.match import hidden_state
+from lightvlm_fx.graph.program import value
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.program import value
+from lightvlm_fx.passing.pass_base import Pass, PassResult
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.testing import tiny_programs
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lightvlm_fx.cache import Stage, StageLayer, Store
 from lightvlm_fx.methods.entry_merges.counted import Counted
 from lightvlm_fx.methods.entry_merges.none import NoMerge
 from lightvlm_fx.ops.bounded_attention import attend_bounded
 from lightvlm_fx.ops.segments import PADDING, TEXT
+from lightvlm_fx.runtime.cache import Stage, StageLayer, Store
 
 GROUPS, HEADS, WIDTH, COPIES = 2, 4, 6, 3
 DISTINCT = 4  # visual entries of each row, COPIES times each

@@ -3,8 +3,8 @@
 import pytest
 
 import lightvlm_fx as lightvlm
-from lightvlm_fx import runtime
 from lightvlm_fx.errors import ScheduleError
+from lightvlm_fx.runtime import decoder as runtime
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer, difference
 

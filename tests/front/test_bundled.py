@@ -9,8 +9,10 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, TextStreamer, pipeline
 
 import lightvlm_fx as lightvlm
-from lightvlm_fx import bundled, demo, evaluate
+from lightvlm_fx import bundled
 from lightvlm_fx.bundled import scenes
+from lightvlm_fx.eval import accuracy as evaluate
+from lightvlm_fx.eval import demo
 from lightvlm_fx.support import ALL
 
 

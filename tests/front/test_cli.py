@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 import lightvlm_fx
 from lightvlm_fx import bundled
 from lightvlm_fx.bundled.scenes import digit_scans
-from lightvlm_fx.cli_base import Console, plain, telling
+from lightvlm_fx.cli.base import Console, plain, telling
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.pictures import inputs_of, open_picture
 from lightvlm_fx.presets import PRESETS
@@ -28,7 +28,7 @@ PICTURE = str(bundled.PICTURES / "1-crowd.png")
 
 
 def test_help_needs_no_torch():
-    code = "import sys; sys.argv=['lightvlm','--help']\nfrom lightvlm_fx.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv=['lightvlm','--help']\nfrom lightvlm_fx.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "bad = {'torch', 'transformers'} & set(sys.modules)\nassert not bad, bad"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_presets_reads_as_text(run):
         assert " ".join(make.__doc__.split()) in words
 
 
-@pytest.mark.parametrize("command", [["lightvlm_fx"], ["lightvlm_fx.cli"]])
+@pytest.mark.parametrize("command", [["lightvlm_fx"], ["lightvlm_fx.cli.main"]])
 def test_says_its_version_without_torch(command):
     code = f"import runpy, sys; sys.argv = ['lightvlm', '--version']; runpy.run_module({command[0]!r}, run_name='__main__')"
     code = f"import sys; sys.modules['torch'] = None; {code}"
@@ -159,7 +159,7 @@ def test_bench_size_compares_two_graphs(run):
 
 
 def test_bench_memory_compares_peaks(run, monkeypatch):
-    from lightvlm_fx import bench_memory
+    from lightvlm_fx.bench import memory as bench_memory
 
     monkeypatch.setattr(bench_memory, "apart", lambda tokens, schedule, backend, repeats: bench_memory.measure(tokens, schedule, backend))
     code, text, _ = run("bench", "memory", "--tokens", "72")
@@ -169,7 +169,8 @@ def test_bench_memory_compares_peaks(run, monkeypatch):
 
 
 def test_bench_cache_compares_with_the_source(run, monkeypatch):
-    from lightvlm_fx import bench, bench_cache
+    from lightvlm_fx.bench import cache as bench_cache
+    from lightvlm_fx.bench import prefill as bench
 
     monkeypatch.setattr(bench_cache, "SHAPE", bench.shape("tiny", None))
     monkeypatch.setattr(bench_cache, "apart", lambda name, schedule, text, new_tokens: bench_cache.measure(
@@ -180,7 +181,7 @@ def test_bench_cache_compares_with_the_source(run, monkeypatch):
 
 
 def test_bench_artifact_prints_ratios(run, monkeypatch):
-    monkeypatch.setattr("lightvlm_fx.bench_artifact.SPINNING", 0)  # not a measurement
+    monkeypatch.setattr("lightvlm_fx.bench.artifact.SPINNING", 0)  # not a measurement
     code, text, _ = run("bench", "artifact", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--text", "9")
     assert code == 0
     measured = ("prefill", "step after 4096 tokens", "steps of an answer of 1024", "by FLOPs", "weight file", "resident", "greedy tokens")
@@ -280,7 +281,7 @@ def test_the_status_line_reads_no_markup():
 
 def test_what_nobody_foresaw_exits_with_a_code_of_its_own(run, monkeypatch):
     """Python's own is 1, which `verify` says of changed files."""
-    monkeypatch.setattr("lightvlm_fx.cli.schedule_of", lambda *_: 1 / 0)
+    monkeypatch.setattr("lightvlm_fx.cli.main.schedule_of", lambda *_: 1 / 0)
     code, _, text = run("explain")
     assert code == 70
     assert "ZeroDivisionError" in text
@@ -291,7 +292,7 @@ def test_a_file_that_cannot_be_written_is_one_line(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "s.png")
 
-    monkeypatch.setattr("lightvlm_fx.cli.schedule_of", full)
+    monkeypatch.setattr("lightvlm_fx.cli.main.schedule_of", full)
     code, _, text = run("explain")
     assert (code, text.strip()) == (2, "[Errno 28] No space left on device: 's.png'")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightvlm_fx import dialogues
+from lightvlm_fx.eval import dialogues
 from lightvlm_fx.schedule import Schedule
 
 COUNT = 16

@@ -11,7 +11,8 @@ import typer
 from built import ROOT
 
 import lightvlm_fx as lightvlm
-from lightvlm_fx import cli, cli_artifact, cli_bench  # noqa: F401  (they add their commands)
+from lightvlm_fx.cli import artifact, bench  # noqa: F401  (they add their commands)
+from lightvlm_fx.cli import main as cli
 from lightvlm_fx.presets import PRESETS
 
 README = ROOT / "README.md"

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import lightvlm_fx as lightvlm
-from lightvlm_fx import bundled, drift
-from lightvlm_fx.evaluate import held_out
+from lightvlm_fx import bundled
+from lightvlm_fx.eval import drift
+from lightvlm_fx.eval.accuracy import held_out
 from lightvlm_fx.pictures import prompt
 
 

@@ -56,7 +56,7 @@ def test_the_wheel_says_what_it_is(wheel):
     plain = [need.partition(">")[0].partition("<")[0] for need in said.get_all("Requires-Dist") if "extra ==" not in need]
     assert {"torch", "transformers", "numpy"} <= set(plain)  # a plain install is the whole thing
     commands = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
-    assert "lightvlm = lightvlm_fx.cli:main" in commands
+    assert "lightvlm = lightvlm_fx.cli.main:main" in commands
 
 
 def test_the_source_distribution_holds_tests_docs_and_what_they_read(source):

@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from lightvlm_fx.cli_base import preset_of
+from lightvlm_fx.cli.base import preset_of
 from lightvlm_fx.errors import LightVLMError, shown
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.methods.base import Method
 from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES, Registry
 from lightvlm_fx.methods.registry import WHEN as MOMENTS
 from lightvlm_fx.passes import CATALOGUE, EXAMPLES
-from lightvlm_fx.pipeline import Pipeline
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import POSITIONS, Cut, Schedule
 

@@ -11,8 +11,8 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import ScheduleError
 from lightvlm_fx.kv import Kv
-from lightvlm_fx.kv_plan import KvPlan
 from lightvlm_fx.presets import PRESETS
+from lightvlm_fx.runtime.kv_plan import KvPlan
 from lightvlm_fx.schedule import Cut, Schedule
 from lightvlm_fx.support import answer, difference
 

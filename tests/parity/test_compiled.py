@@ -20,7 +20,7 @@ def tiny():
 @pytest.fixture(scope="module")
 def small_chunks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightvlm_fx.cache.CHUNK", CHUNK)
+        patch.setattr("lightvlm_fx.runtime.cache.CHUNK", CHUNK)
         yield
 
 

@@ -8,12 +8,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from transformers.generation.streamers import BaseStreamer
 
 import lightvlm_fx as lightvlm
-from lightvlm_fx import runtime, zoo
-from lightvlm_fx.capture import Call, capture
+from lightvlm_fx import zoo
 from lightvlm_fx.compat import cache_argument
 from lightvlm_fx.errors import NotSupported, PreconditionError, RefusedModel
-from lightvlm_fx.match import before_rope
+from lightvlm_fx.graph.match import before_rope
+from lightvlm_fx.model.capture import Call, capture
 from lightvlm_fx.releases import release
+from lightvlm_fx.runtime import decoder as runtime
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import ALL, answer, difference
 
@@ -284,7 +285,7 @@ def llava_around(text_type, **extra):
     text = zoo.decoder(4, text_type) | extra
     config = AutoConfig.for_model("llava", **zoo.vlm(text, vision, image_token_index=zoo.IMAGE, image_seq_length=36))
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
-    zoo._redraw(model, seed=0)
+    zoo.redraw(model, seed=0)
     model.generation_config = GenerationConfig(pad_token_id=zoo.PAD, bos_token_id=zoo.BOS, eos_token_id=None)
     return zoo.TinyVLM("llava", model, zoo.FAMILIES["llava"])
 

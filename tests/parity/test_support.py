@@ -5,7 +5,7 @@ import transformers
 
 from lightvlm_fx import support, zoo
 from lightvlm_fx.support import Finding
-from lightvlm_fx.zoo_more import NO_RECIPE
+from lightvlm_fx.zoo.more import NO_RECIPE
 
 WRITTEN_ON = "5.24.0"  # the release of requirements-tested.txt, or a test below fails
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.passes.attach_cache import AttachCache
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.pretty import text
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.testing import real_inputs, run
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from lightvlm_fx.errors import PreconditionError, UnknownName
+from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.passes.bound_decode import BoundDecode
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.pretty import text
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.testing import tiny_program
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from lightvlm_fx.errors import PreconditionError, UnknownName
+from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.passes.bound_prefill import BoundPrefill
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.pretty import text
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.testing import real_inputs, run, tiny_program
 
 

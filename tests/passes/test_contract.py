@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightvlm_fx.errors import PostconditionError
-from lightvlm_fx.pass_base import Pass, PassResult
 from lightvlm_fx.passes import EXAMPLES
+from lightvlm_fx.passing.pass_base import Pass, PassResult
 from lightvlm_fx.testing import check_pass, real_inputs, run, tiny_program
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.graph.pretty import diff, text
 from lightvlm_fx.passes.drop_export_checks import CHECKS, DropExportChecks
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.pretty import diff, text
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.testing import real_inputs, run
 
 

@@ -2,16 +2,16 @@ import pytest
 import torch
 from drawn import SCORES, WITHOUT_ATTENTION
 
-from lightvlm_fx.edit import crossing, first_of_layer
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
-from lightvlm_fx.match import hidden_state
+from lightvlm_fx.graph.edit import crossing, first_of_layer
+from lightvlm_fx.graph.match import hidden_state
+from lightvlm_fx.graph.pretty import text
+from lightvlm_fx.graph.program import value
 from lightvlm_fx.methods.registry import COMBINES
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
-from lightvlm_fx.pipeline import Pipeline
-from lightvlm_fx.pretty import text
-from lightvlm_fx.program import value
+from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import POSITIONS
 from lightvlm_fx.testing import LEAD, run
 

@@ -1,0 +1,1 @@
+"""`lightvlm bench`: time and memory, side by side."""

@@ -1,0 +1,215 @@
+"""`lightvlm bench artifact`: an artifact beside the same model as transformers' own exporter writes it, unreduced.
+
+Both run on ONNX Runtime, in turns. The other side is `OnnxExporter.export_for_generation` of the model as it is, dynamic
+in its lengths: its language model on the whole prompt, and its decode step over a cache that grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import multiprocessing
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightvlm_fx.bench.prefill import Shape, build, example
+from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.explanation import explain
+from lightvlm_fx.exporting.export import Artifact, export
+from lightvlm_fx.schedule import Schedule
+
+LENGTHS = (64, 1024, 4096)
+SPINNING = 0.3  # seconds; ONNX Runtime's threads wait busily after a run, on cores that the other side's next run would need
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Seconds of both sides, and what the arithmetic alone would give."""
+
+    prefill: tuple[float, float]  # theirs, ours
+    ideal: float  # of the prefill: FLOPs, unreduced through reduced
+    steps: dict[int, tuple[float, float]]  # one step with that many entries more than the prompt: theirs, ours
+    export_seconds: float
+    export_peak: float  # resident bytes while exporting, of the weights
+    weights: int  # bytes of the model
+    data: int  # bytes of the artifact's weight file
+    parity: dict[str, Any] | None  # of the recorded sample, as in the manifest
+    resident: float  # unique bytes that a process of its own holds with prefill and decode sessions open, of the language model's weights
+
+    def answer(self, length: int) -> tuple[float, float]:
+        """Seconds that the steps of an answer take on both sides, between the measured lengths by the trapezium rule."""
+        at = sorted(self.steps)
+        out = []
+        for side in (0, 1):
+            xs, ys = [n for n in at if n <= length], [self.steps[n][side] for n in at if n <= length]
+            out.append(float(np.trapezoid(ys, xs)))
+        return out[0], out[1]
+
+
+def compare(
+    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = False,
+    tell: Callable[[str], None] = lambda what: None,
+) -> Compared:  # fmt: skip
+    """Export and measure. `text` tokens around the picture; the prompt fills the bucket. `prepack` as in `lightvlm.load`."""
+    model = build(shape, "cpu", torch.float32)
+    inputs = example(model, shape, 1, text, "cpu", torch.float32)
+    weights = sum(p.nbytes for p in model.get_decoder().parameters())
+    ideal = 1 / explain(model, schedule, inputs).flops_ratio
+    with tempfile.TemporaryDirectory() as spare:
+        home = Path(spare)
+        tell("exporting")
+        with Peak() as peak:
+            made = export(model, schedule, home / "ours", inputs=inputs, prompt_tokens=inputs["input_ids"].shape[1] + 1,
+                          new_tokens=max(LENGTHS), tell=tell)  # fmt: skip
+        tell("exporting with transformers")
+        _theirs(model, inputs, home)  # after ours: it leaves traces in the model
+        del model
+        data = (home / "ours" / "model.onnx.data").stat().st_size
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # without what the exports left in this one
+            resident = fresh.submit(_resident, made, prepack).result()
+        ours = Ours(made, prepack)
+        theirs = Theirs(home, inputs["input_ids"].shape[1])
+        tell("measuring")
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(repeats + 1):
+            times[0].append(_timed(theirs.prefill, warm=0, times=1))
+            times[1].append(_timed(ours.prefill, warm=0, times=1))
+        prefill = (statistics.median(times[0][1:]), statistics.median(times[1][1:]))
+        steps = {}
+        for length in (0, *LENGTHS):
+            run = theirs.step_at(length)
+            turns: tuple[list[float], list[float]] = ([], [])
+            for _ in range(repeats + 1):
+                turns[0].append(_timed(run))
+                turns[1].append(_timed(ours.step))
+            steps[length] = (statistics.median(turns[0][1:]), statistics.median(turns[1][1:]))
+    return Compared(prefill, ideal, steps, made.seconds, peak.bytes / weights, weights, data, made.manifest["parity"], resident / weights)
+
+
+class Peak:
+    """The most memory this process held inside a `with`, above what it held before."""
+
+    def __enter__(self) -> Peak:
+        import threading
+
+        self.start, self.bytes, self.stop = unique_bytes(), 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.05):
+            self.bytes = max(self.bytes, unique_bytes() - self.start)
+
+    def __exit__(self, *args: Any) -> None:
+        self.stop.set()
+        self.thread.join()
+
+
+def unique_bytes() -> float:
+    """Memory of this process, a page that is mapped twice counted once (PSS)."""
+    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _resident(made: Artifact, prepack: bool) -> float:
+    """Bytes that an artifact's sessions hold once they have answered."""
+    before = unique_bytes()
+    ours = Ours(made, prepack)
+    for _ in range(3):
+        ours.prefill()
+        ours.step()
+    return unique_bytes() - before
+
+
+def _timed(run: Callable[[], Any], warm: int = 1, times: int = 4) -> float:
+    """Seconds of one `run`: the mean of `times`, after a rest and `warm` runs that are not counted."""
+    time.sleep(SPINNING)
+    for _ in range(warm):
+        run()
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - start) / times
+
+
+class Ours:
+    """The artifact's language model, fed with its recorded sample."""
+
+    def __init__(self, made: Artifact, prepack: bool) -> None:
+        self.stages = made.load(verify=False, prepack=prepack).stages()
+        names = made.manifest["buckets"][0]["samples"]
+        sample = {name.removeprefix("inputs."): np.load(made.path / file) for name, file in names.items() if name.startswith("inputs.")}
+        self.ids = sample["input_ids"]
+        pictures = {name: sample[name] for name in made.manifest["buckets"][0]["arguments"]}
+        self.answer: Any = None
+        self.given = self.stages.embed(self.ids, sample["attention_mask"], pictures, made.manifest["pad_token_id"])
+        self.prefill()
+
+    def prefill(self) -> None:
+        from lightvlm_fx.artifact.stages import Answer
+
+        self.answer = None  # first: two caches at once are not what an answer needs
+        self.answer = Answer(self.stages, self.given, len(self.ids))
+
+    def step(self) -> None:
+        self.answer.step(np.full(len(self.ids), 10))
+
+
+def _theirs(model: Any, inputs: dict[str, Any], home: Path) -> None:
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    if not hasattr(OnnxExporter, "save_program"):
+        raise NotSupported("bench artifact compares with transformers' own export, as transformers 5.23 and later write it; install one")
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            exported = OnnxExporter().export_for_generation(model, dict(inputs), OnnxConfig(dynamic=True, opset_version=23))
+            for name in ("language_model", "decode"):
+                OnnxExporter.save_program(exported.components[name].program, home / f"{name}.onnx")
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+class Theirs:
+    """transformers' components: the language model on a prompt, and its decode step. Inputs and outputs are bound."""
+
+    def __init__(self, home: Path, prompt: int) -> None:
+        import onnxruntime
+
+        self.runtime, self.prompt = onnxruntime, prompt
+        onnxruntime.set_default_logger_severity(3)
+        self.model = onnxruntime.InferenceSession(str(home / "language_model.onnx"), providers=["CPUExecutionProvider"])
+        self.decode = onnxruntime.InferenceSession(str(home / "decode.onnx"), providers=["CPUExecutionProvider"])
+        self.prefill = self._bound(self.model, prompt, 0)
+
+    def step_at(self, length: int) -> Callable[[], None]:
+        """A step with `length` entries after the prompt."""
+        return self._bound(self.decode, 1, self.prompt + length)
+
+    def _bound(self, session: Any, new: int, past: int) -> Callable[[], None]:
+        random, binding = np.random.default_rng(0), session.io_binding()
+        for i in session.get_inputs():
+            if i.type == "tensor(int64)":
+                array = np.arange(past, past + new)[None] if i.name == "position_ids" else np.full((1, new), 10)
+            elif len(i.shape) == 4:  # a cache, which releases of transformers call by different names
+                array = random.standard_normal((1, int(i.shape[1]), past, int(i.shape[3])), np.float32)
+            else:
+                array = random.standard_normal((1, new, int(i.shape[-1])), np.float32)
+            binding.bind_ortvalue_input(i.name, self.runtime.OrtValue.ortvalue_from_numpy(array))
+        for o in session.get_outputs():
+            shape = [1, new, o.shape[-1]] if len(o.shape) == 3 else [1, o.shape[1], past + new, o.shape[3]]
+            binding.bind_ortvalue_output(o.name, self.runtime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32))
+        return lambda: session.run_with_iobinding(binding)

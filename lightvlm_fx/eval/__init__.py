@@ -1,0 +1,1 @@
+"""`lightvlm eval`, `show` and `demo`: quality on the bundled model."""

@@ -1,0 +1,87 @@
+"""Finding the parts of a Hugging Face vision-language model by what they do, not by what they are called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from lightvlm_fx.errors import RefusedModel
+from lightvlm_fx.model.families.embeds_only import EMBEDS_ONLY
+from lightvlm_fx.releases import releases_first
+
+PLACEHOLDER_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+PLAIN_LAYERS = {"attention", "full_attention", "sliding_attention"}  # layer types that read every key, or a window of them
+
+
+def decoder_path(model: nn.Module) -> str:
+    """Dotted name of the text decoder inside `model`. Raises RefusedModel where there is none."""
+    decoder = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
+    for name, module in model.named_modules():
+        if module is decoder and name:
+            return name
+    raise refused(model, "get_decoder() names no submodule, so there is no text decoder to capture")
+
+
+@releases_first()
+def vision_tower(model: nn.Module) -> nn.Module:
+    """The module that encodes pictures. Raises RefusedModel where there is none."""
+    tower = model.get_encoder(modality="image") if callable(getattr(model, "get_encoder", None)) else None
+    if tower is None or not any(module is tower for name, module in model.named_modules() if name):
+        raise refused(model, "get_encoder(modality='image') names no submodule, and score 'salience' is read off a vision tower")
+    return tower
+
+
+def refused(model: nn.Module, reason: str) -> RefusedModel:
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    return RefusedModel(f"{type(model).__name__} ({kind}) cannot be compiled: {reason}")
+
+
+def configs(config: Any) -> Iterator[Any]:
+    """A model's config and its sub-configs, outermost first."""
+    yield config
+    for key in getattr(config, "sub_configs", None) or {}:
+        inner = getattr(config, key, None)
+        if inner is not None and inner is not config:
+            yield from configs(inner)
+
+
+def visual_ids(model: nn.Module) -> tuple[int, ...]:
+    """Ids of the placeholder tokens that pictures and videos take. Raises RefusedModel where there are none."""
+    config = model.config
+    found = [getattr(config, key, None) for key in PLACEHOLDER_IDS]
+    ids = tuple(sorted({i for i in found if isinstance(i, int)}))
+    if not ids:
+        raise refused(model, "its config names no image or video placeholder token, so it has no visual tokens to reduce")
+    return ids
+
+
+@releases_first()
+def check_supported(model: nn.Module) -> None:
+    """Raise RefusedModel, with the reason, for architectures that capture does not support."""
+    if not callable(getattr(model, "generate", None)):
+        raise refused(model, "it has no generate(); pass the ...ForConditionalGeneration model, not its base")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise refused(model, "it is an encoder-decoder; its decoder has no visual tokens in its own sequence")
+    decoder = model.get_submodule(decoder_path(model))
+    text = decoder.config
+    types = set(getattr(text, "layer_types", None) or ())
+    state = sorted(t for t in types if any(w in t for w in ("linear", "mamba", "conv", "recurrent")))
+    if state:
+        raise refused(model, f"its decoder has layers with recurrent state ({', '.join(state)}), which no cut may cross")
+    if getattr(text, "cross_attention_layers", None) or getattr(text, "cross_layer_interval", None):
+        raise refused(model, "its decoder reads the picture by cross-attention, not as tokens of its sequence")
+    if "chunked_attention" in types or getattr(text, "attention_chunk_size", None):
+        raise refused(model, "its decoder uses chunked attention, whose chunks would shift when tokens leave")
+    if types - PLAIN_LAYERS:
+        raise refused(model, f"its decoder has layers of a kind unknown to capture ({', '.join(sorted(types - PLAIN_LAYERS))})")
+    visual_ids(model)
+    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        raise refused(model, "its decoder keeps no list `layers` of decoder layers")
+    if "pixel_values" in inspect.signature(decoder.forward).parameters:
+        raise refused(model, "its get_decoder() takes the pictures itself, so there is no text decoder to capture on its own")
+    if model.config.model_type in EMBEDS_ONLY:
+        raise refused(model, "its generate() hands the language model embeddings alone, so nothing tells where the pictures are")

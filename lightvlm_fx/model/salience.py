@@ -1,0 +1,169 @@
+"""What a vision tower itself attends to: the score of a cut that knows no question (SparseVILA, arXiv 2510.17777, stage 1).
+
+The tower runs with an attention implementation that notes queries and keys; of the last layer that attends to whole pictures, the
+attention that every patch received becomes one number for each visual token. No model file is patched.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lightvlm_fx.compat import attention_name
+from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.model.families.patch_order import GRID, merge_side, patch_order, whole_picture_layers
+from lightvlm_fx.ops.column_sums import column_sums
+
+NAME = "lightvlm_salience"
+
+
+class Noted:
+    """Queries and keys of the attention module that ran last, a pair for each of its calls.
+
+    Only of the modules in `layers`, counted as they run; None: of all. `merged` patches become one visual token; `order` [P] is that
+    of families/patch_order.py.
+    """
+
+    def __init__(self, layers: frozenset[int] | None = None, merged: int = 1, order: Tensor | None = None) -> None:
+        self.layers, self.merged, self.order = layers, merged, order
+        self.running: nn.Module | None = None
+        self.number = -1
+        self.module: nn.Module | None = None
+        self.calls: list[tuple[Tensor, Tensor, float]] = []
+
+    def note(self, module: nn.Module, q: Tensor, k: Tensor, scale: float) -> None:
+        if module is not self.running:
+            self.running, self.number = module, self.number + 1
+        if self.layers is not None and self.number not in self.layers:
+            return
+        if module is not self.module:
+            self.module, self.calls = module, []
+        self.calls.append((q, k, scale))
+
+    @property
+    def patches(self) -> int:
+        return sum(q.shape[0] * q.shape[2] for q, _, _ in self.calls)
+
+    @property
+    def summarised(self) -> int:
+        """Patches, if every sequence begins with a summary token."""
+        return self.patches - sum(q.shape[0] for q, _, _ in self.calls)
+
+    def fits(self, tokens: int) -> bool:
+        """Whether `tokens` visual tokens can be told to come from these patches."""
+        return tokens in (self.summarised, self.patches) or self.merged * tokens == self.patches
+
+
+_noted: ContextVar[Noted | None] = ContextVar("noted", default=None)
+_watching = threading.Lock()
+_watchers: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()  # how many watch a tower, and its own implementation
+
+
+def _noting(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+    noted, scale = _noted.get(), options.get("scaling")
+    if noted is not None:  # else another thread runs a tower that is watched in this one
+        noted.note(module, q, k, q.shape[-1] ** -0.5 if scale is None else float(scale))
+    return sdpa_attention_forward(module, q, k, v, attention_mask, **options)
+
+
+AttentionInterface.register(NAME, _noting)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def noting(tower: nn.Module, grid: Tensor | None = None) -> Iterator[Noted]:
+    """Note what `tower` attends to while it runs in this thread, on pictures of `grid` [pictures, 3] patches where it is told that.
+
+    Its own attention implementation comes back, whatever happens, when nobody watches it any more.
+    Raises NotSupported for a tower that attends within windows only, or that needs a grid and gets none.
+    """
+    noted = Noted(whole_picture_layers(tower), merge_side(tower) ** 2, patch_order(tower, grid))
+    token = _noted.set(noted)
+    _watch(tower, 1)
+    try:
+        yield noted
+    finally:
+        _watch(tower, -1)
+        _noted.reset(token)
+
+
+def _watch(tower: nn.Module, more: int) -> None:
+    with _watching:
+        count, own = _watchers.get(tower, (0, ""))
+        if count == 0:
+            own = attention_name(tower)
+            tower.set_attn_implementation(NAME)
+        elif count + more == 0:
+            tower.set_attn_implementation(own)
+        _watchers[tower] = (count + more, own)
+
+
+def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Callable[..., Any]:
+    """`model.get_image_features`, which hands what its `tower` attended to on to `tell`.
+
+    Raises NotSupported where there is none, or the tower attends within windows only.
+    """
+    forward = getattr(model, "get_image_features", None)
+    if forward is None:
+        raise NotSupported(f"score 'salience' watches get_image_features(), which {type(model).__name__} has not; use score 'density'")
+    whole_picture_layers(tower)
+    arguments = inspect.signature(forward)
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        grid = arguments.bind(*args, **kwargs).arguments.get(GRID)
+        with noting(tower, grid) as noted:
+            out = forward(*args, **kwargs)
+        tell(noted)
+        return out
+
+    return run
+
+
+def salience(noted: Noted, tokens: int) -> Tensor:
+    """One number for each of `tokens` visual tokens, in their order, float32 [tokens].
+
+    A tower with as many patches as tokens, and one summary token before them: the attention that the summary pays.
+    Without a summary: the mean attention that a patch receives. Patches that become one token (Qwen-VL) are averaged.
+    Raises NotSupported where patches and tokens do not correspond one to one or so.
+    """
+    if not noted.calls:
+        raise NotSupported(
+            "score 'salience' reads the attention of the vision tower, but this tower does not attend through transformers' "
+            "AttentionInterface, so nothing of it can be seen; use a cut with score 'density', which needs no tower"
+        )
+    if not noted.fits(tokens):
+        raise NotSupported(
+            f"score 'salience' needs to know which patches of the vision tower a visual token comes from, but {noted.patches} patches "
+            f"became {tokens} tokens (tiles, pooling or row breaks lie between, or a video stands beside them); "
+            "use a cut with score 'density', which needs no tower"
+        )
+    if noted.summarised == tokens:
+        parts = [_received(q, k, scale, 1)[:, 1:] for q, k, scale in noted.calls]
+    else:
+        parts = [_received(q, k, scale, q.shape[2]) for q, k, scale in noted.calls]
+    received = torch.cat([part.flatten() for part in parts])
+    if noted.order is not None:
+        received = received[noted.order.to(received.device)]
+    return received.view(tokens, -1).mean(1)
+
+
+def _received(q: Tensor, k: Tensor, scale: float, rows: int) -> Tensor:
+    """Attention [n, P] that each patch receives from the first `rows` patches, mean over them and over heads."""
+    patches = q.shape[2]
+    here = torch.arange(patches, device=q.device)
+    weight = (here < rows).float().expand(q.shape[0], -1) / rows
+    everything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=q.device).expand(q.shape[0], 1, patches, patches)
+    return column_sums(q, k, torch.zeros(q.shape[0], patches, dtype=torch.int64, device=q.device), everything, scale, weight)[0].mean(1)

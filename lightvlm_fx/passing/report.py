@@ -1,0 +1,76 @@
+"""What was done: a report of every bucket that was compiled, as text or JSON-ready data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightvlm_fx.passing.pipeline import Step
+
+
+@dataclass
+class Bucket:
+    """One graph, and what it took to make it."""
+
+    stage: str
+    rows: int
+    shapes: str
+    tokens_per_layer: tuple[int, ...]  # of the batch that opened the bucket
+    visual_per_layer: tuple[float, ...]  # mean visual tokens a row
+    masked: bool
+    static_length: bool
+    capture_s: float
+    rewrite_s: float
+    steps: tuple[Step, ...]
+    first_s: float = 0.0  # its first run, in which torch.compile compiles it
+
+    def __str__(self) -> str:
+        head = f"{self.stage}: {self.shapes}" + (", masked" if self.masked else "")
+        head += ", static length" if self.static_length else ""
+        tokens = " ".join(map(str, self.tokens_per_layer))
+        lines = [head, f"  capture {self.capture_s:.1f} s, rewriting {self.rewrite_s:.1f} s, compiling and first run {self.first_s:.1f} s"]
+        if self.stage == "prefill":
+            lines.append(f"  tokens per layer: {tokens}")
+        return "\n".join([*lines, *(f"  {i + 1}/{len(self.steps)}  {s}" for i, s in enumerate(self.steps))])
+
+
+@dataclass
+class Report:
+    """Prints as text; `data()` is the same for machines."""
+
+    model: str
+    schedule: str
+    fingerprint: str
+    backend: str
+    warnings: list[str] = field(default_factory=list)
+    buckets: list[Bucket] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        head = f"{self.model} with schedule {self.schedule} ({self.fingerprint}), backend {self.backend}"
+        body = [str(b) for b in self.buckets] or ["nothing compiled yet: call warm_up(inputs) or generate()"]
+        return "\n".join([head, *self.warnings, *body])
+
+    __repr__ = __str__
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "schedule": self.schedule,
+            "fingerprint": self.fingerprint,
+            "backend": self.backend,
+            "warnings": self.warnings,
+            "buckets": [
+                {
+                    "stage": b.stage,
+                    "shapes": b.shapes,
+                    "tokens_per_layer": list(b.tokens_per_layer),
+                    "masked": b.masked,
+                    "seconds": {"capture": b.capture_s, "rewrite": b.rewrite_s, "first_run": b.first_s},
+                    "passes": [
+                        {"pass": s.pass_text, "matched": s.result.matched, "expected": s.result.expected, "delta": s.delta}
+                        for s in b.steps
+                    ],
+                }
+                for b in self.buckets
+            ],
+        }

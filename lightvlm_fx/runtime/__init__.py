@@ -1,0 +1,1 @@
+"""What answers: buckets of graphs, caches, and the plan of a batch."""

@@ -1,0 +1,455 @@
+"""The decoder of a compiled model: decides per call between prefill, step and continuation, and runs graphs.
+
+It stands where the model's own decoder stood and is called by the model's own code, so sampling, streamers,
+stopping and pipelines stay transformers' own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import ModelOutput
+
+from lightvlm_fx.compat import given_cache, with_cache
+from lightvlm_fx.errors import InputError, NotSupported
+from lightvlm_fx.exporters.regions import ByLayer
+from lightvlm_fx.exporters.torch_compile import Compiled, lower
+from lightvlm_fx.graph.program import Program
+from lightvlm_fx.model.capture import Call, capture
+from lightvlm_fx.model.families.side_inputs import FEATURES, MASK, make_dense
+from lightvlm_fx.model.layout import Layout, Placeholders, Plan
+from lightvlm_fx.model.salience import Noted, salience
+from lightvlm_fx.passes import pipelines
+from lightvlm_fx.passing.report import Bucket, Report
+from lightvlm_fx.releases import releases_first
+from lightvlm_fx.runtime.cache import StageLayer, State
+from lightvlm_fx.runtime.follow import fingerprint
+from lightvlm_fx.runtime.kv_plan import KvPlan
+from lightvlm_fx.runtime.state import new_state
+from lightvlm_fx.schedule import Schedule, fixed_capacity, shared_sizes
+
+# Arguments of a decoder call that say how to answer, not what to compute.
+PLUMBING = {
+    "past_key_values", "cache", "use_cache", "return_dict", "cache_position", "input_ids", "logits_to_keep", "num_items_in_batch",
+    "tokenizer", "assistant_tokenizer", *signature(GenerationMixin.generate).parameters,
+}  # fmt: skip
+REFUSED = ("output_attentions", "output_hidden_states")
+SURVIVORS = ("index", "segment", "went", "size")  # outputs of a cut that a handle shows
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One compiled graph."""
+
+    program: Program
+    compiled: Compiled
+    bucket: Bucket
+
+    def run(self, given: dict[str, Tensor]) -> list[Tensor]:
+        """The graph's outputs; the first call is timed, as torch.compile does its work in it."""
+        inputs = [given[name] for name in self.program.inputs]
+        if self.bucket.first_s:
+            return list(self.compiled(*inputs))
+        start = time.perf_counter()
+        outputs = list(self.compiled(*inputs))
+        self.bucket.first_s = time.perf_counter() - start
+        return outputs
+
+
+class Decoder:
+    """State and buckets of one compiled model. `forward` replaces the source decoder's."""
+
+    def __init__(self, source: nn.Module, schedule: Schedule, report: Report, placeholders: Placeholders, *,
+                 backend: str, strict: bool, static: bool, dump: str | Path | None, options: dict[str, Any]) -> None:  # fmt: skip
+        self.source, self.schedule, self.report, self.placeholders = source, schedule, report, placeholders
+        self.backend, self.strict, self.static, self.dump, self.options = backend, strict, static, dump, options
+        self.depth = len(source.layers)
+        schedule.layers(self.depth)  # fail now, not at the first picture
+        self.effective = pipelines.effective(schedule)
+        self.captured: dict[Any, tuple[Program, float]] = {}
+        self.entries: dict[Any, Entry] = {}
+        self.frozen = False
+        self.taken: tuple[Any, ...] = ()  # the source's fingerprint at the latest prompt
+        self.last: dict[str, Tensor] = {}  # of the latest prefill, what stayed of its tokens and entries
+        self.observe: Callable[[str, dict[str, Any]], None] | None = None  # told the arguments of every prefill and step
+        self.last_layout: Layout | None = None
+        self._seen = threading.local()
+
+    # --- seen from the model ------------------------------------------------------------------------
+
+    @torch.compiler.disable
+    def note_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the decoder's parent: keep what tells where pictures and padding are.
+
+        Some parents hand their decoder finished 4-D masks, in which padding can no longer be told apart.
+        """
+        ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+        self._seen.ids = ids if isinstance(ids, Tensor) and ids.ndim == 2 else None
+        self._seen.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def note_tower(self, noted: Noted) -> None:
+        """What the vision tower attended to, for cuts with the score `salience`."""
+        self._seen.tower = noted
+
+    @torch.compiler.disable  # fast.compile() and the like go around it: what runs here is compiled already
+    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
+        """Same arguments and result as the source decoder's forward; last_hidden_state is [B, K, D]."""
+        if args:
+            raise NotSupported("call the compiled decoder with keyword arguments, as the model does")
+        cache = given_cache(kwargs)
+        use_cache = kwargs.get("use_cache", cache is not None)
+        kwargs = self._clean(kwargs)
+        state = self._state(cache)
+        with torch.inference_mode(False), torch.no_grad():  # caches can be written to wherever the next turn runs
+            if state is None or state.seen == 0:
+                entry, hidden, new = self._prefill(kwargs)
+                if use_cache is not False or cache is not None:
+                    cache = cache if cache is not None else DynamicCache()
+                    cache.layers = list(new.layers)
+            else:
+                entry, hidden = self._extend(kwargs, state)
+        return with_cache(entry.program.facts.output_class, cache, last_hidden_state=hidden)
+
+    def _clean(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self.source.training:
+            raise NotSupported("the model is in training mode; a compiled model runs inference only: call .eval() first")
+        for option in REFUSED:
+            if kwargs.get(option):
+                raise NotSupported(f"{option}=True: the compiled graph keeps no such values; ask the source model for them")
+        out = {k: v for k, v in kwargs.items() if k not in PLUMBING and k not in REFUSED and v is not None}
+        if "inputs_embeds" not in out:
+            out["inputs_embeds"] = self.source.get_input_embeddings()(kwargs["input_ids"])
+        elif torch.is_grad_enabled() and out["inputs_embeds"].requires_grad:
+            raise NotSupported(
+                "a gradient is wanted, but a compiled model runs inference only; "
+                "call it under torch.inference_mode() or torch.no_grad() (generate() does)"
+            )
+        return out
+
+    def _state(self, cache: Any) -> State | None:
+        if cache is None:
+            return None
+        if not isinstance(cache, Cache):
+            raise InputError(f"past_key_values must be a transformers Cache, got {type(cache).__name__}")
+        first = cache.layers[0] if cache.layers else None
+        if isinstance(first, StageLayer):
+            if first.state.owner is not self:
+                raise InputError("past_key_values was made by another compiled model or schedule; start without it")
+            return first.state
+        kinds = {type(layer) for layer in cache.layers} or {getattr(cache, "layer_class_to_replicate", None) or DynamicLayer}
+        if getattr(cache, "offloading", False) or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise NotSupported(
+                f"{'an offloaded' if getattr(cache, 'offloading', False) else 'a'} {type(cache).__name__} cannot be used: "
+                "a compiled model brings its own buffers; leave cache_implementation unset"
+            )
+        if cache.get_seq_length():
+            raise InputError("past_key_values holds tokens that another model wrote; start without it")
+        return None
+
+    # --- prefill ------------------------------------------------------------------------------------
+
+    def _layout(self, embeds: Tensor, mask: Tensor | None) -> Layout:
+        ids = getattr(self._seen, "ids", None)
+        if ids is None:
+            if self.schedule.cuts:
+                raise InputError("input_ids are needed to find the visual tokens; pass input_ids instead of inputs_embeds")
+            ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
+        return Layout.of(ids, mask, self.placeholders)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
+        """The same: a copied cache is still this model's."""
+        return self
+
+    def freeze(self, frozen: bool) -> None:
+        """Compile nothing any more, or again."""
+        self.frozen = frozen
+        for entry in self.entries.values():
+            if isinstance(entry.compiled, ByLayer):
+                entry.compiled.frozen = frozen
+
+    def _follow_source(self) -> None:
+        """Forget the graphs of a source that is not what it was: other weights, hooks, or adapters switched or merged."""
+        now = fingerprint(self.source)
+        if self.taken not in ((), now):
+            if self.frozen:
+                raise InputError(
+                    "the source model changed after the graphs were frozen: weights, modules, hooks or adapters of its decoder are others; "
+                    "call fast.lightvlm.warm_up(inputs, freeze=True) again, or thaw()"
+                )
+            self.captured.clear()
+            self.entries.clear()
+        self.taken = now
+
+    def _prefill(self, kwargs: dict[str, Any]) -> tuple[Entry, Tensor, State]:
+        self._follow_source()
+        embeds = kwargs["inputs_embeds"]
+        rows, length = embeds.shape[:2]
+        kwargs["position_ids"] = self._positions(kwargs.get("position_ids"), rows, length, embeds.device)
+        mask = kwargs.get("attention_mask")
+        flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
+        layout = self._layout(embeds, flat_mask)
+        schedule, plan, kv = self._plan(layout, self.effective)
+        masked = self._set_mask(kwargs, plan, flat_mask)
+        make_dense(self.source, kwargs, self.placeholders.deepstack)
+        program, key, seconds = self._capture(kwargs, "prefill", masked)
+        if program.facts.static_length and not layout.has_images:
+            schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": ()}))
+        if kv and kv.note and kv.note not in self.report.warnings:
+            self.report.warnings.append(kv.note)
+        given = self._given(kwargs, schedule, layout, plan, kv)
+        if self.static or program.facts.static_length:
+            key = (*key, *(tuple(x.shape) for x in given.values()))
+
+        def build() -> tuple[Program, Bucket]:
+            pipe, tokens = pipelines.prefill(schedule, self.depth), plan.tokens(schedule, self.depth)
+            return self._rewrite(pipe, program, seconds, kwargs, tokens, _visual(schedule, self.depth, layout))
+
+        entry = self._entry(key, schedule, build, f"{rows} rows, {length} tokens, images of {layout.images} tokens")
+        if "visual_salience" in entry.program.inputs:
+            given["visual_salience"] = self._salience(layout)
+        if self.observe:
+            self.observe("prefill", given)
+        outputs = entry.run(given)
+        named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
+        outputs.clear()  # `new_state` takes keys and values out one by one, so that no two copies of all of them ever stand
+        self.last = {k: v for k, v in named.items() if k.split(".")[0] in SURVIVORS or k == "kv_count"}
+        self.last_layout = layout
+        hidden = named.pop("hidden")
+        return entry, hidden, new_state(named, layout.segment, schedule, kv, self.depth, self)
+
+    def _positions(self, given: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+        """position_ids [B, S], or [planes, B, S] for M-RoPE, one for every row."""
+        if given is None:
+            given = torch.arange(length, device=device)[None]
+            if self.placeholders.planes:
+                given = given.expand(self.placeholders.planes, 1, -1)
+        return given.expand(*given.shape[:-2], rows, -1).contiguous()  # strides, too, are something a compiled graph relies on
+
+    def _plan(self, layout: Layout, schedule: Schedule) -> tuple[Schedule, Plan, KvPlan | None]:
+        plan = layout.plan(schedule)
+        return schedule, plan, KvPlan.of(layout, plan, schedule, self.depth) if schedule.kv else None
+
+    def _given(
+        self, kwargs: dict[str, Any], schedule: Schedule, layout: Layout, plan: Plan, kv: KvPlan | None
+    ) -> dict[str, Tensor]:
+        """The inputs of a prefill graph, by name; those that are only read for their size hold nothing."""
+        call = Call.of(kwargs)
+        given = dict(zip(call.names, call.tensors, strict=True)) | {"visual_segment": layout.segment}
+        like = layout.segment
+        for i, (budget, stay) in enumerate(zip(plan.budgets, plan.stay, strict=True)):
+            given |= {f"visual_budget_{i}": budget, f"stay_{i}": like.new_empty(stay)}
+        if kv:
+            given |= {"kv_count": kv.count, "kv_most": kv.most}
+            given |= {f"kv_stay_{n}": like.new_empty(kv.lengths[i]) for i, n in enumerate(shared_sizes(schedule, self.depth))}
+        return given
+
+    def _salience(self, layout: Layout) -> Tensor:
+        """What the tower attended to, where each visual token stands: [B, S] float32."""
+        if not layout.has_images:
+            return torch.zeros(layout.segment.shape, dtype=torch.float32, device=layout.segment.device)
+        noted, visual = getattr(self._seen, "tower", None), layout.segment >= 0
+        self._seen.tower = None
+        if noted is None:
+            raise InputError(
+                "score 'salience' reads what the vision tower attends to in get_image_features(), which did not run: the prompt holds "
+                "a video or finished features; pass pictures as pixels, or use a cut with score 'density', which needs no tower"
+            )
+        ids = getattr(self._seen, "ids", None)
+        if ids is not None and any(bool((ids == video).any()) for video in self.placeholders.videos):
+            raise NotSupported("score 'salience' reads how the vision tower attends to pictures, but this prompt holds a video; "
+                               "use a cut with score 'density', which needs no tower")  # fmt: skip
+        # with beams each row stands several times after the other, but its pictures were encoded once
+        rows = len(visual)
+        times = next((n for n in range(rows, 1, -1) if rows % n == 0 and _repeat(ids, n) and noted.fits(int(visual[::n].sum()))), 1)
+        score = torch.zeros(visual[::times].shape, dtype=torch.float32, device=visual.device)
+        score[visual[::times]] = salience(noted, int(visual[::times].sum()))
+        return score.repeat_interleave(times, 0)
+
+    def _set_mask(self, kwargs: dict[str, Any], plan: Plan, flat: Tensor | None) -> bool:
+        """Leave in `kwargs` only the mask that the batch needs; say whether layers read explicit masks."""
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        rows, length = embeds.shape[:2]
+        given = isinstance(mask, dict) or (mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2))
+        entries = mask if isinstance(mask, dict) else {"": mask}
+        window = getattr(self.source.config, "sliding_window", None) or length
+
+        def plain(key: str) -> Tensor:
+            causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril()
+            seen = causal & ~causal.tril(-window) if "sliding" in key else causal
+            return seen.expand(rows, 1, -1, -1)
+
+        if given and any(m is not None for m in entries.values()):
+            for m in entries.values():
+                if m is not None and not (isinstance(m, Tensor) and m.ndim == 4):
+                    raise NotSupported(
+                        f"the model makes attention masks of type {type(m).__name__} that a graph cannot carry; "
+                        "load it with attn_implementation='sdpa'"
+                    )
+            full = {key: plain(key) if m is None else m.expand(rows, -1, -1, -1) for key, m in entries.items()}
+            kwargs["attention_mask"] = full if isinstance(mask, dict) else full[""]
+            return True
+        masked = plan.masked or length > window or (flat is not None and not bool(flat.all()))
+        if isinstance(mask, dict):
+            kwargs["attention_mask"] = {key: plain(key) if masked else None for key in mask}
+            return masked
+        kwargs.pop("attention_mask", None)
+        if masked:
+            everything = torch.ones(rows, length, dtype=torch.int64, device=embeds.device)
+            kwargs["attention_mask"] = everything if flat is None else flat
+        return masked
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    def _extend(self, kwargs: dict[str, Any], state: State) -> tuple[Entry, Tensor]:
+        """New tokens behind a cache: one while decoding, several when a dialogue goes on (unreduced)."""
+        embeds = kwargs["inputs_embeds"]
+        new = embeds.shape[1]
+        here = torch.arange(state.seen, state.seen + new, device=embeds.device)
+        if "position_ids" not in kwargs:
+            kwargs["position_ids"] = here.expand(self.placeholders.planes, 1, -1) if self.placeholders.planes else here[None]
+        mask = kwargs.pop("attention_mask", None)
+        _refuse_looking_ahead(mask, new)
+        if isinstance(mask, dict):
+            kwargs["attention_mask"] = dict.fromkeys(mask)
+        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
+        if new > 1 and flat is not None and not bool(flat[:, -new:].all()):
+            raise InputError(
+                f"the {new} tokens that continue the dialogue hold padding; continue rows of equal length, or one row at a time"
+            )
+        if kwargs.get(FEATURES) is not None:
+            make_dense(self.source, kwargs, 0)
+        else:
+            kwargs.pop(MASK, None)
+        entry, hidden = None, []
+        room = state.room if new > 1 else 1  # one token always fits: a step reads nothing on the host
+        for first in range(0, new, room):
+            entry, part = self._step(_tokens_of(kwargs, first, min(new, first + room)), state)
+            hidden.append(part)
+        assert entry is not None
+        return entry, hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
+
+    def _step(self, kwargs: dict[str, Any], state: State) -> tuple[Entry, Tensor]:
+        """As many new tokens as the caches take at once."""
+        embeds, schedule = kwargs["inputs_embeds"], state.schedule
+        rows, new = embeds.shape[:2]
+        kwargs["position_ids"] = self._positions(kwargs["position_ids"], rows, new, embeds.device)
+        if self.observe:
+            self.observe("step", kwargs)
+        asking = bool(state.stores) and new > 1
+        if asking:
+            for store in state.stores:
+                store.read_all()
+        state.reserve(new)
+        program, key, seconds = self._capture(kwargs, "decode", False)
+        call = Call.of(kwargs)
+        given = dict(zip(call.names, call.tensors, strict=True)) | state.inputs(new)
+        if asking:
+            given |= {f"segment_{i}": store.segments() for i, store in enumerate(state.stores)}
+        if self.static or program.facts.static_length:
+            key = (*key, *(tuple(x.shape) for x in given.values()))
+
+        def build() -> tuple[Program, Bucket]:
+            capacity = fixed_capacity(schedule) if new == 1 else 0  # a captured example of several tokens may be longer than it
+            pipe = pipelines.decode(schedule, self.depth, several=new > 1, capacity=capacity)
+            return self._rewrite(pipe, program, seconds, kwargs, (), ())
+
+        entry = self._entry(key, schedule, build, f"{rows} rows, {new} new tokens")
+        hidden, *asked = entry.run(given)
+        state.advance(new)
+        if asking and state.count is not None:
+            for i, (store, score) in enumerate(zip(state.stores, asked, strict=True)):
+                store.choose(score, state.count[:, i])
+        return entry, hidden
+
+    # --- graphs -------------------------------------------------------------------------------------
+
+    @releases_first()
+    def _capture(self, kwargs: dict[str, Any], stage: Any, masked: bool) -> tuple[Program, tuple[Any, ...], float]:
+        """The graph of such a call before any pass, what it is kept under, and the seconds that it took.
+
+        One serves every number of rows above one, and every length, unless the decoder's own code forbids it.
+        """
+        call = Call.of(kwargs)
+        kind = (stage, masked, call.size[1] == 1 and stage == "decode")
+        for free in ("BS", "S", "B", ""):
+            key = (*kind, free, call.signature(free))
+            if key in self.captured:
+                return self.captured[key][0], key, self.captured[key][1]
+        start = time.perf_counter()
+        program = capture(self.source, kwargs, stage, masked=masked)
+        key = (*kind, program.facts.free, call.signature(program.facts.free))
+        self.captured[key] = (program, time.perf_counter() - start)
+        return program, key, self.captured[key][1]
+
+    def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any],
+                 tokens: tuple[int, ...], visual: tuple[float, ...]) -> tuple[Program, Bucket]:  # fmt: skip
+        start = time.perf_counter()
+        rewritten, steps = pipe.run(program, strict=self.strict, dump=self.dump)
+        rows, length = kwargs["inputs_embeds"].shape[:2]
+        shapes = f"{rows} rows x {length} tokens" if program.stage == "prefill" or length > 1 else f"{rows} rows x 1 token"
+        facts = rewritten.facts
+        bucket = Bucket(program.stage, rows, shapes, tokens, visual, facts.masked, facts.static_length, seconds,
+                        time.perf_counter() - start, tuple(steps))  # fmt: skip
+        return rewritten, bucket
+
+    def _entry(self, key: tuple[Any, ...], schedule: Schedule, build: Callable[[], tuple[Program, Bucket]], what: str) -> Entry:
+        key = (*key, schedule.fingerprint)
+        if key not in self.entries:
+            if self.frozen:
+                known = "\n  ".join(f"{b.stage}: {b.shapes}" for b in self.report.buckets)
+                raise InputError(
+                    f"this batch ({what}) exceeds the buckets that were warmed up:\n  {known}\n"
+                    "call fast.lightvlm.warm_up(inputs) with such a batch before freezing, or fast.lightvlm.thaw()"
+                )
+            with releases_first():
+                program, bucket = build()
+            self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static), bucket)
+            self.report.buckets.append(bucket)
+        return self.entries[key]
+
+
+def _repeat(ids: Tensor | None, times: int) -> bool:
+    """Whether each row stands `times` times, one after the other."""
+    return ids is None or ids.equal(ids[::times].repeat_interleave(times, 0))
+
+
+def _refuse_looking_ahead(mask: Any, new: int) -> None:
+    """Raise NotSupported where new tokens behind a cache attend to later ones: a step's mask is its own, and causal."""
+    for m in mask.values() if isinstance(mask, dict) else [mask]:
+        if new > 1 and isinstance(m, Tensor) and m.ndim == 4:
+            seen = m[..., -new:] if m.dtype == torch.bool else m[..., -new:] >= 0
+            if bool(seen.triu(1).any()):
+                raise NotSupported(
+                    "a later turn brings a picture whose tokens attend to each other in both directions, "
+                    "which only the first prompt of a compiled model can do; start again without past_key_values"
+                )
+
+
+def _tokens_of(kwargs: dict[str, Any], first: int, end: int) -> dict[str, Any]:
+    """The arguments of a call for some of its new tokens."""
+    new = kwargs["inputs_embeds"].shape[1]
+    if (first, end) == (0, new):
+        return kwargs
+    out = dict(kwargs, inputs_embeds=kwargs["inputs_embeds"][:, first:end], position_ids=kwargs["position_ids"][..., first:end])
+    if FEATURES in out:
+        out[FEATURES] = [feature[:, first:end] for feature in out[FEATURES]]
+        out[MASK] = out[MASK][:, first:end]
+    return out
+
+
+def _visual(schedule: Schedule, depth: int, layout: Layout) -> tuple[float, ...]:
+    """Mean visual tokens a row in each layer."""
+    firsts = schedule.layers(depth) if schedule.cuts else []
+    per_cut = [sum(map(sum, layout.images))]
+    per_cut += [sum(schedule.budgets(n)[i] for row in layout.images for n in row) for i in range(len(firsts))]
+    return tuple(per_cut[sum(layer >= first for first in firsts)] / len(layout.images) for layer in range(depth))

@@ -1,0 +1,30 @@
+"""Tiny random models of every family, for tests and docs/support.md.
+
+from lightvlm_fx import zoo
+tiny = zoo.build("llava")
+tiny.model.generate(**tiny.inputs(text=(7,), images=(1,)))
+"""
+
+from lightvlm_fx.zoo import more  # noqa: F401  (adds the further families to FAMILIES)
+from lightvlm_fx.zoo.tiny import (  # noqa: F401
+    BOI,
+    BOS,
+    EOI,
+    FAMILIES,
+    FIRST_TEXT,
+    HEAD_DIM,
+    HIDDEN,
+    IMAGE,
+    PAD,
+    VIDEO,
+    TinyVLM,
+    build,
+    decoder,
+    image_text_to_text_types,
+    patches,
+    redraw,
+    span,
+    tiles,
+    tower,
+    vlm,
+)
