@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from lightvlm_fx.compat import given_cache, shallow
+from lightvlm_fx.compat import given_cache
 from lightvlm_fx.errors import InputError, NotSupported, ScheduleError
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend
-from lightvlm_fx.follow import follow, refuse_own_forward
+from lightvlm_fx.follow import along, follow, refuse_own_forward
 from lightvlm_fx.incoming import by_name, expect_finite, misfit
 from lightvlm_fx.layout import Placeholders
 from lightvlm_fx.locate import check_supported, decoder_path, vision_tower
@@ -134,7 +134,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     report.warnings += said
     path = decoder_path(model)
     refuse_own_forward(model, path)
-    fast = _along(model, path)
+    fast = along(model, path)
     source = model.get_submodule(path)
     decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, static=static,
                       dump=dump, options=torch_compile_options)  # fmt: skip
@@ -179,17 +179,6 @@ def as_schedule(schedule: Schedule | str | Path) -> Schedule:
     if isinstance(schedule, Path) or schedule.endswith(".toml"):
         return Schedule.load(schedule)
     return Schedule.preset(schedule)
-
-
-def _along(model: nn.Module, path: str) -> nn.Module:
-    """A copy of `model` in which only the modules on the way to `path` are new objects."""
-    top = shallow(model)
-    at = top
-    for name in path.split("."):
-        twin = shallow(at.get_submodule(name))
-        at.register_module(name, twin)
-        at = twin
-    return top
 
 
 def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lightvlm_fx.compat import hooks
+from lightvlm_fx.compat import hooks, shallow
 from lightvlm_fx.errors import RefusedModel
 
 
@@ -26,7 +26,7 @@ def _of(module: nn.Module) -> tuple[Any, ...]:
         tuple((id(x), x.dtype, x.device, x.shape) for x in tensors),
         tuple(map(id, hooks(module))),
         id(own.get("forward")),
-        tuple((name, switch) for name, value in own.items() if (switch := _switch(value)) is not None),
+        tuple((name, switch) for name, value in list(own.items()) if (switch := _switch(value)) is not None),
     )
 
 
@@ -57,6 +57,17 @@ def refuse_own_forward(model: nn.Module, path: str) -> None:
                 "accelerate's hooks, so a compiled decoder would not be called; compile the model as its class has it: "
                 "`del module.forward`, or accelerate.hooks.remove_hook_from_module(model, recurse=True)"
             )
+
+
+def along(model: nn.Module, path: str) -> nn.Module:
+    """A copy of `model` in which only the modules on the way to `path` are new objects."""
+    top = shallow(model)
+    at = top
+    for name in path.split("."):
+        twin = shallow(at.get_submodule(name))
+        at.register_module(name, twin)
+        at = twin
+    return top
 
 
 def follow(source: nn.Module, twin: nn.Module, path: str) -> None:
