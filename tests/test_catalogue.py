@@ -27,7 +27,7 @@ PASS_FILES = sorted(p for p in (ROOT / "passes").glob("*.py") if p.stem not in N
 OP_FILES = sorted(p for p in (PACKAGE / "ops").glob("*.py") if p.stem not in {"__init__", "segments"})
 CORE = [
     "kv", "kv_plan", "schedule", "presets", "program", "pretty", "pass_base", "pipeline", "match", "edit", "locate",
-    "layout", "capture", "cache", "report", "pictures", "salience", "shapes", "state",
+    "layout", "capture", "cache", "report", "pictures", "salience", "shapes", "state", "follow",
 ]  # fmt: skip
 BASE = ["compat", "errors", "frozen", "releases", "spans"]  # below all others: what libraries differ in, and what NumPy alone reads
 LAZY = {("pipeline", "passes")}  # Pipeline.parse looks names up in the catalogue when it is called
