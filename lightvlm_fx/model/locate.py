@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lightvlm_fx.compat import shallow
 from lightvlm_fx.errors import RefusedModel
 from lightvlm_fx.model.families.embeds_only import EMBEDS_ONLY
 from lightvlm_fx.releases import releases_first
@@ -85,3 +86,14 @@ def check_supported(model: nn.Module) -> None:
         raise refused(model, "its get_decoder() takes the pictures itself, so there is no text decoder to capture on its own")
     if model.config.model_type in EMBEDS_ONLY:
         raise refused(model, "its generate() hands the language model embeddings alone, so nothing tells where the pictures are")
+
+
+def along(model: nn.Module, path: str) -> nn.Module:
+    """A copy of `model` in which only the modules on the way to `path` are new objects."""
+    top = shallow(model)
+    at = top
+    for name in path.split("."):
+        twin = shallow(at.get_submodule(name))
+        at.register_module(name, twin)
+        at = twin
+    return top
