@@ -174,6 +174,16 @@ def expression(size: torch.SymInt | torch.SymBool) -> Any:
     return size.node.expr
 
 
+def hint(size: Any) -> int:
+    """The number at which a symbolic size is traced; of a number itself."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def settled(size: Any) -> Any:
+    """A size as a plain number where it is one whatever the symbols: s + 256 - s."""
+    return int(size) if isinstance(size, torch.SymInt) and expression(size).is_number else size
+
+
 def fake_mode(like: Any) -> Any:
     """The mode that a fake tensor was made under, None of anything else."""
     return getattr(like, "fake_mode", None)

@@ -181,7 +181,7 @@ def _write_bucket(
             continue
         quantised = dtype == "int8" and name in ("prefill", "decode")
         opset = DIALECT_OPSET if target == "tensorrt" else OPSET
-        graph = to_onnx(name, stage.module, stage.inputs, opset, gemm=not quantised, dynamic=stage.dynamic)
+        graph = to_onnx(name, stage.module, stage.inputs, opset, gemm=not quantised, dynamic=stage.dynamic, ranges=stage.ranges)
         if quantised:
             graph = quantise(graph)
         if target == "tensorrt":
@@ -196,6 +196,7 @@ def _write_bucket(
     bucket, bounds, tables = built.bucket, built.bounds, built.tables
     samples = _write_samples(folder, number, built, with_stages=weights is None)
     return {
+        "lengths": _write_lengths(folder, number, built),
         "rows": bounds.rows, "prompt_tokens": bounds.length, "text_tokens": bounds.text, "visual_tokens": bounds.visual,
         "pictures": bounds.pictures, "least_picture": tables.least_picture, "least_tokens": tables.least_row,
         "new_tokens": built.new_tokens, "compact_every": built.period, "vision": built.vision, "grid": built.grid,
@@ -203,6 +204,19 @@ def _write_bucket(
         "cache_slots": list(built.capacity), "stages": stages, "samples": samples,
         "passes": {stage: [str(step) for step in steps] for stage, steps in built.steps.items()},
     }  # fmt: skip
+
+
+def _write_lengths(folder: Path, number: int, built: Built) -> dict[str, Any] | None:
+    """The tables by which a runner knows how long sequences are, as plain .npy files; None where all prompts are padded alike."""
+    if built.lengths is None:
+        return None
+    (folder / "tables").mkdir(exist_ok=True)
+    said = built.lengths.entry()
+    for name in ("kept", "reach"):
+        said[name] = None if (table := getattr(built.lengths, name)) is None else f"tables/{number}.{name}.npy"
+        if table is not None:
+            np.save(folder / said[name], table, allow_pickle=False)
+    return said
 
 
 def _write_samples(folder: Path, number: int, built: Built, with_stages: bool) -> dict[str, Any]:
