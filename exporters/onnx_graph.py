@@ -33,8 +33,8 @@ def to_onnx(
     name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True,
     dynamic: dict[str, dict[int, str]] | None = None, ranges: dict[str, tuple[int, int]] | None = None,
 ) -> ir.Model:  # fmt: skip
-    """`module(**inputs)` as a model with every shape known, but for the dimensions that `dynamic` names, whose sizes lie in `ranges`; inputs and
-    outputs are named as the module names them.
+    """`module(**inputs)` as a model with every shape known, but for the dimensions that `dynamic` names, whose sizes lie in `ranges`;
+    inputs and outputs are named as the module names them.
 
     Linear layers are Gemm, or with `gemm=False` MatMul over transposed weights, which quantisers look for.
     Raises CaptureError naming the stage, with the exporter's own error as its cause.

@@ -96,7 +96,9 @@ def onnx_program(module: nn.Module, inputs: dict[str, Any], opset: int, dynamic_
     """
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    config = OnnxConfig(dynamic=False, dynamic_shapes=dynamic_shapes, opset_version=opset, optimize=False)
+    # checks of sizes that hold for all of them, but are not proven (s <= s * s), go into the traced graph, not into ONNX
+    later = {"prefer_deferred_runtime_asserts_over_guards": True} if dynamic_shapes else {}
+    config = OnnxConfig(dynamic=False, dynamic_shapes=dynamic_shapes, opset_version=opset, optimize=False, **later)
     exporter = OnnxExporter()
     if hasattr(exporter, "export_program"):
         return exporter.export_program(module, inputs, config)

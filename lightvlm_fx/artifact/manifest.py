@@ -55,8 +55,8 @@ def read(folder: str | Path) -> dict[str, Any]:
     if type(found) is not int or found > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads up to {SCHEMA_VERSION}; install a newer release")
     if found < OLDEST:
-        raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads {OLDEST} to {SCHEMA_VERSION}; export again, or use the release "
-                            f"that exported it ({manifest.get('lightvlm_fx', 'an older one')})")  # fmt: skip
+        raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads {OLDEST} to {SCHEMA_VERSION}; export again, or use "
+                            f"the release that exported it ({manifest.get('lightvlm_fx', 'an older one')})")  # fmt: skip
     missing = [key for key in REQUIRED if key not in manifest]
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}; export again")
@@ -77,7 +77,8 @@ def _named(manifest: dict[str, Any]) -> list[str]:
     """Every file that the manifest tells to open."""
     shared = [] if manifest["target"] == "torch-export" else [WEIGHTS]
     return shared + [name for bucket in manifest["buckets"]
-                     for name in (*(stage["file"] for stage in bucket["stages"].values()), *bucket["samples"].values(), *_tables(bucket))]  # fmt: skip
+                     for name in (*(stage["file"] for stage in bucket["stages"].values()), *bucket["samples"].values(),
+                                  *_tables(bucket))]  # fmt: skip
 
 
 def _tables(bucket: dict[str, Any]) -> list[str]:

@@ -70,8 +70,7 @@ class LightVLMExporter(OnnxExporter):
         built = build(model, as_schedule(config.schedule), inputs, length, config.new_tokens, images=config.images)
         components = {}
         for name, stage in built.stages.items():
-            graph, metadata = to_onnx_with_metadata(name, stage.module, stage.inputs, config.opset_version or OPSET, dynamic=stage.dynamic,
-                                                    ranges=stage.ranges)  # fmt: skip
+            graph, metadata = to_onnx_with_metadata(name, stage.module, stage.inputs, config.opset_version or OPSET, dynamic=stage.dynamic)
             if name == "prefill":
                 least_first(graph)
             components[name] = ExportedComponent(graph, metadata)

@@ -21,7 +21,6 @@ from lightvlm_fx.ops.kv_score_elite import MOST
 from lightvlm_fx.ops.tiles import parts
 from lightvlm_fx.schedule import Schedule
 
-
 FEWEST = 8  # tokens of a sequence of symbolic length: torch.export takes such a length, and a few less, for more than one
 
 

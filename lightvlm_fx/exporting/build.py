@@ -36,13 +36,14 @@ ROUNDING = {torch.float32: TOLERANCE, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @dataclass
 class StageExport:
-    """One stage: what is exported, inputs to trace it with, what it gave on the example, and which dimensions of its inputs are symbolic."""
+    """One stage: what is exported, a call of it, and which dimensions of its inputs are symbolic; `traced`: inputs to trace it with."""
 
     module: nn.Module
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     dynamic: dict[str, dict[int, str]]
     ranges: dict[str, tuple[int, int]]  # the least and the most of a symbolic size
+    traced: dict[str, Any]
 
 
 @dataclass
@@ -72,14 +73,15 @@ def single_turn(schedule: Schedule) -> Schedule:
 
 @releases_first()
 def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int, *,
-          images: int | None = None, static: bool = False, blocks: bool = False) -> Built:  # fmt: skip
-    """The stages of a bucket of up to `length` tokens a row, with the example's visual tokens at most, in at most `images` pictures.
+          images: int | None = None, static: bool = False, blocks: bool = False, any_length: bool = False) -> Built:  # fmt: skip
+    """The stages of a bucket of `length` tokens a row, with the example's visual tokens at most, in at most `images` pictures.
 
-    `length` is rounded up to what the tiles of its graphs divide. With `static`, for a target without symbolic sizes; with `blocks`, causal attention goes by blocks of rows.
+    With `any_length`, of up to so many tokens, rounded up to what the tiles of its graphs divide; with `static`, for a target without
+    symbolic sizes; with `blocks`, causal attention goes by blocks of rows.
 
     Raises InputError, NotSupported, CaptureError or RefusedModel, with the reason.
     """
-    if not static:
+    if any_length:
         divided = parts(length, len(schedule.cuts) + 1)
         length = -(-length // divided) * divided
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
@@ -88,7 +90,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, schedule.watches_tower)
     bounds = _bounds(bucket, seen, images)
     tables = Tables.of(bounds, schedule, depth)
-    lengths = None if static else tables.lengths(schedule, length)
+    lengths = tables.lengths(schedule, length) if any_length else None
     picture_tokens = bucket.picture_tokens(bounds.pictures)
     grid = _grid(model, bucket)
     grids = {"picture_grids": _picture_grids(grid, bucket, bounds.pictures)} if grid else {}
@@ -109,7 +111,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     def add(name: str, module: nn.Module, given: dict[str, Any], dynamic: dict[str, Any] | None = None,
             ranges: dict[str, tuple[int, int]] | None = None) -> dict[str, Any]:  # fmt: skip
         with torch.no_grad():
-            stages[name] = StageExport(module, given, module(**given), dynamic or {}, ranges or {})
+            stages[name] = StageExport(module, given, module(**given), dynamic or {}, ranges or {}, given)
         return stages[name].outputs
 
     add("vision", seen.module, seen.inputs, seen.dynamic)
@@ -121,7 +123,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     asked |= sizes.carriers()
     stage = Prefill(prefill, prompt, positions, rules, head, schedule, tables, depth, new_tokens, lengths is not None)
     out = add("prefill", stage, asked, sizes.prefill(embedded), sizes.ranges)
-    stages["prefill"].inputs = sizes.traced(asked, embedded)
+    stages["prefill"].traced = sizes.traced(asked, embedded)
     with torch.no_grad():
         state = stage.answer(**asked)[1]
     cache = out["present"]

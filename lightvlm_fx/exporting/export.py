@@ -110,7 +110,7 @@ def export(
             example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
             dynamic = target == "onnxruntime"
             built = build(exported, schedule, example, length, new_tokens, images=images, static=not dynamic,
-                          blocks=dynamic and provider == "cpu")  # fmt: skip
+                          blocks=dynamic and provider == "cpu", any_length=dynamic)  # fmt: skip
             buckets.append(_write_bucket(folder, number, built, target, dtype, weights, aot_inductor, tell))
         if weights is not None:
             weights.close()
@@ -181,7 +181,7 @@ def _write_bucket(
             continue
         quantised = dtype == "int8" and name in ("prefill", "decode")
         opset = DIALECT_OPSET if target == "tensorrt" else OPSET
-        graph = to_onnx(name, stage.module, stage.inputs, opset, gemm=not quantised, dynamic=stage.dynamic, ranges=stage.ranges)
+        graph = to_onnx(name, stage.module, stage.traced, opset, gemm=not quantised, dynamic=stage.dynamic, ranges=stage.ranges)
         if quantised:
             graph = quantise(graph)
         if target == "tensorrt":

@@ -1,10 +1,10 @@
 """Which sizes of a bucket's stages are symbolic, by the names that they have in graphs and manifest, and between what they lie.
 
-    tokens    of a row, padded: as many times a part of it as graphs have tiles
-    features  visual tokens of all rows
-    stay_i    tokens of a row after cut i, as many times a part
-    kv_stay_n entries of a group of layers whose caches are bounded
-    slots_s   of the buffers of stage s, which take new tokens after what the prompt left
+tokens      of a row, padded: as many times a part of it as graphs have tiles
+features    visual tokens of all rows
+stay_i      tokens of a row after cut i, as many times a part
+kv_stay_n   entries of a group of layers whose caches are bounded
+slots_s     of the buffers of stage s, which take new tokens after what the prompt left
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ Axes = dict[str, dict[int, str]]
 class Sizes:
     """Of one bucket; where nothing is symbolic, everything here is empty.
 
-    `most`: the largest sizes of what only carries one, by name; `at`: those that a prefill is traced at. `appends`: whether caches grow by what is generated.
+    `most`: the largest sizes of what only carries one, by name; `at`: those that a prefill is traced at. `appends`: whether caches grow
+    by what is generated.
     """
 
     axes: dict[str, str] = field(default_factory=dict)
@@ -56,7 +57,8 @@ class Sizes:
         most = {name: parts[name] * longest[name] for name in cut} | kept
         ranges |= {name: (LEAST_OF_PART, n) for name, n in kept.items()} | {"features": (LEAST_OF_PART, bounds.rows * bounds.visual)}
         at = {name: parts[name] * n for name, n in traced.items()} | kept
-        return Sizes(axes | {name: name for name in kept}, most, at, ranges, schedule.kv is None or schedule.kv.when not in ("step", "periodic"))
+        appends = schedule.kv is None or schedule.kv.when not in ("step", "periodic")
+        return Sizes(axes | {name: name for name in kept}, most, at, ranges, appends)
 
     def carriers(self) -> dict[str, Tensor]:
         """The inputs of a prefill stage that carry a size only, at the largest."""
@@ -67,7 +69,8 @@ class Sizes:
         if not self.axes:
             return asked
         more = self.at["tokens"] - asked["input_ids"].shape[1]
-        longer = {name: torch.cat([x.new_zeros(len(x), more, *x.shape[2:]), x], 1) for name, x in asked.items() if name in self._along(embedded)}
+        along = {name: asked[name] for name in self._along(embedded)}
+        longer = {name: torch.cat([x.new_zeros(len(x), more, *x.shape[2:]), x], 1) for name, x in along.items()}
         return asked | longer | {name: torch.zeros(self.at[name], dtype=torch.int64) for name in self.most}
 
     @staticmethod
@@ -81,7 +84,7 @@ class Sizes:
     def prefill(self, embedded: dict[str, Any]) -> Axes:
         if not self.axes:
             return {}
-        along = dict.fromkeys(self._along(embedded), {1: self.axes["tokens"]})
+        along = {name: {1: self.axes["tokens"]} for name in self._along(embedded)}
         return along | {name: {0: self.axes[name]} for name in self.most}
 
     def decode(self, state: State) -> Axes:
