@@ -17,7 +17,7 @@ from torch import Tensor
 from lightvlm_fx.artifact.lengths import LEAST_OF_PART, Lengths
 from lightvlm_fx.errors import ScheduleError
 from lightvlm_fx.kv_plan import SPARE, KvPlan, shared_sizes
-from lightvlm_fx.ops.kv_score_elite import MOST
+from lightvlm_fx.methods.base import Method
 from lightvlm_fx.ops.tiles import parts
 from lightvlm_fx.schedule import Schedule
 
@@ -122,12 +122,11 @@ class Tables:
 
 
 def _fewest(schedule: Schedule) -> int:
-    """Tokens that a sequence of symbolic length has at least: as many as the scores of a schedule look at, or choose, by number."""
-    least = max([FEWEST, *(cut.group for cut in schedule.cuts if cut.combine == "recover")])
-    kv = schedule.kv
-    if kv is None:
-        return least
-    return max(least, kv.window if {kv.score, kv.prompt} & {"window", "marks"} else 0, MOST if "elite" in (kv.score, kv.prompt) else 0)
+    """Tokens that a sequence of symbolic length has at least: as many as the schedule's methods look at, or choose, by number."""
+    methods: list[Method] = [method for cut in schedule.cuts for method in (cut.score, cut.combine)]
+    if kv := schedule.kv:
+        methods += [kv.score, kv.prompt or kv.score, kv.merge]
+    return max([FEWEST, *(method.fewest for method in methods)])
 
 
 def _largest_run(numbers: list[int], answer: Callable[[int], list[int]]) -> tuple[dict[int, list[int]], int]:

@@ -90,7 +90,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, schedule.watches_tower)
     bounds = _bounds(bucket, seen, images)
     tables = Tables.of(bounds, schedule, depth)
-    lengths = tables.lengths(schedule, length) if any_length else None
+    lengths = tables.lengths(schedule, length) if any_length and not bucket.prefill.facts.static_length else None
     picture_tokens = bucket.picture_tokens(bounds.pictures)
     grid = _grid(model, bucket)
     grids = {"picture_grids": _picture_grids(grid, bucket, bounds.pictures)} if grid else {}

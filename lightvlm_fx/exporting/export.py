@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,11 @@ def export(
             tell(f"bucket {number}: capturing and rewriting, {length} tokens")
             example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
             dynamic = target == "onnxruntime"
-            built = build(exported, schedule, example, length, new_tokens, images=images, static=not dynamic,
-                          blocks=dynamic and provider == "cpu", any_length=dynamic)  # fmt: skip
-            buckets.append(_write_bucket(folder, number, built, target, dtype, weights, aot_inductor, tell))
+            make = partial(build, exported, schedule, example, length, new_tokens, images=images, static=not dynamic,
+                           blocks=dynamic and provider == "cpu")  # fmt: skip
+            write = partial(_write_bucket, folder, number, target=target, dtype=dtype, weights=weights, aot_inductor=aot_inductor,
+                            tell=tell)  # fmt: skip
+            buckets.append(_of_any_length(make, write, tell) if dynamic else write(make()))
         if weights is not None:
             weights.close()
         model.config.save_pretrained(folder)
@@ -128,6 +131,21 @@ def export(
         record_parity(folder, manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Artifact(Path(out), manifest, time.perf_counter() - start)
+
+
+def _of_any_length(make: Callable[..., Built], write: Callable[..., dict[str, Any]], tell: Tell) -> dict[str, Any]:
+    """A bucket for prompts of every length up to its own; of that length alone where torch.export takes its code for no other.
+
+    Which it is, and why, says the manifest.
+    """
+    built = make(any_length=True)
+    if built.lengths is None:
+        return write(built) | {"lengths_why": "the model's code, or the fewest tokens that the schedule's methods look at, fix the length"}
+    try:
+        return write(built)
+    except CaptureError as error:
+        tell(f"again, every prompt padded to {built.bounds.length} tokens: {error}")
+        return write(make()) | {"lengths_why": str(error)}
 
 
 def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:

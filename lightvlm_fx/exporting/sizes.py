@@ -57,7 +57,7 @@ class Sizes:
         most = {name: parts[name] * longest[name] for name in cut} | kept
         ranges |= {name: (LEAST_OF_PART, n) for name, n in kept.items()} | {"features": (LEAST_OF_PART, bounds.rows * bounds.visual)}
         at = {name: parts[name] * n for name, n in traced.items()} | kept
-        appends = schedule.kv is None or schedule.kv.when not in ("step", "periodic")
+        appends = schedule.kv is None or not schedule.kv.when.fixed
         return Sizes(axes | {name: name for name in kept}, most, at, ranges, appends)
 
     def carriers(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.artifact.lengths import Lengths
 from lightvlm_fx.errors import ArtifactError
+from lightvlm_fx.exporters.prompt import Prompt
 from lightvlm_fx.exporting.bounds import Bounds, Tables
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.kv_plan import KvPlan
@@ -19,7 +20,7 @@ from lightvlm_fx.schedule import Cut, Schedule
 
 NEW = 6
 LONGEST = 200
-BOUNDED = {"sinks": 2, "recent": 4, "window": 8}
+BOUNDED = {"sinks": 2, "recent": 4}
 SCHEDULES = {
     "none": Schedule(),
     "cuts": Schedule.preset("lightvlm", keep=0.35, layers=(1, 2)),
@@ -149,6 +150,36 @@ def test_forged_tables_are_refused(change, shelf, compiled, tmp_path):
     reseal(folder)
     with pytest.raises(ArtifactError, match=r"tables/0\.kept\.npy is no table of what stays of 108 tokens; export again"):
         lightvlm.load(folder).generate(**tiny.inputs(text=(9,), images=(1,)), max_new_tokens=1)
+
+
+def test_a_schedule_that_looks_at_more_tokens_than_the_bucket_has(tmp_path, compiled):
+    tiny, plain = compiled
+    schedule = Schedule.preset("snapkv", capacity=80, window=64)
+    lightvlm.export(tiny.model, schedule, tmp_path / "out", inputs=tiny.inputs(text=(9,), images=(1,)), prompt_tokens=60, new_tokens=NEW)
+    [bucket] = manifest(tmp_path / "out")["buckets"]
+    assert bucket["lengths"] is None
+    assert "the fewest tokens that the schedule's methods look at" in bucket["lengths_why"]
+    check_same(plain.lightvlm.with_schedule(schedule), lightvlm.load(tmp_path / "out"), tiny.inputs(text=(7,), images=(1,)), NEW)
+
+
+def test_code_that_fixes_the_length_is_exported_for_one(tmp_path, compiled, monkeypatch):
+    """And the manifest says why."""
+    tiny, plain = compiled
+
+    segment = Prompt.segment
+
+    def fixed(self, input_ids, *more):
+        return segment(self, input_ids.view(len(input_ids), 60), *more)  # a number where the graph has a symbol
+
+    monkeypatch.setattr(Prompt, "segment", fixed)
+    told = []
+    lightvlm.export(tiny.model, "none", tmp_path / "out", inputs=tiny.inputs(text=(9,), images=(1,)), prompt_tokens=60, new_tokens=NEW,
+                    tell=told.append)  # fmt: skip
+    [bucket] = manifest(tmp_path / "out")["buckets"]
+    assert bucket["lengths"] is None
+    assert bucket["lengths_why"].startswith("stage 'prefill' could not be exported to ONNX")
+    assert any(line.startswith("again, every prompt padded to 60 tokens") for line in told)
+    check_same(plain, lightvlm.load(tmp_path / "out"), tiny.inputs(text=(7,), images=(1,)), NEW)
 
 
 def as_schema_2(found):
