@@ -26,33 +26,34 @@ from lightvlm_fx.ops.bodies import InAten
 from lightvlm_fx.releases import releases_first
 
 OPSET = 24
+ANY = (2, 1 << 20)  # of a symbolic size
 
 
 def to_onnx(
     name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True,
-    dynamic: dict[str, dict[int, str]] | None = None,
+    dynamic: dict[str, dict[int, str]] | None = None, ranges: dict[str, tuple[int, int]] | None = None,
 ) -> ir.Model:  # fmt: skip
-    """`module(**inputs)` as a model with every shape known, but for the dimensions that `dynamic` names; inputs and outputs are named
-    as the module names them.
+    """`module(**inputs)` as a model with every shape known, but for the dimensions that `dynamic` names, whose sizes lie in `ranges`;
+    inputs and outputs are named as the module names them.
 
     Linear layers are Gemm, or with `gemm=False` MatMul over transposed weights, which quantisers look for.
     Raises CaptureError naming the stage, with the exporter's own error as its cause.
     """
-    return to_onnx_with_metadata(name, module, inputs, opset, gemm, dynamic)[0]
+    return to_onnx_with_metadata(name, module, inputs, opset, gemm, dynamic, ranges)[0]
 
 
 @releases_first()
 @tracing()
 def to_onnx_with_metadata(
     name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True,
-    dynamic: dict[str, dict[int, str]] | None = None,
+    dynamic: dict[str, dict[int, str]] | None = None, ranges: dict[str, tuple[int, int]] | None = None,
 ) -> tuple[ir.Model, Any]:  # fmt: skip
     """`to_onnx`, and what transformers' exporter noted of it."""
     with warnings.catch_warnings(), torch.no_grad(), InAten(), _parsed_once(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            model, metadata = onnx_program(module, dict(inputs), opset, dimensions(dynamic or {}, inputs))
+            model, metadata = onnx_program(module, dict(inputs), opset, dimensions(dynamic or {}, inputs, ranges))
         except Exception as error:
             raise CaptureError(f"stage {name!r} could not be exported to ONNX: {type(error).__name__}: {str(error)[:500]}") from error
         finally:
@@ -69,17 +70,29 @@ def to_onnx_with_metadata(
     return model, metadata
 
 
-def dimensions(axes: dict[str, dict[int, str]], inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """What torch.export is told of symbolic sizes: of each input its dimensions with a name, or a multiple of one ("4*tokens")."""
+def dimensions(
+    axes: dict[str, dict[int, str]], inputs: dict[str, Any], ranges: dict[str, tuple[int, int]] | None = None
+) -> dict[str, Any] | None:
+    """What torch.export is told of symbolic sizes: of each input its dimensions with a name, or a multiple of one ("4*tokens").
+
+    Inputs may be dictionaries; what is in one is called by both names, with a dot. `ranges`: between what a size lies.
+    """
     if not axes:
         return None
+    known = ranges or {}
 
     def dim(name: str) -> Any:
         times, _, base = name.rpartition("*")
-        size = torch.export.Dim(base, min=2, max=1 << 20)
+        least, most = known.get(base, ANY)
+        size = torch.export.Dim(base, min=least, max=most)
         return int(times) * size if times else size
 
-    return {name: {d: dim(axis) for d, axis in axes.get(name, {}).items()} or None for name in inputs}
+    def of(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: of(f"{name}.{key}", x) for key, x in value.items()}
+        return {d: dim(axis) for d, axis in axes.get(name, {}).items()} or None
+
+    return {name: of(name, value) for name, value in inputs.items()}
 
 
 def name_sizes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:

@@ -99,7 +99,9 @@ def onnx_program(module: nn.Module, inputs: dict[str, Any], opset: int, dynamic_
     """
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    config = OnnxConfig(dynamic=False, dynamic_shapes=dynamic_shapes, opset_version=opset, optimize=False)
+    # checks of sizes that hold for all of them, but are not proven (s <= s * s), go into the traced graph, not into ONNX
+    later = {"prefer_deferred_runtime_asserts_over_guards": True} if dynamic_shapes else {}
+    config = OnnxConfig(dynamic=False, dynamic_shapes=dynamic_shapes, opset_version=opset, optimize=False, **later)
     exporter = OnnxExporter()
     with _transformers_patches_here():
         if hasattr(exporter, "export_program"):
@@ -268,6 +270,16 @@ def _false_elsewhere(function: Any) -> Iterator[None]:
 def expression(size: torch.SymInt | torch.SymBool) -> Any:
     """The sympy expression of a symbolic size or check."""
     return size.node.expr
+
+
+def hint(size: Any) -> int:
+    """The number at which a symbolic size is traced; of a number itself."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def settled(size: Any) -> Any:
+    """A size as a plain number where it is one whatever the symbols: s + 256 - s."""
+    return int(size) if isinstance(size, torch.SymInt) and expression(size).is_number else size
 
 
 def fake_mode(like: Any) -> Any:

@@ -39,7 +39,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
                 wrong.append(f"{stage['file']}: is no ONNX graph ({error}); export again")
                 unreadable = True
                 continue
-            free = name == "vision" and manifest["target"] == "onnxruntime" and bucket["vision"]["kind"] != "fixed"
+            free = {v["name"]: v["shape"] for v in stage["inputs"] + stage["outputs"]} if manifest["target"] == "onnxruntime" else {}
             found = [*_of(graph, files, manifest["target"], free), *(left_to_cpu(graph) if on_cuda else ())]
             wrong += [f"{stage['file']}: {line}" for line in found]
             operators = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
@@ -57,8 +57,8 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
     return wrong, skipped
 
 
-def _of(model: Any, files: Files, target: str, free: bool) -> Iterator[str]:
-    """What is wrong with one graph; where it is `free`, a size may be symbolic if it has a name."""
+def _of(model: Any, files: Files, target: str, free: dict[str, list[Any]]) -> Iterator[str]:
+    """What is wrong with one graph; a size may be symbolic where `free`, the shapes that the manifest says, has it by the same name."""
     newest = TENSORRT_NEWEST_OPSET if target == "tensorrt" else NEWEST_OPSET
     for used in model.opset_import:
         if used.domain not in DOMAINS:
@@ -73,7 +73,7 @@ def _of(model: Any, files: Files, target: str, free: bool) -> Iterator[str]:
             yield f"weight {weight.name} is not used"
         yield from _outside(weight, files)
     for value in (*graph.input, *graph.output):
-        if not all(d.HasField("dim_value") or (free and d.dim_param) for d in value.type.tensor_type.shape.dim):
+        if not all(d.HasField("dim_value") or d.dim_param in free.get(value.name, ()) for d in value.type.tensor_type.shape.dim):
             yield f"{value.name} has a shape that is not known beforehand"
 
 

@@ -13,7 +13,8 @@ from lightvlm_fx.artifact.schema import WEIGHTS, Wrong, check
 from lightvlm_fx.errors import ArtifactError
 
 MANIFEST = "lightvlm.json"
-SCHEMA_VERSION = 2  # 1: buckets for the example's picture sizes only
+SCHEMA_VERSION = 3  # 1: buckets for the example's picture sizes only; 2: prompts padded to the bucket's length
+OLDEST = 2  # that is read
 REQUIRED = ("target", "dtype", "architecture", "schedule", "fingerprint", "placeholders", "buckets", "files")
 MOST = 2**26  # bytes
 
@@ -53,9 +54,9 @@ def read(folder: str | Path) -> dict[str, Any]:
     found = manifest["schema_version"]
     if type(found) is not int or found > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads up to {SCHEMA_VERSION}; install a newer release")
-    if found < SCHEMA_VERSION:
-        raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads {SCHEMA_VERSION}; export again, or use the release "
-                            f"that exported it ({manifest.get('lightvlm_fx', 'an older one')})")  # fmt: skip
+    if found < OLDEST:
+        raise ArtifactError(f"{path} has schema version {found}, this lightvlm_fx reads {OLDEST} to {SCHEMA_VERSION}; export again, or use "
+                            f"the release that exported it ({manifest.get('lightvlm_fx', 'an older one')})")  # fmt: skip
     missing = [key for key in REQUIRED if key not in manifest]
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}; export again")
@@ -76,7 +77,13 @@ def _named(manifest: dict[str, Any]) -> list[str]:
     """Every file that the manifest tells to open."""
     shared = [] if manifest["target"] == "torch-export" else [WEIGHTS]
     return shared + [name for bucket in manifest["buckets"]
-                     for name in (*(stage["file"] for stage in bucket["stages"].values()), *bucket["samples"].values())]  # fmt: skip
+                     for name in (*(stage["file"] for stage in bucket["stages"].values()), *bucket["samples"].values(),
+                                  *_tables(bucket))]  # fmt: skip
+
+
+def _tables(bucket: dict[str, Any]) -> list[str]:
+    lengths = bucket.get("lengths") or {}
+    return [lengths[name] for name in ("kept", "reach") if lengths.get(name)]
 
 
 def digest(path: Path) -> str:

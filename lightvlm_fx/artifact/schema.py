@@ -110,12 +110,14 @@ def vision(value: Any, where: str) -> None:
 
 value_of_graph = record({"name": text(), "dtype": text("bool|b?float(16|32|64)|u?int(8|16|32|64)"), "shape": each(size)})
 stage = record({"file": text(), "inputs": each(value_of_graph, 1), "outputs": each(value_of_graph, 1), "operators": named(whole(1))})
+lengths = record({"parts": each(whole(1), 1), "least": whole(), "cut_of": each(whole()), "of_visual": one_of(True, False), "kept": text()},
+                 {"reach": text()})  # fmt: skip
 bucket = record({
     "rows": whole(1), "prompt_tokens": whole(1), "text_tokens": whole(), "visual_tokens": whole(1), "pictures": whole(1),
     "least_picture": whole(), "least_tokens": whole(), "new_tokens": whole(), "compact_every": whole(), "vision": vision,
     "arguments": each(text(), 1), "example": each(each(whole(1)), 1), "tokens_per_layer": each(whole(1), 1),
     "cache_slots": each(whole(1), 1), "stages": named(stage), "samples": named(text()), "grid": anything,
-}, {"grid": record({"name": text(), "merge": whole(1)})})  # fmt: skip
+}, {"grid": record({"name": text(), "merge": whole(1)}), "lengths": lengths})  # fmt: skip
 MANIFEST = record({
     "target": one_of(*TARGETS), "dtype": one_of(*LOOSEST), "architecture": text(), "schedule": record({"name": anything}),
     "fingerprint": text("[0-9a-f]{16}"),
@@ -175,9 +177,10 @@ def _sums(entry: dict[str, Any]) -> list[tuple[str, Any, bool]]:
     example, layers, slots = entry["example"], entry["tokens_per_layer"], entry["cache_slots"]
     logits = shapes(entry, "prefill", "outputs")["logits"]
     prefill, decode = shapes(entry, "prefill", "inputs"), shapes(entry, "decode", "inputs")
+    tokens = [rows, length if entry.get("lengths") is None else tile_of("tokens", entry["lengths"]["parts"][0])]
     fixed = {
-        "embed.input_ids": (shapes(entry, "embed", "inputs")["input_ids"], [rows, length]),
-        "prefill.input_ids": (prefill["input_ids"], [rows, length]), "prefill.attention_mask": (prefill["attention_mask"], [rows, length]),
+        "embed.input_ids": (shapes(entry, "embed", "inputs")["input_ids"], tokens),
+        "prefill.input_ids": (prefill["input_ids"], tokens), "prefill.attention_mask": (prefill["attention_mask"], tokens),
         "prefill.picture_tokens": (prefill["picture_tokens"], [rows, entry["pictures"]]),
         "decode.input_ids": (decode["input_ids"], [rows, 1]), "decode.step": (decode["step"], [1]),
         "decode.logits": (shapes(entry, "decode", "outputs")["logits"], logits), "prefill.logits": (logits[:1], [rows]),
@@ -196,10 +199,42 @@ def _sums(entry: dict[str, Any]) -> list[tuple[str, Any, bool]]:
         ("tokens_per_layer, cache_slots and prompt_tokens", [layers, slots, length], len(layers) == len(slots) and max(layers) <= length),
         ("vision, grid and arguments", told, set(told) <= set(entry["arguments"])),
         ("logits and the vocabulary", logits, type(logits[1]) is int and logits[1] > 0),
-        ("what prefill writes and decode reads", sorted(set(read) - set(made)), all(made.get(k) == v for k, v in read.items())),
-        ("what decode reads and writes", sorted(set(written) - set(read)), all(read.get(k) == v for k, v in written.items())),
+        ("what prefill writes and decode reads", sorted(set(read) - set(made)), all(_alike(made.get(k), v) for k, v in read.items())),
+        ("what decode reads and writes", sorted(set(written) - set(read)), all(_alike(read.get(k), v) for k, v in written.items())),
+        *_sums_of_lengths(entry),
     ]
     return out + [(f"the shape of {name} and the bucket", [have, wanted], have == wanted) for name, (have, wanted) in fixed.items()]
+
+
+def tile_of(name: str, parts: int) -> str:
+    """What a symbolic length is called that is `parts` equal tiles long."""
+    return f"{parts}*{name}" if parts > 1 else name
+
+
+def _sums_of_lengths(entry: dict[str, Any]) -> list[tuple[str, Any, bool]]:
+    """What must hold between the numbers of symbolic lengths: sequences that a cut shortens are no longer than before."""
+    found = entry.get("lengths")
+    if found is None:
+        return []
+    prefill, length, parts = shapes(entry, "prefill", "inputs"), entry["prompt_tokens"], found["parts"]
+    wanted = {f"stay_{i}": [tile_of(f"stay_{i}", n)] for i, n in enumerate(parts[1:])}
+    wanted |= {f"kv_stay_{i}": [f"kv_stay_{i}"] for i in range(len(found["cut_of"]))}
+    carried = {name: shape for name, shape in prefill.items() if name.startswith(("stay_", "kv_stay_"))}
+    halving = all(n & (n - 1) == 0 for n in parts) and max(parts) == parts[0] and length % parts[0] == 0
+    return [
+        ("lengths.parts and prompt_tokens", [parts, length], halving and 2 * parts[0] <= length),
+        ("lengths.least and prompt_tokens", [found["least"], length], found["least"] <= length),
+        ("lengths.cut_of and parts", [found["cut_of"], parts], all(cut < len(parts) for cut in found["cut_of"])),
+        ("lengths.reach and cut_of", [found.get("reach"), found["cut_of"]], bool(found.get("reach")) == bool(found["cut_of"])),
+        ("lengths and what prefill takes", [carried, wanted], carried == wanted),
+    ]
+
+
+def _alike(made: tuple[str, list[Any]] | None, read: tuple[str, list[Any]]) -> bool:
+    """Whether a value can be of the dtype and shape of another, where symbolic sizes may be called other names."""
+    if made is None or made[0] != read[0] or len(made[1]) != len(read[1]):
+        return False
+    return all(a == b or (type(a) is str and type(b) is str) for a, b in zip(made[1], read[1], strict=True))
 
 
 def _values(entry: dict[str, Any], name: str, side: str, prefix: str) -> dict[str, Any]:

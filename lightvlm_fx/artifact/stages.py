@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.files import Files
+from lightvlm_fx.artifact.lengths import Lengths
 from lightvlm_fx.artifact.pictures import filled, grids, prepare
 from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.errors import ArtifactError, InputError
@@ -145,7 +146,8 @@ class Stages:
         self.once = None if session_options else once_a_prompt(onnxruntime)  # a session of other options may have no arena
         self.device = "cuda" if any("CUDA" in p or "Tensorrt" in p for p in providers) else "cpu"
         self.dtypes = {name: {i["name"]: i["dtype"] for i in stage["inputs"]} for name, stage in bucket["stages"].items()}
-        self.rows = bucket["rows"]
+        self.rows, said = bucket["rows"], bucket.get("lengths")
+        self.lengths = said and Lengths.read(said, bucket["visual_tokens"], bucket["prompt_tokens"], files)
 
     def start(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Answer:
         """Encode, embed and prefill the batch (ids, mask [B, S]); B at most the bucket's rows.
@@ -156,15 +158,18 @@ class Stages:
 
     def embed(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Feed:
         """What the prefill stage is fed with. Rows that lack are copies of the last."""
-        length, spare = self.bucket["prompt_tokens"], self.rows - len(ids)
-        ids, mask = (x[:, -length:] for x in packed(ids, mask))
+        spare, longest = self.rows - len(ids), self.bucket["prompt_tokens"]
+        ids, mask = (x[:, -longest:] for x in packed(ids, mask))
         images = tokens_of_pictures(ids, mask, self.marks)
+        length, sizes = self.lengths.of((mask != 0).sum(1), images) if self.lengths else (longest, {})
+        ids, mask = ids[:, -length:], mask[:, -length:]
         images += images[-1:] * spare
         room = ((0, spare), (0, 0)), ((0, 0), (length - ids.shape[1], 0))
         ids = np.pad(np.pad(ids, room[0], mode="edge"), room[1], constant_values=pad).astype(np.int64)
         mask = np.pad(np.pad(mask, room[0], mode="edge"), room[1]).astype(np.int64)
         width = self.bucket["pictures"]
         given = {"input_ids": ids, "attention_mask": mask, "picture_tokens": _rows(images, width)}
+        given |= {name: np.zeros(n, np.int64) for name, n in sizes.items()}
         if self.bucket["grid"]:
             given["picture_grids"] = self._grids(pictures, images, spare, width)
         seen = self._see(pictures, images, spare)
@@ -180,10 +185,10 @@ class Stages:
         return out
 
     def _see(self, pictures: Feed, images: list[list[int]], spare: int) -> Feed:
-        """Features of the pictures of all rows, filled up with zeros; zeros for prompts without."""
+        """Features of the pictures of all rows, filled up with zeros where their number is fixed; zeros for prompts without."""
         wanted = [i for i in self.bucket["stages"]["embed"]["inputs"] if i["name"] != "input_ids"]
         if not pictures:
-            return {i["name"]: np.zeros(i["shape"], i["dtype"]) for i in wanted}
+            return {i["name"]: np.zeros([n if type(n) is int else 1 for n in i["shape"]], i["dtype"]) for i in wanted}
         if self.bucket["vision"]["kind"] == "fixed":
             pixels = pictures["pixel_values"]
             one = len(pixels) // (len(images) - spare)
@@ -194,7 +199,8 @@ class Stages:
         for i in wanted:
             x = out[i["name"]][:tokens]
             x = np.concatenate([x, *[x[tokens - last :]] * spare]) if spare and last else x
-            seen[i["name"]] = filled(x, i["shape"][0])
+            slots = i["shape"][0]
+            seen[i["name"]] = filled(x, slots) if type(slots) is int else x
         return seen
 
     def _run(self, name: str, given: dict[str, Array]) -> dict[str, Array]:

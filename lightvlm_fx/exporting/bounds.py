@@ -14,9 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightvlm_fx.artifact.lengths import LEAST_OF_PART, Lengths
 from lightvlm_fx.errors import ScheduleError
+from lightvlm_fx.methods.base import Method
+from lightvlm_fx.ops.tiles import parts
 from lightvlm_fx.runtime.kv_plan import SPARE, KvPlan
-from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.schedule import Schedule, shared_sizes
+
+FEWEST = 8  # tokens of a sequence of symbolic length: torch.export takes such a length, and a few less, for more than one
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,30 @@ class Tables:
         count = own if kv.visual_share else torch.minimum(own, here)
         most = (own * round(2 * SPARE) + 1) // 2 if kv.adaptive else torch.zeros_like(own)
         return KvPlan(count, self.entries, most, self.slots, own)
+
+    def lengths(self, schedule: Schedule, length: int) -> Lengths | None:
+        """How long the sequences of a prompt are that is shorter than `length`; None where every prompt of the bucket needs that length."""
+        least = _fewest(schedule)
+        if least > length or min(self.entries, default=length) < LEAST_OF_PART:
+            return None
+        spare = len(self.stay) + 1
+        kept, divided = self.kept.numpy(), tuple(parts(n, spare) for n in (length, *self.stay))
+        kv = schedule.kv
+        if kv is None or self.wanted is None:
+            return Lengths(divided, least, kept, None, (), False)
+        numbers = shared_sizes(schedule, len(self.cut_of))
+        layers = [numbers.index(number) for number in range(max(numbers) + 1)]  # the first of each group
+        reach = self.wanted.numpy()[:, layers]
+        reach = np.ceil(SPARE * reach).astype(np.int64) if kv.adaptive else reach
+        return Lengths(divided, least, kept, reach, tuple(self.cut_of[layer] for layer in layers), kv.of == "visual")
+
+
+def _fewest(schedule: Schedule) -> int:
+    """Tokens that a sequence of symbolic length has at least: as many as the schedule's methods look at, or choose, by number."""
+    methods: list[Method] = [method for cut in schedule.cuts for method in (cut.score, cut.combine)]
+    if kv := schedule.kv:
+        methods += [kv.score, kv.prompt or kv.score, kv.merge]
+    return max([FEWEST, *(method.fewest for method in methods)])
 
 
 def _largest_run(numbers: list[int], answer: Callable[[int], list[int]]) -> tuple[dict[int, list[int]], int]:

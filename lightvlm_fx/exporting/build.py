@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightvlm_fx.artifact.lengths import Lengths
 from lightvlm_fx.artifact.pictures import grids as pictures_of_planes
 from lightvlm_fx.compat import tracing
 from lightvlm_fx.errors import CaptureError, InputError
@@ -16,10 +17,12 @@ from lightvlm_fx.exporters.towers import GRID, VisionStage, vision_stage
 from lightvlm_fx.exporting.bounds import Bounds, Tables
 from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
 from lightvlm_fx.exporting.causal import leave_out_later_keys
+from lightvlm_fx.exporting.sizes import Sizes
 from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
 from lightvlm_fx.methods.moments import Prefill as Once
 from lightvlm_fx.model.layout import Placeholders
 from lightvlm_fx.ops.segments import TEXT
+from lightvlm_fx.ops.tiles import parts
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.passing.pipeline import Step
 from lightvlm_fx.releases import releases_first
@@ -33,12 +36,14 @@ ROUNDING = {torch.float32: TOLERANCE, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @dataclass
 class StageExport:
-    """One stage: what is exported, a call of it, and which dimensions of its inputs are symbolic."""
+    """One stage: what is exported, a call of it, and which dimensions of its inputs are symbolic; `traced`: inputs to trace it with."""
 
     module: nn.Module
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     dynamic: dict[str, dict[int, str]]
+    ranges: dict[str, tuple[int, int]]  # the least and the most of a symbolic size
+    traced: dict[str, Any]
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Built:
     bucket: Bucket
     bounds: Bounds
     tables: Tables
+    lengths: Lengths | None  # of the sequences of shorter prompts; None: all are padded to the bucket's
     vision: dict[str, Any]  # how the vision stage is fed
     grid: dict[str, Any] | None  # where the heights and widths of pictures stand, for positions in several planes
     stages: dict[str, StageExport]
@@ -68,19 +74,24 @@ def single_turn(schedule: Schedule) -> Schedule:
 @releases_first()
 @tracing()
 def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int, *,
-          images: int | None = None, static: bool = False, blocks: bool = False) -> Built:  # fmt: skip
+          images: int | None = None, static: bool = False, blocks: bool = False, any_length: bool = False) -> Built:  # fmt: skip
     """The stages of a bucket of `length` tokens a row, with the example's visual tokens at most, in at most `images` pictures.
 
-    With `static`, for a target without symbolic sizes; with `blocks`, causal attention goes by blocks of rows.
+    With `any_length`, of up to so many tokens, rounded up to what the tiles of its graphs divide; with `static`, for a target without
+    symbolic sizes; with `blocks`, causal attention goes by blocks of rows.
 
     Raises InputError, NotSupported, CaptureError or RefusedModel, with the reason.
     """
+    if any_length:
+        divided = parts(length, len(schedule.cuts) + 1)
+        length = -(-length // divided) * divided
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
     schedule = pipelines.effective(single_turn(schedule))
     depth, segment = bucket.prefill.facts.layers, bucket.given["visual_segment"]
     seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, schedule.watches_tower)
     bounds = _bounds(bucket, seen, images)
     tables = Tables.of(bounds, schedule, depth)
+    lengths = tables.lengths(schedule, length) if any_length and not bucket.prefill.facts.static_length else None
     picture_tokens = bucket.picture_tokens(bounds.pictures)
     grid = _grid(model, bucket)
     grids = {"picture_grids": _picture_grids(grid, bucket, bounds.pictures)} if grid else {}
@@ -98,33 +109,38 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     period = schedule.kv.when.period if schedule.kv else 0
     stages: dict[str, StageExport] = {}
 
-    def add(name: str, module: nn.Module, given: dict[str, Any], dynamic: dict[str, Any] | None = None) -> dict[str, Any]:
+    def add(name: str, module: nn.Module, given: dict[str, Any], dynamic: dict[str, Any] | None = None,
+            ranges: dict[str, tuple[int, int]] | None = None) -> dict[str, Any]:  # fmt: skip
         with torch.no_grad():
-            stages[name] = StageExport(module, given, module(**given), dynamic or {})
+            stages[name] = StageExport(module, given, module(**given), dynamic or {}, ranges or {}, given)
         return stages[name].outputs
 
     add("vision", seen.module, seen.inputs, seen.dynamic)
     ids = bucket.inputs["input_ids"]
-    embedded = add("embed", Embed(embedding, prompt), {"input_ids": ids} | seen.features(bucket.pictures, bounds.rows * bounds.visual))
+    sizes = Sizes.of(lengths, bounds, tables, schedule, new_tokens)
+    features = seen.features(bucket.pictures, bounds.rows * bounds.visual)
+    embedded = add("embed", Embed(embedding, prompt), {"input_ids": ids} | features, sizes.embed(features), sizes.ranges)
     asked = {"input_ids": ids, "attention_mask": bucket.inputs["attention_mask"], "picture_tokens": picture_tokens} | grids | embedded
-    stage = Prefill(prefill, prompt, positions, rules, head, schedule, tables, depth, new_tokens)
-    out = add("prefill", stage, asked)
+    asked |= sizes.carriers()
+    stage = Prefill(prefill, prompt, positions, rules, head, schedule, tables, depth, new_tokens, lengths is not None)
+    out = add("prefill", stage, asked, sizes.prefill(embedded), sizes.ranges)
+    stages["prefill"].traced = sizes.traced(asked, embedded)
     with torch.no_grad():
         state = stage.answer(**asked)[1]
     cache = out["present"]
     step = torch.zeros(1, dtype=torch.int64)
     token = bucket.sequences[:, bucket.length : bucket.length + 1]
-    stepping = Decode(decode, embedding, head, state, positions, period)
-    answer = add("decode", stepping, {"input_ids": token, "step": step, "past_key_values": cache})
+    stepping = Decode(decode, embedding, head, state, positions, period, new_tokens)
+    answer = add("decode", stepping, {"input_ids": token, "step": step, "past_key_values": cache}, sizes.decode(state), sizes.ranges)
     if period:
-        own = {k: v for k, v in cache.items() if k in cache_arrays(state) and k != "limit"}
+        own = {k: v for k, v in cache.items() if k in (*cache_arrays(state), "length") and k != "limit"}
         add("compact", Compact(state, period), {"step": step + period, "past_key_values": own})
     _check(bucket, embedded, out, answer)
     left = (length, *tables.stay)
     tokens = tuple(left[cut] for cut in tables.cut_of)
     capacity = tuple(layer.keys.shape[2] for layer in state.layers)
     endless = schedule.kv is not None and schedule.kv.when.fixed
-    return Built(bucket, bounds, tables, seen.how, grid, stages, tokens, capacity, 0 if endless else new_tokens, period,
+    return Built(bucket, bounds, tables, lengths, seen.how, grid, stages, tokens, capacity, 0 if endless else new_tokens, period,
                  {"prefill": prefill_steps, "decode": decode_steps})  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,11 @@ def export(
             tell(f"bucket {number}: capturing and rewriting, {length} tokens")
             example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
             dynamic = target == "onnxruntime"
-            built = build(exported, schedule, example, length, new_tokens, images=images, static=not dynamic,
-                          blocks=dynamic and provider == "cpu")  # fmt: skip
-            buckets.append(_write_bucket(folder, number, built, target, dtype, weights, aot_inductor, tell))
+            make = partial(build, exported, schedule, example, length, new_tokens, images=images, static=not dynamic,
+                           blocks=dynamic and provider == "cpu")  # fmt: skip
+            write = partial(_write_bucket, folder, number, target=target, dtype=dtype, weights=weights, aot_inductor=aot_inductor,
+                            tell=tell)  # fmt: skip
+            buckets.append(_of_any_length(make, write, tell) if dynamic else write(make()))
         if weights is not None:
             weights.close()
         model.config.save_pretrained(folder)
@@ -128,6 +131,21 @@ def export(
         record_parity(folder, manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Artifact(Path(out), manifest, time.perf_counter() - start)
+
+
+def _of_any_length(make: Callable[..., Built], write: Callable[..., dict[str, Any]], tell: Tell) -> dict[str, Any]:
+    """A bucket for prompts of every length up to its own; of that length alone where torch.export takes its code for no other.
+
+    Which it is, and why, says the manifest.
+    """
+    built = make(any_length=True)
+    if built.lengths is None:
+        return write(built) | {"lengths_why": "the model's code, or the fewest tokens that the schedule's methods look at, fix the length"}
+    try:
+        return write(built)
+    except CaptureError as error:
+        tell(f"again, every prompt padded to {built.bounds.length} tokens: {error}")
+        return write(make()) | {"lengths_why": str(error)}
 
 
 def _examples(inputs: Any, processor: Any) -> list[dict[str, Tensor]]:
@@ -181,7 +199,7 @@ def _write_bucket(
             continue
         quantised = dtype == "int8" and name in ("prefill", "decode")
         opset = DIALECT_OPSET if target == "tensorrt" else OPSET
-        graph = to_onnx(name, stage.module, stage.inputs, opset, gemm=not quantised, dynamic=stage.dynamic)
+        graph = to_onnx(name, stage.module, stage.traced, opset, gemm=not quantised, dynamic=stage.dynamic, ranges=stage.ranges)
         if quantised:
             graph = quantise(graph)
         if target == "tensorrt":
@@ -196,6 +214,7 @@ def _write_bucket(
     bucket, bounds, tables = built.bucket, built.bounds, built.tables
     samples = _write_samples(folder, number, built, with_stages=weights is None)
     return {
+        "lengths": _write_lengths(folder, number, built),
         "rows": bounds.rows, "prompt_tokens": bounds.length, "text_tokens": bounds.text, "visual_tokens": bounds.visual,
         "pictures": bounds.pictures, "least_picture": tables.least_picture, "least_tokens": tables.least_row,
         "new_tokens": built.new_tokens, "compact_every": built.period, "vision": built.vision, "grid": built.grid,
@@ -203,6 +222,19 @@ def _write_bucket(
         "cache_slots": list(built.capacity), "stages": stages, "samples": samples,
         "passes": {stage: [str(step) for step in steps] for stage, steps in built.steps.items()},
     }  # fmt: skip
+
+
+def _write_lengths(folder: Path, number: int, built: Built) -> dict[str, Any] | None:
+    """The tables by which a runner knows how long sequences are, as plain .npy files; None where all prompts are padded alike."""
+    if built.lengths is None:
+        return None
+    (folder / "tables").mkdir(exist_ok=True)
+    said = built.lengths.entry()
+    for name in ("kept", "reach"):
+        said[name] = None if (table := getattr(built.lengths, name)) is None else f"tables/{number}.{name}.npy"
+        if table is not None:
+            np.save(folder / said[name], table, allow_pickle=False)
+    return said
 
 
 def _write_samples(folder: Path, number: int, built: Built, with_stages: bool) -> dict[str, Any]:

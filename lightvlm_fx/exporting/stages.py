@@ -80,15 +80,19 @@ class Embed(StageModule):
 
 
 class Prefill(StageModule):
-    """The rewritten prompt graph, what it is fed with, and the caches that it leaves. One for every batch within `bounds`."""
+    """The rewritten prompt graph, what it is fed with, and the caches that it leaves. One for every batch within the bucket's bounds.
+
+    With `any_length`, for prompts of any length up to the bucket's: then `stay_i` and `kv_stay_n` are inputs, whose sizes are all that is
+    read of them, and the caches say how long the prompt was.
+    """
 
     def __init__(self, program: Program, prompt: Prompt, positions: Positions, rules: dict[str, MaskRule], head: nn.Module,
-                 schedule: Schedule, tables: Tables, depth: int, room: int) -> None:  # fmt: skip
+                 schedule: Schedule, tables: Tables, depth: int, room: int, any_length: bool) -> None:  # fmt: skip
         super().__init__()
         self.body, self.inputs, self.outputs = program.graph_module, program.inputs, program.facts.outputs
         self.like = {n.name: n.meta["val"].dtype for n in program.placeholders()}
         self.prompt, self.positions, self.rules, self.head = prompt, positions, rules, head
-        self.schedule, self.tables, self.depth, self.room = schedule, tables, depth, room
+        self.schedule, self.tables, self.depth, self.room, self.any_length = schedule, tables, depth, room, any_length
         for i, kept in enumerate(tables.kept):  # a buffer a cut: torch.export saves no table of no rows
             self.register_buffer(f"kept_{i}", kept, persistent=False)
         self.register_buffer("wanted", tables.wanted, persistent=False)
@@ -109,19 +113,21 @@ class Prefill(StageModule):
                 given[name] = additive(rule.allowed(segment), self.like[name]) if rule else attention_mask.to(self.like[name])
         budgets = [getattr(self, f"kept_{i}")[picture_tokens] for i in range(len(self.tables.stay))]
         for i, (budget, stay) in enumerate(zip(budgets, self.tables.stay, strict=True)):
-            given |= {f"visual_budget_{i}": budget, f"stay_{i}": segment.new_empty(stay)}
+            given[f"visual_budget_{i}"] = budget
+            given.setdefault(f"stay_{i}", segment.new_empty(stay))
         kv = None
         if self.wanted is not None:
             visual = picture_tokens.sum(1)
             kv = self.tables.plan(self.schedule, self.wanted, visual, (segment != PADDING).sum(1) - visual, budgets)
             given |= {"kv_count": kv.count, "kv_most": kv.most}
-            sizes = shared_sizes(self.schedule, self.depth)
-            given |= {f"kv_stay_{n}": segment.new_empty(self.tables.entries[i]) for i, n in enumerate(sizes)}
+            for layer, number in enumerate(shared_sizes(self.schedule, self.depth)):
+                given.setdefault(f"kv_stay_{number}", segment.new_empty(self.tables.entries[layer]))
         outputs = self.body(*(given[name] for name in self.inputs))
         named = dict(zip(self.outputs, outputs, strict=True))
         state = new_state(named, segment, self.schedule, kv, self.depth, None, self.room)
         out = {"logits": self.head(named["hidden"][:, -1])}
-        return out | {"present": cache_arrays(state) | {"next_position": following}}, state
+        length = {"length": torch.ones_like(segment[0]).sum(0, keepdim=True)} if self.any_length else {}
+        return out | {"present": cache_arrays(state) | length | {"next_position": following}}, state
 
 
 def cache_arrays(state: State) -> dict[str, Tensor]:
@@ -141,28 +147,33 @@ def cache_arrays(state: State) -> dict[str, Tensor]:
 class Decode(StageModule):
     """One new token: `step` [1] counts those already written behind the prompt.
 
-    The cache comes in as `past_key_values` and what was written goes out as `present`.
+    The cache comes in as `past_key_values` and what was written goes out as `present`. Buffers with `room` for new tokens have so many
+    slots more than the prompt left entries.
     """
 
-    def __init__(self, program: Program, embedding: nn.Module, head: Head, state: State, positions: Positions, period: int) -> None:
+    def __init__(self, program: Program, embedding: nn.Module, head: Head, state: State, positions: Positions, period: int,
+                 room: int) -> None:  # fmt: skip
         super().__init__()
         self.body, self.inputs = program.graph_module, program.inputs
         self.embedding, self.head, self.positions = embedding, head, positions
         self.length = state.seen  # index of the first new token
-        self.used = [stage.fixed - period if period else stage.used for stage in state.stages]
+        self.used = [stage.fixed - period for stage in state.stages]
+        self.room = room
         self.period = period  # steps between two compactions, behind each of which slots are used anew; 0: none
         self.state = sorted(cache_arrays(state))
         self.depth = len(state.layers)
 
     def forward(self, input_ids: Tensor, step: Tensor, past_key_values: dict[str, Tensor]) -> dict[str, Any]:
         held = {name: past_key_values[name].clone() for name in self.state}
-        given = {"inputs_embeds": self.embedding(input_ids), "query_index": step + self.length, "start": held["start"]}
-        given["position_ids"] = self.positions.step(past_key_values["next_position"], self.length - held["start"], step)
+        length = past_key_values.get("length", self.length)
+        given = {"inputs_embeds": self.embedding(input_ids), "query_index": step + length, "start": held["start"]}
+        given["position_ids"] = self.positions.step(past_key_values["next_position"], length - held["start"], step)
         if "limit" in held:
             given["limit"] = held["limit"]
         slot = step % self.period if self.period else step
         for number, used in enumerate(self.used):
-            given[f"slot_{number}"] = slot + used
+            slots = held[f"{number}.position"].shape[-1]
+            given[f"slot_{number}"] = slot + (used if self.period else slots - self.room)
             given |= {f"{what}_{number}": held[f"{number}.{what}"] for what in ARRAYS if f"{number}.{what}" in held}
         for i in range(self.depth):
             given[f"keys_{i}"], given[f"values_{i}"] = held[f"{i}.key"], held[f"{i}.value"]
@@ -184,9 +195,9 @@ class Compact(StageModule):
 
     def forward(self, step: Tensor, past_key_values: dict[str, Tensor]) -> dict[str, Any]:
         held = {name: past_key_values[name].clone() for name in self.state}
-        start = past_key_values["start"]
+        start, length = past_key_values["start"], past_key_values.get("length", self.length)
         for i, target in enumerate(self.targets):
             arrays = [held.get(f"{i}.{what}") for what in ("key", "value", *ARRAYS)]
             position, size, score = arrays[2:]
-            shrink(arrays[0], arrays[1], position, score, size, step + self.length, start, self.kv.sinks, self.kv.recent, target)
+            shrink(arrays[0], arrays[1], position, score, size, step + length, start, self.kv.sinks, self.kv.recent, target)
         return {"present": held}

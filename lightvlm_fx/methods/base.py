@@ -96,6 +96,11 @@ class Method(Frozen):
         return {name: value for name, old in usual.items() if (value := getattr(self, name)) != old or type(value) is not type(old)}
 
     @property
+    def fewest(self) -> int:
+        """Tokens that a sequence needs, so that the tensor code is the same for every length from there on: graphs of a symbolic length."""
+        return 1
+
+    @property
     def data(self) -> Any:
         """The name alone, or a table of it and of the options that differ from their defaults: as schedule files hold it."""
         return {"name": self.name, **self.changed} if self.changed else self.name

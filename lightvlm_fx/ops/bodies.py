@@ -52,7 +52,7 @@ class InAten(TorchFunctionMode):
         if func in bodies():
             with self:  # bodies call each other's ops
                 return bodies()[func](*args, **kwargs)
-        if isinstance(func, OpOverloadPacket) and func.default in bodies():
+        if isinstance(func, OpOverloadPacket) and getattr(func, "default", None) in bodies():
             with self:
                 return bodies()[func.default](*args, **kwargs)
         if name == "index_copy_":

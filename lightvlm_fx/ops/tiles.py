@@ -5,26 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
+
+from lightvlm_fx.compat import hint, settled
 
 CELLS = 2**20  # numbers of a tile: 4 MiB of float32, which caches of processors hold
 LEAST, MOST = 64, 256  # rows: with fewer, products mostly fetch their other side; with more, half of a square is less worth
 ACCELERATOR_CELLS = 2**24  # 64 MiB: starting a kernel costs an accelerator more than computing both halves of a square
+LARGEST_PART = 384  # rows of one of `parts`, half of which is the least where there are many
+
+
+def parts(length: int, spare: int = 0) -> int:
+    """Into how many equal tiles graphs of a symbolic length, of up to `length` rows, cut it: a power of two.
+
+    Whatever a longer sequence is a multiple of, a shorter one is a multiple of too: what a cut leaves, rounded up, is no more than came.
+    With `spare`, each tile could have so many rows more, and their number stayed the same.
+    """
+    return int(1 << max(0, -(-length // (LARGEST_PART - spare)) - 1).bit_length())
 
 
 def tiles(like: Tensor, rows: int, width: int, first: int = 0) -> Iterator[tuple[int, int]]:
     """Begin and end of each tile of the rows `first` to `rows`, where a row (of the whole batch and all heads) makes `width` numbers.
 
-    They suit the device of `like`. Exported graphs hold every tile, so theirs are as large as tiles get.
+    They suit the device of `like`. Exported graphs hold every tile, so theirs are as large as tiles get. Where their length is
+    symbolic, their number is that of the length they are traced at, the longest there is, and shorter sequences have smaller tiles.
     """
+    count = settled(rows - first)
+    if torch.compiler.is_exporting() and isinstance(count, SymInt):
+        number = parts(hint(count))
+        step = count // number
+        yield from ((first + i * step, first + (i + 1) * step) for i in range(number))
+        return
     if torch.compiler.is_exporting():
         step = MOST
     elif like.device.type == "cpu":
         step = min(MOST, max(LEAST, CELLS // max(width, 1)))
     else:
         step = max(LEAST, ACCELERATOR_CELLS // max(width, 1))
-    for start in range(first, rows, step):
-        yield start, min(start + step, rows)
+    for start in range(0, count, step):
+        yield first + start, first + min(start + step, count)
 
 
 def readable(x: Tensor) -> bool:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import CacheLayerMixin
 
-from lightvlm_fx.compat import NoLargestLength
+from lightvlm_fx.compat import NoLargestLength, settled
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.methods.base import EntryMerge, View
 from lightvlm_fx.ops.bounded_attention import CLOSED, EMPTY, shrink
@@ -273,8 +273,27 @@ class StageLayer(NoLargestLength, CacheLayerMixin):
 
 def _grown(x: Tensor, dim: int, size: int, fill: int) -> Tensor:
     """`x` with `dim` extended to `size` by `fill`: contiguous, and no view of something larger."""
+    if isinstance(x.shape[dim], SymInt):
+        return _grown_from_any(x, dim, size, fill)
     assert size >= x.shape[dim], f"a buffer of {x.shape[dim]} slots cannot shrink to {size}: a defect of lightvlm_fx"
     if size == x.shape[dim] and x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes:
         return x
     behind = x.ndim - 1 - dim % x.ndim
     return F.pad(x, [0, 0] * behind + [0, size - x.shape[dim]], value=fill).contiguous()
+
+
+def _grown_from_any(x: Tensor, dim: int, size: int, fill: int) -> Tensor:
+    """`_grown` in an exported graph, of a symbolic number of slots: to a number more than those, or to a number of its own.
+
+    How much a number is more than a symbol cannot be a shape: it may be nothing.
+    """
+    slots = x.shape[dim]
+    more = settled(size - slots)
+    if not isinstance(more, SymInt):
+        shape = list(x.shape)
+        shape[dim] = more
+        return torch.cat([x, x.new_full(shape, fill)], dim) if more else x
+    here = torch.arange(size, device=x.device)
+    behind = x.ndim - 1 - dim % x.ndim
+    there = (here < slots).view(-1, *[1] * behind)
+    return torch.where(there, x.index_select(dim, here.clamp_max(slots - 1)), fill)

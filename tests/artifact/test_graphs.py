@@ -227,7 +227,8 @@ def test_lint_refuses_sums_by_scatter_nd(tmp_path):
     node = helper.make_node("ScatterND", ["x", "at", "by"], ["y"], "sum", reduction="add")
     graph = helper.make_graph([node], "prefill", values[:3], values[3:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "prefill.onnx")
-    manifest = {"target": "onnxruntime", "buckets": [{"stages": {"prefill": {"file": "prefill.onnx", "operators": {"ScatterND": 1}}}}]}
+    stage = {"file": "prefill.onnx", "inputs": [], "outputs": [], "operators": {"ScatterND": 1}}
+    manifest = {"target": "onnxruntime", "buckets": [{"stages": {"prefill": stage}}]}
     [wrong], _ = lint(tmp_path, manifest, ["CPUExecutionProvider"])
     assert "node sum sums up by ScatterND" in wrong
 

@@ -88,8 +88,8 @@ def add_file(path):
 
 
 MANIFESTS = {
-    "a newer schema": (lambda m: m.update(schema_version=3), "schema version 3, this lightvlm_fx reads up to 2; install a newer release"),
-    "an older schema": (lambda m: m.update(schema_version=1), "schema version 1, this lightvlm_fx reads 2; export again, or"),
+    "a newer schema": (lambda m: m.update(schema_version=4), "schema version 4, this lightvlm_fx reads up to 3; install a newer release"),
+    "an older schema": (lambda m: m.update(schema_version=1), "schema version 1, this lightvlm_fx reads 2 to 3; export again, or"),
     "no number for a schema": (lambda m: m.update(schema_version="1"), "schema version 1"),
     "no schema": (lambda m: m.pop("schema_version"), "not readable as a manifest"),
     "no buckets": (lambda m: m.pop("buckets"), "lacks buckets"),
@@ -99,6 +99,8 @@ MANIFESTS = {
     "an absolute stage": (set_stage("/etc/hostname"), "names '/etc/hostname', which leads out of the folder"),
     "a stage without a hash": (lambda m: m["files"].pop("decode.onnx"), "names decode.onnx without a hash"),
     "a sample without a hash": (lambda m: m["files"].pop("samples/0.logits.npy"), "names samples/0.logits.npy without a hash"),
+    "a table without a hash": (lambda m: m["files"].pop("tables/0.kept.npy"), "names tables/0.kept.npy without a hash"),
+    "parts that do not divide": (lambda m: m["buckets"][0]["lengths"].update(parts=[1, 2]), "lengths.parts and prompt_tokens do not fit"),
     "torch-export": (lambda m: m.update(target="torch-export"), "was exported for torch-export; open its stages with torch.export.load"),
 }
 

@@ -37,6 +37,7 @@ from lightvlm_fx.compat import (
     free_unbacked_symbols,
     fresh_mode,
     given_cache,
+    hint,
     hooks,
     inductor,
     maybe_dynamic,
@@ -46,6 +47,7 @@ from lightvlm_fx.compat import (
     packed_attention,
     pytree,
     schema,
+    settled,
     shallow,
     shapes_in_python,
     size_checks,
@@ -282,6 +284,21 @@ def test_symbolic_sizes_have_expressions():
     assert isinstance(new, torch.SymInt)
     assert expression(new) != expression(size)
     assert not free_unbacked_symbols(x.new_empty(new))
+
+
+def test_a_symbolic_size_knows_where_it_is_traced():
+    size = symbolic_size(fresh_mode(), "tokens", 7)
+    assert hint(size) == 7
+    assert hint(3 * size + 1) == 22
+    assert hint(5) == 5
+
+
+def test_what_is_a_number_whatever_the_sizes_is_one():
+    size = symbolic_size(fresh_mode(), "tokens", 7)
+    assert type(settled(size + 256 - size)) is int
+    assert settled(size + 256 - size) == 256
+    assert isinstance(settled(2 * size), torch.SymInt)
+    assert settled(9) == 9
 
 
 def test_sizes_taken_for_equal_are_told():

@@ -30,6 +30,10 @@ class Recover(Combine):
     centres: Centres = 0.1
     group: Positive = 5
 
+    @property
+    def fewest(self) -> int:
+        return self.group
+
     def combine(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         import torch
 

@@ -30,6 +30,10 @@ class Elite(EntryScore):
     one_choice = visual_only = statistics = True
     alpha: Alpha = 0.9
 
+    @property
+    def fewest(self) -> int:
+        return MOST
+
     def prompt(self, view: View) -> tuple[Tensor, Tensor]:
         import torch
 

@@ -27,6 +27,10 @@ class Marks(EntryScore):
     def decay(self) -> float:
         return 1 - 1 / self.window
 
+    @property
+    def fewest(self) -> int:
+        return self.window
+
     def prompt(self, view: View) -> Tensor:
         import torch
 

@@ -32,6 +32,10 @@ class Window(EntryScore):
     window: Positive = 32
     kernel: Kernel = 5
 
+    @property
+    def fewest(self) -> int:
+        return self.window
+
     def prompt(self, view: View) -> Tensor:
         from torch.nn.functional import avg_pool1d
 
