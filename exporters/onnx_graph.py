@@ -17,7 +17,7 @@ import torch
 from onnxscript import optimizer, values
 from torch import nn
 
-from lightvlm_fx.compat import onnx_program
+from lightvlm_fx.compat import onnx_program, tracing
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.linear import gemm_as_matmul, linear_as_gemm
 from lightvlm_fx.exporters.values import new, swap
@@ -42,6 +42,7 @@ def to_onnx(
 
 
 @releases_first()
+@tracing()
 def to_onnx_with_metadata(
     name: str, module: nn.Module, inputs: dict[str, Any], opset: int = OPSET, gemm: bool = True,
     dynamic: dict[str, dict[int, str]] | None = None,

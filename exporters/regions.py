@@ -26,6 +26,7 @@ from lightvlm_fx.compat import (
     shapes_in_python,
     size_checks,
     symbolic_size,
+    tracing,
     without_stack_traces,
 )  # fmt: skip
 from lightvlm_fx.errors import InputError
@@ -63,15 +64,21 @@ class ByLayer:
         if min(sizes, default=2) < 2:  # symbolic sizes are of two and more: sizes of one would need graphs of their own
             return self.program.graph_module(*inputs)
         given = [x if x.is_contiguous() else self._laid_out(i, x) for i, x in enumerate(inputs)]
-        run = next((run for holds, run in self.made if holds(sizes)), None) or self._compile(given, sizes)
+        run = self._made_for(sizes) or self._compile(given, sizes)
         return run(*self.weights, *given)
+
+    def _made_for(self, sizes: Sequence[int]) -> Callable[..., Any] | None:
+        return next((run for holds, run in self.made if holds(sizes)), None)
 
     def _laid_out(self, i: int, x: Tensor) -> Tensor:
         name = self.program.inputs[i]
         assert not name.startswith(BUFFERS), f"the buffer {name} is not contiguous: a defect of lightvlm_fx"
         return x.contiguous()
 
+    @tracing()
     def _compile(self, inputs: Sequence[Tensor], sizes: Sequence[int]) -> Callable[..., Any]:
+        if run := self._made_for(sizes):  # by another thread, while this one waited
+            return run
         if self.frozen:
             raise InputError(
                 f"this batch asks the {self.program.stage} graph for sizes it was not compiled for ({', '.join(map(str, sizes))}), and "

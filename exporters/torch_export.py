@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightvlm_fx.compat import aoti_compile, pytree
+from lightvlm_fx.compat import aoti_compile, pytree, tracing
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.ops.bodies import InAten
 
 
+@tracing()
 def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], path: Path, aot_inductor: bool = False) -> dict[str, Any]:
     """Write one stage, as ATen alone; returns its entry of the manifest.
 

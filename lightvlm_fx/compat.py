@@ -7,11 +7,14 @@ releases these are: lightvlm_fx/releases.py.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
+from threading import get_ident
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
@@ -98,9 +101,27 @@ def onnx_program(module: nn.Module, inputs: dict[str, Any], opset: int, dynamic_
 
     config = OnnxConfig(dynamic=False, dynamic_shapes=dynamic_shapes, opset_version=opset, optimize=False)
     exporter = OnnxExporter()
-    if hasattr(exporter, "export_program"):
-        return exporter.export_program(module, inputs, config)
-    return exporter.export(module, inputs, config).model, None
+    with _transformers_patches_here():
+        if hasattr(exporter, "export_program"):
+            return exporter.export_program(module, inputs, config)
+        return exporter.export(module, inputs, config).model, None
+
+
+@contextmanager
+def _transformers_patches_here() -> Iterator[None]:
+    """What transformers' exporters put in the place of functions of torch and of its own is for this thread only."""
+    from transformers.exporters import utils
+
+    def patch(owner: Any, name: str, factory: Callable[[Any], Any]) -> AbstractContextManager[None]:
+        def made(old: Any) -> Any:
+            new = factory(old)
+            return _here(new, old) if callable(old) and callable(new) else new
+
+        return old_patch(owner, name, made)
+
+    old_patch = utils.patch_attribute
+    with mock.patch.object(utils, "patch_attribute", patch):
+        yield
 
 
 def sort(x: torch.Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
@@ -164,6 +185,78 @@ def schema(target: Any) -> Any:
 def for_real() -> AbstractContextManager[Any]:
     """Inside a trace, compute with real numbers: for what no input reaches. torch has no public way."""
     return _disable_current_modes()
+
+
+# --- torch: threads -------------------------------------------------------------------------------------
+
+_tracing = False
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """One thread at a time traces, rewrites or compiles graphs, and the others run as if none did. Also a decorator, and re-entrant.
+
+    While it traces, torch changes for the whole process how modules are called and how they find their attributes, what it says of
+    itself, and what symbolic sizes do. Seen on torch 2.11, 2.13 and 2.14. The lock is torch.compile's own, so that what users compile
+    waits too; torch.export, called elsewhere in another thread, does not.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+    from torch.export import _trace  # switches oneDNN, NNPACK and cuDNN off, by which others compute, and which round otherwise
+    from transformers.utils import output_capturing  # has one collector of outputs for all threads while anything is traced
+
+    with compile_lock, ExitStack() as stack:
+        if not _tracing:
+            for function in (torch.compiler.is_compiling, torch.compiler.is_exporting, torch.fx._symbolic_trace.is_fx_symbolic_tracing):
+                stack.enter_context(_false_elsewhere(function))
+            stack.enter_context(_modules_patched_here())
+            stack.enter_context(mock.patch.object(output_capturing, "is_torchdynamo_compiling", bool))  # False
+            stack.enter_context(mock.patch.object(_trace, "_ignore_backend_decomps", nullcontext))
+            stack.enter_context(mock.patch(f"{__name__}._tracing", True))
+        yield
+
+
+def _here(function: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` in this thread, `elsewhere` in all others."""
+    own = get_ident()
+
+    @functools.wraps(function)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        return (function if get_ident() == own else elsewhere)(*args, **kwargs)
+
+    return either
+
+
+@contextmanager
+def _modules_patched_here() -> Iterator[None]:
+    """What torch.fx puts in the place of `nn.Module.__call__` and `__getattr__` is for this thread only."""
+    patcher = torch.fx._symbolic_trace._Patcher
+
+    def patch_method(self: Any, owner: type, name: str, new: Callable[..., Any], deduplicate: bool = True) -> None:
+        old_patch(self, owner, name, _here(new, getattr(owner, name)), deduplicate)
+
+    old_patch = patcher.patch_method
+    with mock.patch.object(patcher, "patch_method", patch_method):
+        yield
+
+
+@contextmanager
+def _false_elsewhere(function: Any) -> Iterator[None]:
+    """A function without arguments says False in all threads but this one.
+
+    Its code changes, not the object, which others hold and torch.compile knows it by.
+    """
+    code, same = function.__code__, FunctionType(function.__code__, function.__globals__)
+
+    def either(own: int = get_ident(), here: Callable[[], int] = get_ident, same: Callable[[], bool] = same) -> bool:
+        return here() == own and same()
+
+    function.__defaults__ = either.__defaults__  # first: the old code takes no arguments, the new one needs them
+    function.__code__ = either.__code__
+    try:
+        yield
+    finally:
+        function.__code__ = code
+        function.__defaults__ = None
 
 
 # --- torch: symbolic sizes ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from lightvlm_fx.compat import given_cache, shallow
+from lightvlm_fx.compat import given_cache
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend
@@ -21,7 +21,7 @@ from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.methods.budgets.weights import Weights
 from lightvlm_fx.model.incoming import by_name, expect_finite, misfit
 from lightvlm_fx.model.layout import Placeholders
-from lightvlm_fx.model.locate import check_supported, decoder_path, vision_tower
+from lightvlm_fx.model.locate import along, check_supported, decoder_path, vision_tower
 from lightvlm_fx.model.salience import watched
 from lightvlm_fx.passing.report import Report
 from lightvlm_fx.releases import warn_of_untested
@@ -134,7 +134,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     report.warnings += said
     path = decoder_path(model)
     refuse_own_forward(model, path)
-    fast = _along(model, path)
+    fast = along(model, path)
     source = model.get_submodule(path)
     decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, static=static,
                       dump=dump, options=torch_compile_options)  # fmt: skip
@@ -168,17 +168,6 @@ def _refuse_pickling(protocol: Any) -> Any:
         "a compiled model cannot be pickled: its graphs belong to this process; save the source with model.save_pretrained(folder) and "
         "compile it after loading, or write an artifact with lightvlm_fx.export"
     )
-
-
-def _along(model: nn.Module, path: str) -> nn.Module:
-    """A copy of `model` in which only the modules on the way to `path` are new objects."""
-    top = shallow(model)
-    at = top
-    for name in path.split("."):
-        twin = shallow(at.get_submodule(name))
-        at.register_module(name, twin)
-        at = twin
-    return top
 
 
 def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

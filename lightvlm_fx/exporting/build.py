@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightvlm_fx.artifact.pictures import grids as pictures_of_planes
+from lightvlm_fx.compat import tracing
 from lightvlm_fx.errors import CaptureError, InputError
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt
 from lightvlm_fx.exporters.towers import GRID, VisionStage, vision_stage
@@ -65,6 +66,7 @@ def single_turn(schedule: Schedule) -> Schedule:
 
 
 @releases_first()
+@tracing()
 def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int, new_tokens: int, *,
           images: int | None = None, static: bool = False, blocks: bool = False) -> Built:  # fmt: skip
     """The stages of a bucket of `length` tokens a row, with the example's visual tokens at most, in at most `images` pictures.

@@ -24,6 +24,7 @@ from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
 from lightvlm_fx.artifact.sampling import whole
 from lightvlm_fx.artifact.schema import LOOSEST
+from lightvlm_fx.compat import own_configs
 from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
@@ -100,7 +101,7 @@ def export(
     check_supported(model)
     examples = _examples(inputs, processor)
     lengths = _lengths(prompt_tokens, examples)
-    exported = cast(model, dtype)
+    exported = own_configs(cast(model, dtype))  # towers are run and traced with settings of their own; other threads may run the model
     with written_aside(Path(out)) as folder:
         weights = WeightFile(folder) if target != "torch-export" else None
         buckets = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import threading
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from lightvlm_fx.compat import (
     free_unbacked_symbols,
     own_configs,
     pytree,
+    tracing,
     without_stack_traces,
 )
 from lightvlm_fx.errors import CaptureError, RefusedModel
@@ -50,7 +50,6 @@ NAMED = ("inputs_embeds", "visual_pos_masks", "deepstack_visual_embeds", "per_la
 EXAMPLE = {"B": 3, "S": 29}
 # Options of an attention call that the marker carries, or that change nothing in inference.
 EXPRESSED = {"scaling", "sliding_window", "softcap", "is_causal", "dropout", "position_ids", "use_cache", "cache_position"}
-CAPTURING = threading.RLock()  # torch.export changes nn.Module.__call__ for the whole process while it traces
 LENGTHS = (2, 3, 17, 256, 4099)  # sizes at which a check that torch.export put off must hold
 
 
@@ -192,6 +191,7 @@ class Call:
         return tuple(tensors), tuple(dynamic)
 
 
+@tracing()
 def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked: bool = False) -> Program:
     """Trace `decoder(**kwargs)` with rows and sequence length symbolic (but for one row, and one new token).
 
@@ -208,7 +208,7 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     wanted = ("" if rows == 1 else "B") + ("" if stepping else "S")
     implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
     private.set_attn_implementation(implementation)
-    with CAPTURING, torch.no_grad(), without_stack_traces(), warnings.catch_warnings():
+    with torch.no_grad(), without_stack_traces(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
         with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure

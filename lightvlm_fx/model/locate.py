@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lightvlm_fx.compat import shallow
 from lightvlm_fx.errors import RefusedModel
 from lightvlm_fx.model.families.embeds_only import EMBEDS_ONLY
 from lightvlm_fx.releases import releases_first
@@ -32,6 +33,17 @@ def vision_tower(model: nn.Module) -> nn.Module:
     if tower is None or not any(module is tower for name, module in model.named_modules() if name):
         raise refused(model, "get_encoder(modality='image') names no submodule, and score 'salience' is read off a vision tower")
     return tower
+
+
+def along(model: nn.Module, path: str) -> nn.Module:
+    """A copy of `model` in which only the modules on the way to `path` are new objects."""
+    top = shallow(model)
+    at = top
+    for name in path.split("."):
+        twin = shallow(at.get_submodule(name))
+        at.register_module(name, twin)
+        at = twin
+    return top
 
 
 def refused(model: nn.Module, reason: str) -> RefusedModel:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lightvlm_fx.compat import attention_name
+from lightvlm_fx.compat import attention_name, own_configs
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.model.families.patch_order import GRID, merge_side, patch_order, whole_picture_layers
+from lightvlm_fx.model.locate import along
 from lightvlm_fx.ops.column_sums import column_sums
 
 NAME = "lightvlm_salience"
@@ -66,15 +65,12 @@ class Noted:
         return tokens in (self.summarised, self.patches) or self.merged * tokens == self.patches
 
 
-_noted: ContextVar[Noted | None] = ContextVar("noted", default=None)
-_watching = threading.Lock()
-_watchers: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()  # how many watch a tower, and its own implementation
+_noted: ContextVar[Noted] = ContextVar("noted")
 
 
 def _noting(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
-    noted, scale = _noted.get(), options.get("scaling")
-    if noted is not None:  # else another thread runs a tower that is watched in this one
-        noted.note(module, q, k, q.shape[-1] ** -0.5 if scale is None else float(scale))
+    scale = options.get("scaling")
+    _noted.get().note(module, q, k, q.shape[-1] ** -0.5 if scale is None else float(scale))
     return sdpa_attention_forward(module, q, k, v, attention_mask, **options)
 
 
@@ -86,46 +82,41 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def noting(tower: nn.Module, grid: Tensor | None = None) -> Iterator[Noted]:
     """Note what `tower` attends to while it runs in this thread, on pictures of `grid` [pictures, 3] patches where it is told that.
 
-    Its own attention implementation comes back, whatever happens, when nobody watches it any more.
+    No other thread may run it meanwhile. Its own attention implementation comes back, whatever happens.
     Raises NotSupported for a tower that attends within windows only, or that needs a grid and gets none.
     """
-    noted = Noted(whole_picture_layers(tower), merge_side(tower) ** 2, patch_order(tower, grid))
+    noted, own = Noted(whole_picture_layers(tower), merge_side(tower) ** 2, patch_order(tower, grid)), attention_name(tower)
     token = _noted.set(noted)
-    _watch(tower, 1)
+    tower.set_attn_implementation(NAME)
     try:
         yield noted
     finally:
-        _watch(tower, -1)
+        tower.set_attn_implementation(own)
         _noted.reset(token)
-
-
-def _watch(tower: nn.Module, more: int) -> None:
-    with _watching:
-        count, own = _watchers.get(tower, (0, ""))
-        if count == 0:
-            own = attention_name(tower)
-            tower.set_attn_implementation(NAME)
-        elif count + more == 0:
-            tower.set_attn_implementation(own)
-        _watchers[tower] = (count + more, own)
 
 
 def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Callable[..., Any]:
     """`model.get_image_features`, which hands what its `tower` attended to on to `tell`.
 
+    It runs on a copy over the same weights, whose tower has configs of its own: other threads may run the tower itself meanwhile.
     Raises NotSupported where there is none, or the tower attends within windows only.
     """
-    forward = getattr(model, "get_image_features", None)
+    forward = getattr(type(model), "get_image_features", None)
     if forward is None:
         raise NotSupported(f"score 'salience' watches get_image_features(), which {type(model).__name__} has not; use score 'density'")
     whole_picture_layers(tower)
     arguments = inspect.signature(forward)
+    path = next(name for name, module in model.named_modules() if module is tower)
+    holder, _, name = path.rpartition(".")
 
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
-        grid = arguments.bind(*args, **kwargs).arguments.get(GRID)
-        with noting(tower, grid) as noted:
-            out = forward(*args, **kwargs)
+        copied = along(model, path)
+        private = own_configs(model.get_submodule(path))
+        copied.get_submodule(holder).register_module(name, private)
+        grid = arguments.bind(copied, *args, **kwargs).arguments.get(GRID)
+        with noting(private, grid) as noted:
+            out = forward(copied, *args, **kwargs)
         tell(noted)
         return out
 

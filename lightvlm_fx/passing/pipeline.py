@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightvlm_fx.compat import shapes_in_python
+from lightvlm_fx.compat import shapes_in_python, tracing
 from lightvlm_fx.errors import LightVLMError, OrderError, PostconditionError, PreconditionError, ScheduleError, shown
 from lightvlm_fx.graph.pretty import diff, target_name, text
 from lightvlm_fx.graph.program import Program
@@ -54,6 +54,7 @@ class Pipeline:
             raise ScheduleError(f"expected the text of a pipeline, 'pass -> pass{{option=value}}', got {shown(written)}")
         return Pipeline([parse_pass(part, CATALOGUE) for part in written.split(" -> ") if written])
 
+    @tracing()
     def run(
         self, program: Program, *, strict: bool = True, dump: str | Path | None = None, stop_after: int | None = None
     ) -> tuple[Program, list[Step]]:

@@ -20,7 +20,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
-from lightvlm_fx.compat import given_cache, with_cache
+from lightvlm_fx.compat import given_cache, tracing, with_cache
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.exporters.regions import ByLayer
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
@@ -60,10 +60,17 @@ class Entry:
         inputs = [given[name] for name in self.program.inputs]
         if self.bucket.first_s:
             return list(self.compiled(*inputs))
-        start = time.perf_counter()
-        outputs = list(self.compiled(*inputs))
-        self.bucket.first_s = time.perf_counter() - start
+        with tracing():
+            start = time.perf_counter()
+            outputs = list(self.compiled(*inputs))
+            self.bucket.first_s = self.bucket.first_s or time.perf_counter() - start
         return outputs
+
+
+class Captured(dict[Any, tuple[Program, float]]):
+    """Graphs before any pass, with the seconds that each took. Compiled models of one source share them."""
+
+    of: tuple[Any, ...] = ()  # the source's fingerprint that they were captured at
 
 
 class Decoder:
@@ -76,7 +83,7 @@ class Decoder:
         self.depth = len(source.layers)
         schedule.layers(self.depth)  # fail now, not at the first picture
         self.effective = pipelines.effective(schedule)
-        self.captured: dict[Any, tuple[Program, float]] = {}
+        self.captured = Captured()
         self.entries: dict[Any, Entry] = {}
         self.frozen = False
         self.taken: tuple[Any, ...] = ()  # the source's fingerprint at the latest prompt
@@ -173,22 +180,26 @@ class Decoder:
     def freeze(self, frozen: bool) -> None:
         """Compile nothing any more, or again."""
         self.frozen = frozen
-        for entry in self.entries.values():
+        for entry in list(self.entries.values()):  # other threads may add some
             if isinstance(entry.compiled, ByLayer):
                 entry.compiled.frozen = frozen
 
     def _follow_source(self) -> None:
         """Forget the graphs of a source that is not what it was: other weights, hooks, or adapters switched or merged."""
         now = fingerprint(self.source)
-        if self.taken not in ((), now):
-            if self.frozen:
-                raise InputError(
-                    "the source model changed after the graphs were frozen: weights, modules, hooks or adapters of its decoder are others; "
-                    "call fast.lightvlm.warm_up(inputs, freeze=True) again, or thaw()"
-                )
-            self.captured.clear()
-            self.entries.clear()
-        self.taken = now
+        if self.taken == now and self.captured.of == now:
+            return
+        with tracing():
+            if self.taken not in ((), now):
+                if self.frozen:
+                    raise InputError(
+                        "the source model changed after the graphs were frozen: weights, modules, hooks or adapters of its decoder are "
+                        "others; call fast.lightvlm.warm_up(inputs, freeze=True) again, or thaw()"
+                    )
+                self.entries.clear()
+            if self.captured.of != now:
+                self.captured.clear()
+            self.taken = self.captured.of = now
 
     def _prefill(self, kwargs: dict[str, Any]) -> tuple[Entry, Tensor, State]:
         self._follow_source()
@@ -201,7 +212,7 @@ class Decoder:
         schedule, plan, kv = self._plan(layout, self.effective)
         masked = self._set_mask(kwargs, plan, flat_mask)
         make_dense(self.source, kwargs, self.placeholders.deepstack)
-        program, key, seconds = self._capture(kwargs, "prefill", masked)
+        program, seconds, key = self._capture(kwargs, "prefill", masked)
         if program.facts.static_length and not layout.has_images:
             schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": ()}))
         if kv and kv.note and kv.note not in self.report.warnings:
@@ -350,7 +361,7 @@ class Decoder:
             for store in state.stores:
                 store.read_all()
         state.reserve(new)
-        program, key, seconds = self._capture(kwargs, "decode", False)
+        program, seconds, key = self._capture(kwargs, "decode", False)
         call = Call.of(kwargs)
         given = dict(zip(call.names, call.tensors, strict=True)) | state.inputs(new)
         if asking:
@@ -374,22 +385,28 @@ class Decoder:
     # --- graphs -------------------------------------------------------------------------------------
 
     @releases_first()
-    def _capture(self, kwargs: dict[str, Any], stage: Any, masked: bool) -> tuple[Program, tuple[Any, ...], float]:
-        """The graph of such a call before any pass, what it is kept under, and the seconds that it took.
+    def _capture(self, kwargs: dict[str, Any], stage: Any, masked: bool) -> tuple[Program, float, tuple[Any, ...]]:
+        """The graph of such a call before any pass, the seconds that it took, and what it is kept under.
 
         One serves every number of rows above one, and every length, unless the decoder's own code forbids it.
         """
         call = Call.of(kwargs)
         kind = (stage, masked, call.size[1] == 1 and stage == "decode")
-        for free in ("BS", "S", "B", ""):
-            key = (*kind, free, call.signature(free))
-            if key in self.captured:
-                return self.captured[key][0], key, self.captured[key][1]
-        start = time.perf_counter()
-        program = capture(self.source, kwargs, stage, masked=masked)
-        key = (*kind, program.facts.free, call.signature(program.facts.free))
-        self.captured[key] = (program, time.perf_counter() - start)
-        return program, key, self.captured[key][1]
+        keys = {free: (*kind, free, call.signature(free)) for free in ("BS", "S", "B", "")}
+
+        def known() -> tuple[Program, float, tuple[Any, ...]] | None:
+            return next(((*found, key) for key in keys.values() if (found := self.captured.get(key))), None)
+
+        if found := known():
+            return found
+        with tracing():
+            if found := known():  # of another thread, while this one waited
+                return found
+            start = time.perf_counter()
+            program = capture(self.source, kwargs, stage, masked=masked)
+            key, seconds = keys[program.facts.free], time.perf_counter() - start
+            self.captured[key] = (program, seconds)
+        return program, seconds, key
 
     def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any],
                  tokens: tuple[int, ...], visual: tuple[float, ...]) -> tuple[Program, Bucket]:  # fmt: skip
@@ -404,7 +421,11 @@ class Decoder:
 
     def _entry(self, key: tuple[Any, ...], schedule: Schedule, build: Callable[[], tuple[Program, Bucket]], what: str) -> Entry:
         key = (*key, schedule.fingerprint)
-        if key not in self.entries:
+        if entry := self.entries.get(key):
+            return entry
+        with tracing():
+            if entry := self.entries.get(key):  # of another thread, while this one waited
+                return entry
             if self.frozen:
                 known = "\n  ".join(f"{b.stage}: {b.shapes}" for b in self.report.buckets)
                 raise InputError(
@@ -413,9 +434,9 @@ class Decoder:
                 )
             with releases_first():
                 program, bucket = build()
-            self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static), bucket)
+            entry = self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static), bucket)
             self.report.buckets.append(bucket)
-        return self.entries[key]
+            return entry
 
 
 def _repeat(ids: Tensor | None, times: int) -> bool:

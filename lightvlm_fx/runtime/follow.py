@@ -26,7 +26,7 @@ def _of(module: nn.Module) -> tuple[Any, ...]:
         tuple((id(x), x.dtype, x.device, x.shape) for x in tensors),
         tuple(map(id, hooks(module))),
         id(own.get("forward")),
-        tuple((name, switch) for name, value in own.items() if (switch := _switch(value)) is not None),
+        tuple((name, switch) for name, value in list(own.items()) if (switch := _switch(value)) is not None),
     )
 
 
