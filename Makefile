@@ -35,10 +35,11 @@ test: $(READY) lint  ## lint, types and all tests, on two cores
 heavy: $(READY)  ## what takes gigabytes or minutes: weights above 2 GB, AOTInductor
 	$(BIN)/python -m pytest -m heavy
 
-fuzz: $(READY)  ## random schedules, forged artifacts, killed exports: clear, wrong, crash, hang (minutes)
+fuzz: $(READY)  ## random schedules, forged artifacts, killed exports, threads: clear, wrong, crash, hang (minutes)
 	$(BIN)/python -m tests.fuzz.schedules --count 100000
 	$(BIN)/python -m tests.fuzz.forgeries --count 1000
 	$(BIN)/python -m tests.fuzz.kills --count 50
+	$(BIN)/python -m tests.fuzz.threads --threads 8 --requests 40
 
 compat: compat-oldest compat-pinned compat-newest  ## parity, core, front and export on the oldest, pinned and newest torch and transformers
 

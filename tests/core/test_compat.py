@@ -2,7 +2,9 @@
 
 import ast
 import operator
+import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -49,6 +51,7 @@ from lightvlm_fx.compat import (
     size_checks,
     sort,
     symbolic_size,
+    tracing,
     with_cache,
     without_stack_traces,
 )
@@ -357,6 +360,125 @@ def test_inductor_compiles_for_every_size():
     run = inductor(graph, [x], mode)
     for rows in (5, 9):
         assert run(torch.ones(rows))[0].tolist() == [3.0] * rows
+
+
+def elsewhere(function):
+    """What a function returns in another thread."""
+    found = []
+    other = threading.Thread(target=lambda: found.append(function()))
+    other.start()
+    other.join()
+    return found[0]
+
+
+class Foreign(nn.Module):
+    """A module that no trace knows of."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["tracing", "torch-itself"])
+def test_other_threads_are_told_nothing_of_a_trace(alone):
+    """As seen on torch 2.11, 2.13 and 2.14. Should torch itself come to say the same, `tracing` can go."""
+    seen = {}
+
+    class Traced(nn.Module):
+        def forward(self, x):
+            seen.update(here=told_flags(), elsewhere=elsewhere(told_flags), calls=elsewhere(calls))
+            return x + 1
+
+    def told_flags():
+        return torch.compiler.is_compiling(), torch.compiler.is_exporting()
+
+    def calls():
+        """Calls of a module that the tracer hears of."""
+        heard = []
+        tracer = torch.fx.experimental.proxy_tensor._ModuleStackTracer
+        old = tracer.call_module
+        tracer.call_module = lambda self, module, forward, *args: heard.append(module) or forward(*args[0], **args[1])
+        try:
+            out = Foreign()(torch.ones(1))
+        finally:
+            tracer.call_module = old
+        return len(heard), type(Foreign().inner), out.item(), torch.backends.mkldnn.enabled
+
+    before = told_flags(), nn.Module.__call__, nn.Module.__getattr__
+    with tracing() if alone else nullcontext():
+        torch.export.export(Traced(), (torch.ones(2),), strict=False)
+    assert seen["here"] == (True, True)
+    assert seen["elsewhere"] == ((False, False) if alone else (True, True))
+    assert seen["calls"] == ((0, nn.Identity, 1.0, True) if alone else (2, nn.Identity, 1.0, False))
+    assert (told_flags(), nn.Module.__call__, nn.Module.__getattr__) == before
+
+
+def test_what_torch_compile_compiled_runs_in_other_threads_while_one_traces():
+    double, seen = torch.compile(lambda x: 2 * x, backend="eager"), []
+    double(torch.ones(2))
+
+    class Traced(nn.Module):
+        def forward(self, x):
+            seen.append(elsewhere(lambda: double(torch.ones(2)).tolist()))
+            return x + 1
+
+    with tracing():
+        torch.export.export(Traced(), (torch.ones(2),), strict=False)
+    assert seen == [[2.0, 2.0]]
+
+
+def test_one_thread_traces_at_a_time():
+    order, entered = [], threading.Event()
+
+    def other():
+        entered.set()
+        with tracing():
+            order.append("other")
+
+    with tracing(), tracing():  # re-entrant
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert entered.wait(10)
+        thread.join(0.05)
+        order.append("this")
+    thread.join(10)
+    assert order == ["this", "other"]
+
+
+def test_one_collector_of_outputs_for_each_thread_while_one_traces():
+    """transformers collects hidden states in a global variable while anything is traced."""
+    from transformers.utils.output_capturing import _active_collector
+
+    class Traced(nn.Module):
+        def forward(self, x):
+            token = _active_collector.set({"mine": []})
+            seen.append(elsewhere(_active_collector.get))
+            _active_collector.reset(token)
+            return x + 1
+
+    seen = []
+    with tracing():
+        torch.export.export(Traced(), (torch.ones(2),), strict=False)
+    assert seen == [None]
+
+
+def test_patches_of_transformers_exporters_are_for_one_thread():
+    from transformers.exporters.utils import patch_attributes
+
+    class Owner:
+        number = 1
+
+        def word(self):
+            return "own"
+
+    with compat._transformers_patches_here(), patch_attributes(
+        [(Owner, "word", lambda old: lambda self: f"not {old(self)}"), (Owner, "number", lambda old: old + 1)]
+    ):  # fmt: skip
+        assert (Owner().word(), elsewhere(Owner().word), Owner.number) == ("not own", "own", 2)
+    assert (Owner().word(), Owner.number) == ("own", 1)
 
 
 def test_shapes_that_depend_on_values_are_told():
