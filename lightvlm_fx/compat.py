@@ -153,7 +153,7 @@ def hooks(module: nn.Module) -> list[Any]:
 
 
 def own_configs(module: nn.Module) -> nn.Module:
-    """A copy of a module and all its children over the same parameters and buffers, whose configs are its own.
+    """A copy of a module and all its children over the same parameters and buffers, whose configs and hooks are its own.
 
     Attention reads its implementation from a config that a whole model shares.
     """
@@ -163,6 +163,8 @@ def own_configs(module: nn.Module) -> nn.Module:
     def copied(old: nn.Module) -> nn.Module:
         if id(old) not in modules:
             modules[id(old)] = twin = shallow(old)
+            for table in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+                twin.__dict__[table] = copy.copy(twin.__dict__[table])  # transformers hooks modules to collect hidden states
             if "config" in vars(twin):
                 twin.config = copy.deepcopy(twin.config, configs)
             for name, child in twin._modules.items():

@@ -146,3 +146,14 @@ def test_the_source_attends_as_ever_while_its_tower_is_watched(llava):
     finally:
         hook.remove()
     assert seen == [(NAME, before)]
+
+
+def test_a_source_that_never_ran_gets_no_hooks():
+    """transformers hooks a tower when it is first asked for hidden states, as LLaVA asks: here the copy, at every prompt."""
+    tiny = zoo.build("llava", layers=3)
+    inputs = tiny.inputs(images=(1,))
+    hooks = [module._forward_hooks for module in vision_tower(tiny.model).modules()]
+    fast = compiled(tiny.model, keep=ALL)
+    answers = [answer(fast, inputs, 2) for _ in range(2)]
+    assert not any(hooks)
+    assert [difference(answer(tiny.model, inputs, 2), one) <= 1e-5 for one in answers] == [True, True]
