@@ -11,7 +11,7 @@ NEWEST = $$(sed -nE 's/^ *"((torch|transformers)>=[0-9.,<]+)".*/\1/p' pyproject.
 OTHERS = "setuptools>=77" $$(grep -vE '^(\#|torch=|transformers=|tokenizers=|setuptools=|tensorrt|ruff=|mypy=)' requirements-tested.txt)
 PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo show test heavy fuzz compat compat-oldest compat-pinned compat-newest lint golden bench eval docs support clean
+.PHONY: help install demo show test full check heavy fuzz compat compat-oldest compat-pinned compat-newest lint golden bench eval docs support clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -29,8 +29,14 @@ demo: $(READY)  ## ask the bundled model questions, full and compiled
 	$(BIN)/lightvlm demo
 	$(BIN)/lightvlm show lightvlm_fx/bundled/pictures/1-crowd.png --output out/show.png
 
-test: $(READY) lint  ## lint, types and all tests, on two cores
+test: $(READY) lint  ## lint, types and tests, on two cores
 	$(BIN)/python $(PYTEST)
+
+full: $(READY) lint  ## everything that `make test` runs, and the rest of its matrices; what CI runs
+	$(BIN)/python $(PYTEST) -m "not heavy"
+
+check: $(READY) lint  ## lint, types, core, passes, ops: two minutes
+	$(BIN)/python $(PYTEST) tests/core tests/passes tests/ops tests/test_catalogue.py
 
 heavy: $(READY)  ## what takes gigabytes or minutes: weights above 2 GB, AOTInductor
 	$(BIN)/python -m pytest -m heavy

@@ -51,6 +51,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
 
 
+# Of a test over a matrix, the cases that `make test` runs; the others have the mark `full`.
+QUICK = {
+    "test_any_picture.py::test_answers_as_the_compiled_model": r"llava-cut|qwen2_5_vl-share|llava_next-budgets",
+}
+
+
+def pytest_itemcollected(item):
+    """Mark the rest of matrices."""
+    cases = QUICK.get(f"{item.path.name}::{getattr(item, 'originalname', item.name)}")
+    if cases is not None and not re.fullmatch(cases, item.callspec.id):
+        item.add_marker(pytest.mark.full)
+
+
 def pytest_runtest_setup(item):
     """Skip what the installed transformers does in another way than later ones: by family, or by the mark `since`."""
     params = item.callspec.params if hasattr(item, "callspec") else {}

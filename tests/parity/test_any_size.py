@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.kv import Kv
 from lightvlm_fx.schedule import Cut, Schedule
 
 FEW = 6  # a prefill and a step for one row and for more, each prefill with and without masks
@@ -18,9 +19,7 @@ SCHEDULES = {
     "cuts and a capacity": Schedule(cuts=CUTS[:1], kv=Schedule.preset("lightvlm", capacity=24).kv),
     "a share": Schedule.preset("snapkv", capacity=0.7, window=4),
     "adaptive budgets": Schedule.preset("aircache", capacity=0.4),
-    "a pyramid, masked": Schedule.preset("h2o", capacity=24, recent=4).model_copy(
-        update={"kv": Schedule.preset("h2o", capacity=24, recent=4).kv.model_copy(update={"when": "mask", "budgets": "pyramid"})}
-    ),
+    "a pyramid, masked": Schedule(kv=Kv(capacity=24, when="mask", budgets="pyramid", recent=4, sinks=0)),
     "compact positions": Schedule.preset("pyramiddrop", layers=(1, 2, 3)),
 }
 

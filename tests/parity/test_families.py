@@ -314,7 +314,7 @@ def test_merges_the_hidden_state_and_no_side_input():
     """DeepStack features have the shape of the hidden state, and before layer 0 both are inputs."""
     schedule = VARIANTS["at layer 0"]
     reduced_answer("qwen3_vl", schedule)
-    assert "lightvlm.merge_tokens(%inputs_embeds, " in compiled("qwen3_vl", schedule).lightvlm.graph("prefill")
+    assert "lightvlm.combine_merge(%inputs_embeds, " in compiled("qwen3_vl", schedule).lightvlm.graph("prefill")
 
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
