@@ -110,7 +110,7 @@ class Tables:
         if least > length or min(self.entries, default=length) < LEAST_OF_PART:
             return None
         spare = len(self.stay) + 1
-        kept, divided = self.kept.numpy(), tuple(parts(n, spare) for n in (length, *self.stay))
+        kept, divided = self.kept.numpy(), tuple(parts(max(n, least), spare) for n in (length, *self.stay))
         kv = schedule.kv
         if kv is None or self.wanted is None:
             return Lengths(divided, least, kept, None, (), False)

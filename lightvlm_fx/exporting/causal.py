@@ -35,7 +35,7 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
     What a mask says is read off its values on an example, `given` by the names of the inputs; segment [B, S] is the example's.
     Returns how many nodes were changed.
     """
-    changed, causal, sums = 0, dict[fx.Node, bool](), dict[tuple[Any, ...], fx.Node]()
+    changed, causal, sums, biases = 0, dict[fx.Node, bool](), dict[tuple[Any, ...], fx.Node](), dict[tuple[Any, ...], fx.Node]()
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         method = operators.method_of(node.target)
@@ -49,7 +49,7 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
         if not causal[source] or (node.target is attend and not blocks):
             continue
         if node.target is attend:
-            _in_blocks(graph, node, _segment(program, node.args[MASK]), sums.get(_what(node)))
+            _in_blocks(graph, node, _segment(program, node.args[MASK]), sums.get(_what(node)), biases)
         else:
             if method == (Attention, "prompt"):
                 sums[_what(node)] = node
@@ -82,33 +82,56 @@ def _segment(program: Program, mask: Any) -> Any:
     return program.add_input(SEGMENT, embeds.new_empty(embeds.shape[:2], dtype=torch.int64))
 
 
-def _in_blocks(graph: fx.Graph, node: fx.Node, segment: fx.Node, score: fx.Node | None) -> None:
-    """Replace an `attend`, and the `score` that sums up its probabilities if there is one, by attention in blocks."""
+def _in_blocks(
+    graph: fx.Graph, node: fx.Node, segment: fx.Node, score: fx.Node | None, biases: dict[tuple[Any, ...], fx.Node]
+) -> None:
+    """Replace an `attend`, and the `score` that sums up its probabilities if there is one, by attention in blocks.
+
+    `biases`: those that there are, by the tokens and sizes that they are made of.
+    """
     given: list[Any] = [*node.args, *(0.0, None)[len(node.args) - 5 :]]
     q, k, v, _, scale, softcap, size = given
-    if score is None or softcap:
-        node.target = attend_in_blocks
-        node.update_arg(MASK, segment)
-        return
-    with graph.inserting_before(score):
-        both = graph.call_function(attend_and_score, (q, k, v, segment, scale, size))
+    together = score is not None and not softcap
+    made_of = (segment, None if together else size)
+    with graph.inserting_before(score if score is not None and together else node):
+        if made_of not in biases:
+            biases[made_of] = graph.call_function(tile_biases, (q, *made_of))
+        if not together:
+            node.target, node.args = attend_in_blocks, (q, k, v, biases[made_of], scale, softcap)
+            return
+        both = graph.call_function(attend_and_score, (q, k, v, biases[made_of], segment, scale, size))
         for number, old in enumerate((node, score)):
             old.replace_all_uses_with(graph.call_function(operator.getitem, (both, number)))
             graph.erase_node(old)
 
 
-def attend_in_blocks(
-    q: Tensor, k: Tensor, v: Tensor, segment: Tensor, scale: float, softcap: float = 0.0, size: Tensor | None = None
-) -> Tensor:
-    """`attend` under the causal mask of tokens that `segment` [B, S] tells from padding: a tile looks at the keys up to its end only."""
+def tile_biases(q: Tensor, segment: Tensor, size: Tensor | None = None) -> list[Tensor]:
+    """Of every tile of rows what is added to its logits [B, rows, end]: the causal mask of tokens that `segment` [B, S] tells from padding.
+
+    A tile looks at the keys up to its end only. With `size` [B, S] a key counts as so many tokens. The same for all layers of such
+    tokens: of q [B, H, S, d], the first one's, only the shape and the device are read.
+    """
+    length = segment.shape[1]
+    here, real = torch.arange(length, device=segment.device), (segment != PADDING).unsqueeze(1)
+    counts = torch.zeros(1, dtype=torch.float32, device=segment.device) if size is None else size.clamp_min(1).log().unsqueeze(1)
+    lowest = torch.finfo(torch.float32).min  # finite: a padding query may see no key, and NaN would spread through its value
+    made = []
+    for start, stop in tiles(q, length, q.shape[0] * q.shape[1] * length):
+        seen = (here[:stop] <= here[start:stop, None]) & real[..., :stop]
+        made.append(torch.where(seen, counts[..., :stop], lowest))
+    return made
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor], scale: float, softcap: float = 0.0) -> Tensor:
+    """`attend` under the causal mask that `tile_biases` made."""
     values, parts = v.float().unsqueeze(2), []
-    for _, stop, p in _probabilities(q, k, segment, scale, softcap, size):
+    for _, stop, p in _probabilities(q, k, biases, scale, softcap):
         parts.append(p @ values[..., :stop, :])
     return _joined(parts, v)
 
 
 def attend_and_score(
-    q: Tensor, k: Tensor, v: Tensor, segment: Tensor, scale: float, size: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor], segment: Tensor, scale: float, size: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`attend_in_blocks`, and the KV score `attention`, which counts no sizes: [B, S, H, d] and [B, G, S].
 
@@ -118,7 +141,7 @@ def attend_and_score(
     weight = None if size is None else size.clamp_min(1)[:, None, None, :, None]
     values = v.float().unsqueeze(2) if weight is None else v.float().unsqueeze(2) * weight
     received, parts = torch.zeros(k.shape[:3], dtype=torch.float32, device=k.device), []
-    for start, stop, p in _probabilities(q, k, segment, scale):
+    for start, stop, p in _probabilities(q, k, biases, scale):
         out = p @ values[..., :stop, :]
         parts.append(out if weight is None else out / (p @ weight[..., :stop, :]))
         received = received + F.pad((rows[..., start:stop] @ p).squeeze(3).mean(2), [0, q.shape[2] - stop])
@@ -126,20 +149,16 @@ def attend_and_score(
 
 
 def _probabilities(
-    q: Tensor, k: Tensor, segment: Tensor, scale: float, softcap: float = 0.0, size: Tensor | None = None
+    q: Tensor, k: Tensor, biases: list[Tensor], scale: float, softcap: float = 0.0
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Of every tile of rows its begin, its end, and its attention [B, G, H/G, rows, end] to the keys before that end."""
-    keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(q.shape[2], device=q.device)
-    real = (segment != PADDING).unsqueeze(1)
-    counts = torch.zeros(1, dtype=torch.float32, device=q.device) if size is None else size.clamp_min(1).log().unsqueeze(1)
-    lowest = torch.finfo(torch.float32).min  # finite: a padding query may see no key, and NaN would spread through its value
-    for start, stop in tiles(q, q.shape[2], q.shape[0] * q.shape[1] * q.shape[2]):
-        logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :stop]
+    queries, keys = per_group(q.float() * scale, k), k.float().transpose(2, 3).unsqueeze(2)
+    for bias in biases:
+        rows, stop = bias.shape[1:]
+        logits = queries[..., stop - rows : stop, :] @ keys[..., :stop]
         if softcap:
             logits = torch.tanh(logits / softcap) * softcap
-        seen = (here[:stop] <= here[start:stop, None]) & real[..., :stop]  # [B, rows, end]
-        bias = torch.where(seen, counts[..., :stop], lowest)
-        yield start, stop, (logits + bias[:, None, None]).softmax(-1)
+        yield stop - rows, stop, (logits + bias[:, None, None]).softmax(-1)
 
 
 def _joined(parts: list[Tensor], v: Tensor) -> Tensor:

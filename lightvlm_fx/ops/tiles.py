@@ -34,7 +34,7 @@ def tiles(like: Tensor, rows: int, width: int, first: int = 0) -> Iterator[tuple
     if torch.compiler.is_exporting() and isinstance(count, SymInt):
         number = parts(hint(count))
         step = count // number
-        yield from ((first + i * step, first + (i + 1) * step) for i in range(number))
+        yield from ((first + i * step, first + (i + 1) * step if i + 1 < number else rows) for i in range(number))
         return
     if torch.compiler.is_exporting():
         step = MOST

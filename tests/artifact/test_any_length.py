@@ -204,3 +204,11 @@ def test_artifacts_of_schema_2_still_answer(shelf, compiled, tmp_path, monkeypat
 def test_lengths_are_at_least_what_graphs_were_traced_for():
     table = np.zeros((1, 1), np.int64)
     assert Lengths((4, 2), 30, table, None, (), False).of(np.array([3]), [[]]) == (32, {"stay_0": 30})
+
+
+def test_what_a_score_looks_at_is_cut_into_as_many_tiles_as_are_traced():
+    """A cut leaves fewer tokens than the score after it looks at: the sequence is as long as that, and tiles are counted by that."""
+    schedule = Schedule(cuts=(Cut(layer=1, keep=1),), kv=Schedule.preset("snapkv", capacity=450, window=400).kv)
+    lengths = Tables.of(Bounds(1, 9, 1008, 1), schedule, 3).lengths(schedule, 1017)
+    assert lengths.parts == (4, 2)
+    assert lengths.of(np.array([1000]), [[991]]) == (1000, {"stay_0": 400, "kv_stay_0": 450, "kv_stay_1": 10})
