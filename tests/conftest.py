@@ -157,7 +157,7 @@ def decode(programs):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command line in this process; returns exit code, output, errors."""
-    from lightvlm_fx.cli.main import main as cli
+    from lightvlm_fx.cli import main as cli
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["lightvlm", *words])
