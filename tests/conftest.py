@@ -38,7 +38,7 @@ PINNED = {name: tuple(map(int, re.search(rf"^{name}==(\d+)\.(\d+)", PINS, re.MUL
 
 # begun first, longest first: whatever comes last, one worker does alone
 LONG = (
-    "test_any_picture.py", "test_any_size.py", "test_any_schedule.py",
+    "test_any_picture.py", "test_any_length.py", "test_any_size.py", "test_any_schedule.py", "test_threads.py",
     "test_families.py", "test_pipelines.py", "test_schedules.py", "test_compiled.py", "test_cli.py", "test_artifact_families.py",
     "test_load.py", "test_bounded_cache.py", "test_folder.py", "test_manifest.py", "test_dialogues.py", "test_tensorrt.py", "test_docs.py",
 )  # fmt: skip
@@ -52,8 +52,20 @@ def pytest_collection_modifyitems(items):
 
 
 # Of a test over a matrix, the cases that `make test` runs; the others have the mark `full`.
+SEVEN = r"(?:llava|llava_next|qwen2_5_vl|qwen3_vl|internvl|smolvlm|gemma3)"  # families of every kind of tower, mask and position
 QUICK = {
+    "test_any_length.py::test_prompts_of_every_length": r"cuts|capacity|aircache|periodic",
     "test_any_picture.py::test_answers_as_the_compiled_model": r"llava-cut|qwen2_5_vl-share|llava_next-budgets",
+    "test_any_picture.py::test_static_targets_pad_a_picture": r"llava|qwen2_5_vl",
+    "test_any_size.py::test_forty_batches_need_few_graphs": r"qwen2_5_vl|llava_next",
+    "test_any_size.py::test_whatever_the_schedule": r"cuts and a capacity|adaptive budgets",
+    "test_bounded_cache.py::test_beams_choose_as_the_full_model_where_nothing_is_dropped": r"h2o|sparsevila|lightvlm",
+    "test_bounded_cache.py::test_with_room_for_everything_nothing_changes_in_any_family": r"step-.*|.*-llava",
+    "test_families.py::test_a_reduced_row_does_not_depend_on_its_batch": SEVEN,
+    "test_families.py::test_decoding_equals_a_prefill_of_everything_so_far": SEVEN,
+    "test_families.py::test_every_layer_caches_the_scheduled_tokens": SEVEN,
+    "test_families.py::test_keeping_everything_changes_nothing": rf"{SEVEN}-.*|.*-ragged pictures",
+    "test_schedules.py::test_answers_as_the_compiled_model": r"none|periodic|sparsevila|lightvlm, a share",
 }
 
 

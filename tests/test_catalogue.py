@@ -324,3 +324,14 @@ def test_every_folder_of_code_is_packaged():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
     assert folders | {"lightvlm_fx.passes", "lightvlm_fx.exporters"} == set(listed)
+
+
+def test_every_matrix_that_is_cut_short_is_there():
+    """Each entry of QUICK names a test."""
+    from conftest import QUICK
+
+    for name, cases in QUICK.items():
+        file, function = name.split("::")
+        [path] = (ROOT / "tests").rglob(file)
+        assert re.search(rf"^def {function}\(", path.read_text(encoding="utf-8"), re.MULTILINE), name
+        assert re.compile(cases)
