@@ -64,7 +64,7 @@ $(COMPAT)/%/.ready: requirements-tested.txt pyproject.toml
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-lint: $(READY)  ## format and lint check, types
+lint: $(READY)  ## lint check, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
