@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matrices import QUICK
 
 import lightvlm_fx
 from lightvlm_fx import errors, presets
@@ -328,8 +329,6 @@ def test_every_folder_of_code_is_packaged():
 
 def test_every_matrix_that_is_cut_short_is_there():
     """Each entry of QUICK names a test."""
-    from conftest import QUICK
-
     for name, cases in QUICK.items():
         file, function = name.split("::")
         [path] = (ROOT / "tests").rglob(file)
