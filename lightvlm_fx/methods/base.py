@@ -5,6 +5,7 @@ A method's file imports torch inside its functions, so that schedules can be mad
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -121,8 +122,9 @@ class TokenScore(Method):
 
     what = "score"
 
+    @abstractmethod
     def score(self, view: View) -> Tensor:
-        raise NotImplementedError
+        """[B, S] float32, of tensors that the class `reads`."""
 
     @property
     def before_layers(self) -> bool:
@@ -145,7 +147,7 @@ class Combine(Method):
     counts: ClassVar[bool] = True  # survivors stand for several tokens; else they stay as they are, and `combine` is not asked
 
     def combine(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError
+        raise NotImplementedError(f"combine {self.name!r} counts, but has no `combine`")
 
 
 CARRY: dict[str, Callable[..., None]] = {}  # how a decoding step brings running scores up to date, by the name of the KV score
@@ -163,14 +165,16 @@ class EntryScore(Method):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        CARRY[cls.name] = cls.carry
+        if "name" in vars(cls):
+            CARRY[cls.name] = cls.carry
 
+    @abstractmethod
     def prompt(self, view: View) -> Any:
-        raise NotImplementedError
+        """[B, G, S] or [B, 1, S] float32 of the prompt's entries."""
 
     def ask(self, view: View) -> Tensor:
-        """[B, 1, C] float32 of the entries `k` for new tokens, which ask a question."""
-        raise NotImplementedError
+        """[B, 1, C] float32 of the entries `k` for new tokens, which ask a question: of a class that `asks`."""
+        raise NotImplementedError(f"KV score {self.name!r} asks, but has no `ask`")
 
     @property
     def carried(self) -> bool:
@@ -184,8 +188,11 @@ class EntryScore(Method):
 
     @staticmethod
     def carry(score: Tensor, probabilities: Tensor, seen: Tensor, decay: float) -> None:
-        """Add to `score` [B, G, C] in place what each slot received: probabilities [B, G, H/G, Q, C], seen [B, G, Q, C]."""
-        raise NotImplementedError
+        """Add to `score` [B, G, C] in place what each slot received: probabilities [B, G, H/G, Q, C], seen [B, G, Q, C].
+
+        Of a class whose score is `carried`: one that has this function.
+        """
+        raise NotImplementedError("this KV score has no `carry`")
 
 
 class EntryMerge(Method):
@@ -199,7 +206,7 @@ class EntryMerge(Method):
     counts: ClassVar[bool] = False  # survivors count in attention as all that they stand for
 
     def merge(self, view: View) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.what} {self.name!r} joins, but has no `merge`")
 
 
 class Budget(Method):
@@ -216,8 +223,8 @@ class Budget(Method):
 
     def spread(self, view: View) -> Tensor:
         """A layer's statistic [B] float32."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.what} {self.name!r} adapts, but has neither `spread` nor `from_score`")
 
     def shares(self, view: View) -> Tensor:
         """Each layer's share [B, L] float32 of the sum, from `statistic` [B, L, n]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.what} {self.name!r} adapts, but has no `shares`")

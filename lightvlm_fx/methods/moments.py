@@ -18,6 +18,7 @@ class Moment(Method):
     fixed: ClassVar[bool] = False  # buffers have one size from the first step to the last
     masks: ClassVar[bool] = False  # what goes is masked, in buffers that grow
     by_turn: ClassVar[bool] = False  # nothing goes: each turn of a dialogue chooses what is read
+    text: ClassVar[str]  # when, with options in braces
 
     @property
     def period(self) -> int:
@@ -26,45 +27,38 @@ class Moment(Method):
 
     @property
     def said(self) -> str:
-        raise NotImplementedError
+        """When, as `explain` puts it."""
+        return self.text.format(**dict(self))
 
 
 class Prefill(Moment):
     """Once, after the prompt; answers are appended."""
 
     name = "prefill"
-
-    @property
-    def said(self) -> str:
-        return "after the prompt, then answers are appended"
+    text = "after the prompt, then answers are appended"
 
 
 class Step(Moment):
     """Every step: a new entry replaces the one that is worth least."""
 
     name = "step"
+    text = "at every step"
     stepping = overwrites = fixed = True
-
-    @property
-    def said(self) -> str:
-        return "at every step"
 
 
 class Mask(Moment):
     """As `step`, but entries are masked and not replaced: the reference for tests."""
 
     name = "mask"
+    text = "at every step, by a mask"
     stepping = masks = True
-
-    @property
-    def said(self) -> str:
-        return "at every step, by a mask"
 
 
 class Periodic(Moment):
     """Every so many steps."""
 
     name = "periodic"
+    text = "every {every} steps"
     stepping = fixed = True
     every: Positive = 64
 
@@ -72,20 +66,13 @@ class Periodic(Moment):
     def period(self) -> int:
         return self.every
 
-    @property
-    def said(self) -> str:
-        return f"every {self.every} steps"
-
 
 class Turn(Moment):
     """Nothing is dropped: at each turn of a dialogue a choice of visual entries is read."""
 
     name = "turn"
+    text = "to what each question of a dialogue asks for, nothing is dropped"
     by_turn = True
-
-    @property
-    def said(self) -> str:
-        return "to what each question of a dialogue asks for, nothing is dropped"
 
 
 MOMENTS: tuple[type[Moment], ...] = (Prefill, Step, Mask, Periodic, Turn)

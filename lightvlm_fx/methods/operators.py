@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from lightvlm_fx.compat import OpOverload
+from lightvlm_fx.errors import ScheduleError, shown
 from lightvlm_fx.methods import registry
 from lightvlm_fx.methods.base import ARGUMENTS, TYPES, Method, View
 from lightvlm_fx.ops.bodies import derived
@@ -94,12 +95,26 @@ def options(kind: type[Method]) -> dict[str, str]:
     return {name: TYPES[type(field.default)] for name, field in kind.model_fields.items() if name not in kind.wiring}
 
 
+def _check(kind: type[Method]) -> None:
+    """Raise ScheduleError for a class that reads what there is not, or has an option that no operator takes."""
+    unknown = [name for name in kind.reads if name not in ARGUMENTS]
+    if unknown:
+        raise ScheduleError(f"{kind.what} {kind.name!r} reads {', '.join(unknown)}; what can be read: {', '.join(ARGUMENTS)}")
+    for name, option in kind.model_fields.items():
+        if name not in kind.wiring and type(option.default) not in TYPES:
+            raise ScheduleError(
+                f"{kind.what} {kind.name!r}: option {name!r} has the default {shown(option.default)}; operators take options "
+                "with a default that is a switch, a number or a string"
+            )
+
+
 _METHODS: dict[OpOverload, tuple[type[Method], str]] = {}
 
 
 @functools.cache
 def operator(kind: type[Method], role: str) -> OpOverload:
     """The operator of one function of a method, registered when it is first asked for."""
+    _check(kind)
     part, given = ROLES[role], arguments(kind, role)
     own = options(kind) if part.options else {}
     schema = ", ".join([*(ARGUMENTS[name] for name in given), *(f"{type_} {name}" for name, type_ in own.items())])

@@ -84,9 +84,9 @@ class Registry(Generic[M]):
         return [kind.name for kind in self.all() if option in kind.model_fields]
 
 
-TOKEN_SCORES = Registry(TokenScore, "token_scores")
+TOKEN_SCORES = Registry(TokenScore, "token_scores")  # type: ignore[type-abstract]  (it hands out subclasses)
 COMBINES = Registry(Combine, "combines")
-ENTRY_SCORES = Registry(EntryScore, "entry_scores")
+ENTRY_SCORES = Registry(EntryScore, "entry_scores")  # type: ignore[type-abstract]
 ENTRY_MERGES = Registry(EntryMerge, "entry_merges")
 BUDGETS = Registry(Budget, "budgets")
 

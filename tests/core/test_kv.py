@@ -18,7 +18,7 @@ from lightvlm_fx.schedule import Cut, Schedule
 
 OPEN = {"sinks": 0, "recent": 0}  # nothing is protected
 ONCE, VISUAL = {"when": "prefill"}, {"when": "prefill", "of": "visual"}
-ELITE = "score='elite' ranks visual entries and needs of='visual'; budgets='strength' needs score='elite'"
+ELITE = "score='elite' ranks visual entries and needs of='visual'"
 ratios, weights = st.floats(0, 1, exclude_min=True), st.lists(st.floats(0.1, 9), min_size=1, max_size=5)
 
 
@@ -89,7 +89,7 @@ def test_the_fingerprint_changes_with_every_field_of_a_bound():
         *(({"budgets": b}, "budgets as a list must hold one positive weight a layer, got ") for b in ([], [1, 0], ["a"], [True])),
         ({"score": "elite"} | ONCE, ELITE),
         ({"score": "elite", "budgets": "strength"} | ONCE, ELITE),
-        ({"budgets": "strength"} | VISUAL, ELITE),
+        ({"budgets": "strength"} | VISUAL, "budgets='strength' needs score='elite', got 'attention'"),
         ({"visual_share": 0.5}, r"capacity 50, less 25 for pictures, is below sinks \+ recent \+ 1 = 4 \+ 32 \+ 1 = 37; raise the"),
         *(({"visual_share": 0.1} | more, "visual_share=0.1 keeps pictures while text goes, step by step: it needs when='step', 'mask' or")
           for more in (ONCE, {"score": "age"}, {"text_first": True})),

@@ -131,6 +131,38 @@ def test_a_plug_in_score_works_everywhere(offer, tmp_path):
     torch.library.opcheck(op, (hidden, segment, 2.0), test_utils=("test_schema", "test_faketensor"))
 
 
+class Misreads(Longest):
+    """Reads what no graph has."""
+
+    name = "misreads"
+    reads = ("hiden",)
+
+
+class Listed(Longest):
+    """An option that no operator takes."""
+
+    name = "listed"
+    layers: tuple[int, ...] = (1, 2)
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    (Misreads, "score 'misreads' reads hiden; what can be read: hidden, previous, q"),
+    (Listed, r"score 'listed': option 'layers' has the default \(1, 2\); operators take options with a default that is a switch"),
+])  # fmt: skip
+def test_refuses_a_plug_in_that_no_operator_can_be(kind, message):
+    with pytest.raises(ScheduleError, match=message):
+        operators.operator(kind, "score")
+
+
+def test_a_score_without_tensor_code_cannot_be_made():
+    class Idle(TokenScore):
+        name = "idle"
+        source = "baseline"
+
+    with pytest.raises(TypeError, match="abstract"):
+        Idle()
+
+
 def test_refuses_two_methods_of_one_name(offer):
     offer("Dense")
     with pytest.raises(ScheduleError, match=r"two offer a score named 'density': lightvlm_fx and .*remove one"):
