@@ -84,7 +84,7 @@ class Registry(Generic[M]):
         return [kind.name for kind in self.all() if option in kind.model_fields]
 
 
-TOKEN_SCORES = Registry(TokenScore, "token_scores")  # type: ignore[type-abstract]  (it hands out subclasses)
+TOKEN_SCORES = Registry(TokenScore, "token_scores")  # type: ignore[type-abstract]
 COMBINES = Registry(Combine, "combines")
 ENTRY_SCORES = Registry(EntryScore, "entry_scores")  # type: ignore[type-abstract]
 ENTRY_MERGES = Registry(EntryMerge, "entry_merges")
