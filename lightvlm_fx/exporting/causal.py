@@ -25,7 +25,7 @@ from lightvlm_fx.ops.tiles import tiles
 
 OPS = torch.ops.lightvlm
 SEGMENT = "visual_segment"
-MASK = 3  # which argument of `attend`, and of the operators of methods that read it
+MASK = 3  # which argument of `attend`
 DERIVED = (OPS.take_tokens.default, OPS.mask_out.default)  # of a mask: the same rule for the tokens that are left
 
 
@@ -39,9 +39,9 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         method = operators.method_of(node.target)
-        if not (node.target is attend or (method and "mask" in operators.arguments(*method))) or not isinstance(node.args[MASK], fx.Node):
+        at = _mask_of(node, method)
+        if at is None or not isinstance(source := node.args[at], fx.Node):
             continue
-        source = node.args[MASK]
         while source.target in DERIVED:
             source = source.args[0]
         if source not in causal:
@@ -53,7 +53,7 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
         else:
             if method == (Attention, "prompt"):
                 sums[_what(node)] = node
-            node.update_arg(MASK, None)
+            node.update_arg(at, None)
         changed += 1
     for node in reversed(list(graph.nodes)):
         if node.target in DERIVED and not node.users:  # masks that nothing reads any more
@@ -61,6 +61,14 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
     graph.lint()
     program.graph_module.recompile()
     return changed
+
+
+def _mask_of(node: fx.Node, method: tuple[Any, str] | None) -> int | None:
+    """Which argument of an attention, or of the operator of a `method`, is its mask; None where none is."""
+    if node.target is attend:
+        return MASK
+    read = operators.arguments(*method) if method else ()
+    return read.index("mask") if "mask" in read else None
 
 
 def _what(node: fx.Node) -> tuple[Any, ...]:
