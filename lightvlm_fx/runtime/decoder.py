@@ -32,6 +32,7 @@ from lightvlm_fx.model.salience import Noted, salience
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.passing.report import Bucket, Report
 from lightvlm_fx.releases import releases_first
+from lightvlm_fx.runtime.arguments import positions, refuse_looking_ahead, set_mask, tokens_of
 from lightvlm_fx.runtime.cache import StageLayer, State
 from lightvlm_fx.runtime.follow import fingerprint
 from lightvlm_fx.runtime.kv_plan import KvPlan
@@ -205,12 +206,12 @@ class Decoder:
         self._follow_source()
         embeds = kwargs["inputs_embeds"]
         rows, length = embeds.shape[:2]
-        kwargs["position_ids"] = self._positions(kwargs.get("position_ids"), rows, length, embeds.device)
+        kwargs["position_ids"] = positions(kwargs.get("position_ids"), self.placeholders.planes, rows, length, embeds.device)
         mask = kwargs.get("attention_mask")
         flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
         layout = self._layout(embeds, flat_mask)
         schedule, plan, kv = self._plan(layout, self.effective)
-        masked = self._set_mask(kwargs, plan, flat_mask)
+        masked = set_mask(self.source.config, kwargs, plan, flat_mask)
         make_dense(self.source, kwargs, self.placeholders.deepstack)
         program, seconds, key = self._capture(kwargs, "prefill", masked)
         if program.facts.static_length and not layout.has_images:
@@ -237,14 +238,6 @@ class Decoder:
         self.last_layout = layout
         hidden = named.pop("hidden")
         return entry, hidden, new_state(named, layout.segment, schedule, kv, self.depth, self)
-
-    def _positions(self, given: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
-        """position_ids [B, S], or [planes, B, S] for M-RoPE, one for every row."""
-        if given is None:
-            given = torch.arange(length, device=device)[None]
-            if self.placeholders.planes:
-                given = given.expand(self.placeholders.planes, 1, -1)
-        return given.expand(*given.shape[:-2], rows, -1).contiguous()  # strides, too, are something a compiled graph relies on
 
     def _plan(self, layout: Layout, schedule: Schedule) -> tuple[Schedule, Plan, KvPlan | None]:
         plan = layout.plan(schedule)
@@ -286,50 +279,17 @@ class Decoder:
         score[visual[::times]] = salience(noted, int(visual[::times].sum()))
         return score.repeat_interleave(times, 0)
 
-    def _set_mask(self, kwargs: dict[str, Any], plan: Plan, flat: Tensor | None) -> bool:
-        """Leave in `kwargs` only the mask that the batch needs; say whether layers read explicit masks."""
-        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        rows, length = embeds.shape[:2]
-        given = isinstance(mask, dict) or (mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2))
-        entries = mask if isinstance(mask, dict) else {"": mask}
-        window = getattr(self.source.config, "sliding_window", None) or length
-
-        def plain(key: str) -> Tensor:
-            causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril()
-            seen = causal & ~causal.tril(-window) if "sliding" in key else causal
-            return seen.expand(rows, 1, -1, -1)
-
-        if given and any(m is not None for m in entries.values()):
-            for m in entries.values():
-                if m is not None and not (isinstance(m, Tensor) and m.ndim == 4):
-                    raise NotSupported(
-                        f"the model makes attention masks of type {type(m).__name__} that a graph cannot carry; "
-                        "load it with attn_implementation='sdpa'"
-                    )
-            full = {key: plain(key) if m is None else m.expand(rows, -1, -1, -1) for key, m in entries.items()}
-            kwargs["attention_mask"] = full if isinstance(mask, dict) else full[""]
-            return True
-        masked = plan.masked or length > window or (flat is not None and not bool(flat.all()))
-        if isinstance(mask, dict):
-            kwargs["attention_mask"] = {key: plain(key) if masked else None for key in mask}
-            return masked
-        kwargs.pop("attention_mask", None)
-        if masked:
-            everything = torch.ones(rows, length, dtype=torch.int64, device=embeds.device)
-            kwargs["attention_mask"] = everything if flat is None else flat
-        return masked
-
     # --- steps --------------------------------------------------------------------------------------
 
     def _extend(self, kwargs: dict[str, Any], state: State) -> tuple[Entry, Tensor]:
-        """New tokens behind a cache: one while decoding, several when a dialogue goes on (unreduced)."""
+        """New tokens after a cache: one while decoding, several when a dialogue goes on (unreduced)."""
         embeds = kwargs["inputs_embeds"]
         new = embeds.shape[1]
         here = torch.arange(state.seen, state.seen + new, device=embeds.device)
         if "position_ids" not in kwargs:
             kwargs["position_ids"] = here.expand(self.placeholders.planes, 1, -1) if self.placeholders.planes else here[None]
         mask = kwargs.pop("attention_mask", None)
-        _refuse_looking_ahead(mask, new)
+        refuse_looking_ahead(mask, new)
         if isinstance(mask, dict):
             kwargs["attention_mask"] = dict.fromkeys(mask)
         flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
@@ -344,7 +304,7 @@ class Decoder:
         entry, hidden = None, []
         room = state.room if new > 1 else 1  # one token always fits: a step reads nothing on the host
         for first in range(0, new, room):
-            entry, part = self._step(_tokens_of(kwargs, first, min(new, first + room)), state)
+            entry, part = self._step(tokens_of(kwargs, first, min(new, first + room)), state)
             hidden.append(part)
         assert entry is not None
         return entry, hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
@@ -353,7 +313,7 @@ class Decoder:
         """As many new tokens as the caches take at once."""
         embeds, schedule = kwargs["inputs_embeds"], state.schedule
         rows, new = embeds.shape[:2]
-        kwargs["position_ids"] = self._positions(kwargs["position_ids"], rows, new, embeds.device)
+        kwargs["position_ids"] = positions(kwargs["position_ids"], self.placeholders.planes, rows, new, embeds.device)
         if self.observe:
             self.observe("step", kwargs)
         asking = bool(state.stores) and new > 1
@@ -442,30 +402,6 @@ class Decoder:
 def _repeat(ids: Tensor | None, times: int) -> bool:
     """Whether each row stands `times` times, one after the other."""
     return ids is None or ids.equal(ids[::times].repeat_interleave(times, 0))
-
-
-def _refuse_looking_ahead(mask: Any, new: int) -> None:
-    """Raise NotSupported where new tokens behind a cache attend to later ones: a step's mask is its own, and causal."""
-    for m in mask.values() if isinstance(mask, dict) else [mask]:
-        if new > 1 and isinstance(m, Tensor) and m.ndim == 4:
-            seen = m[..., -new:] if m.dtype == torch.bool else m[..., -new:] >= 0
-            if bool(seen.triu(1).any()):
-                raise NotSupported(
-                    "a later turn brings a picture whose tokens attend to each other in both directions, "
-                    "which only the first prompt of a compiled model can do; start again without past_key_values"
-                )
-
-
-def _tokens_of(kwargs: dict[str, Any], first: int, end: int) -> dict[str, Any]:
-    """The arguments of a call for some of its new tokens."""
-    new = kwargs["inputs_embeds"].shape[1]
-    if (first, end) == (0, new):
-        return kwargs
-    out = dict(kwargs, inputs_embeds=kwargs["inputs_embeds"][:, first:end], position_ids=kwargs["position_ids"][..., first:end])
-    if FEATURES in out:
-        out[FEATURES] = [feature[:, first:end] for feature in out[FEATURES]]
-        out[MASK] = out[MASK][:, first:end]
-    return out
 
 
 def _visual(schedule: Schedule, depth: int, layout: Layout) -> tuple[float, ...]:
