@@ -108,13 +108,18 @@ class Method(Frozen):
 
     def __str__(self) -> str:
         """`name:option=value`, as passes print and parse it."""
-        return ":".join([self.name, *(f"{name}={value}" for name, value in self.changed.items())])
+        return ":".join([self.name, *(f"{name}={written(value)}" for name, value in self.changed.items())])
+
+
+def written(value: Any) -> str:
+    """An option's value as passes print it; a tuple holds no comma, which would end the option."""
+    return "/".join(map(str, value)) + "/" if isinstance(value, tuple) else str(value)
 
 
 def method_table(text: str, read: Callable[[str], Any]) -> dict[str, Any]:
     """What a method prints as, as the table {name, options} of it; `read` makes a value of an option's text."""
     name, *options = text.split(":")
-    return {"name": name} | {key: read(written) for key, _, written in (option.partition("=") for option in options)}
+    return {"name": name} | {key: read(value) for key, _, value in (option.partition("=") for option in options)}
 
 
 class TokenScore(Method):

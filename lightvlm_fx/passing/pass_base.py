@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
 from lightvlm_fx.frozen import MOST, STRICT, readable
 from lightvlm_fx.graph.program import Program, Stage
-from lightvlm_fx.methods.base import Method, method_table
+from lightvlm_fx.methods.base import Method, method_table, written
 
 Index = Annotated[int, Field(ge=-MOST, le=MOST)]  # of a layer, a stage or slots: `requires` compares it with the program
 
@@ -64,7 +64,7 @@ class Pass(ABC):
 
     def __str__(self) -> str:
         """`name{option=value,...}` with the options that differ from their defaults; `parse` is the inverse."""
-        parts = [f"{f.name}={_write(v)}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]
+        parts = [f"{f.name}={written(v)}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]
         return self.name + (f"{{{','.join(parts)}}}" if parts else "")
 
 
@@ -75,14 +75,8 @@ def _options(kind: type[Pass]) -> type[BaseModel]:
     return create_model(kind.__name__, __config__=STRICT, **options)
 
 
-def _write(value: Any) -> str:
-    return "/".join(map(str, value)) + "/" if isinstance(value, tuple) else str(value)
-
-
 def _fits(value: Any, usual: Any) -> bool:
     """Whether an option's value is of the kind of its default."""
-    if usual is None or isinstance(usual, Method):
-        return isinstance(value, str)
     return type(value) is type(usual) or (isinstance(usual, float) and type(value) is int)
 
 
@@ -111,13 +105,15 @@ def parse_pass(text: str, catalogue: dict[str, type[Pass]]) -> Pass:
     known = {f.name: f for f in fields(kind)}
     values = {}
     for part in filter(None, (options or "").split(",")):
-        key, _, written = part.partition("=")
+        key, _, given = part.partition("=")
         if key not in known:
             raise UnknownName.of(f"option of pass {name!r}", key, known)
         if key in values:
             raise ScheduleError(f"{name}: {key} is given twice, got {shown(text)}")
-        value, usual = _read(written), known[key].default
-        if usual is not MISSING and not _fits(value, usual):
-            raise ScheduleError(f"{name}: {key} must be {type(usual).__name__} like {_write(usual)}, got {shown(written)}")
-        values[key] = method_table(value, _read) if usual is None or isinstance(usual, Method) else value
+        usual = known[key].default
+        method = usual is None or isinstance(usual, Method)
+        value = given if method else _read(given)
+        if not method and usual is not MISSING and not _fits(value, usual):
+            raise ScheduleError(f"{name}: {key} must be {type(usual).__name__} like {written(usual)}, got {shown(given)}")
+        values[key] = method_table(given, _read) if method else value
     return kind(**values)

@@ -116,7 +116,7 @@ def same(given: Any, held: Any) -> bool:
     if isinstance(held, Method):
         if isinstance(given, dict):
             return all(same(v, held.name if k == "name" else getattr(held, k)) for k, v in given.items())
-        return given is held or given == held.name or (isinstance(given, list | tuple) and given == held.data)
+        return given is held or given == held.name or (isinstance(given, list | tuple) and list(given) == held.data)
     if given == "" and held is None:
         return True
     if isinstance(held, Cut | Kv):
