@@ -302,6 +302,13 @@ def shapes_in_python() -> AbstractContextManager[Any]:
     return enable_python_dispatcher()
 
 
+def on_fakes(target: Any, args: Any, kwargs: Any) -> Any:
+    """What `target` gives of fake tensors and symbolic numbers. arange, called as an operator, takes a symbolic end for a number."""
+    if target is torch.ops.aten.arange.default and isinstance(args[0], torch.SymInt):
+        return torch.empty(args[0], dtype=kwargs.get("dtype") or torch.int64, device=kwargs.get("device"))
+    return target(*args, **kwargs)
+
+
 def symbolic_size(mode: Any, name: str, hint: int) -> Any:
     """A new symbolic size in the shape environment of a fake mode, traced at `hint`.
 

@@ -68,6 +68,9 @@ class Explanation:
             f"mean visual tokens {self.mean_visual_tokens:.1f}; "
             f"KV cache {_bytes(self.kv_bytes)} of {_bytes(self.full_kv_bytes)}"
         )
+        if self.schedule.freeze:
+            layers = self.schedule.frozen(depth)
+            lines.append(f"visual tokens keep their hidden state in {len(layers)} of {depth} layers: {', '.join(map(str, layers))}")
         if self.entries_per_layer and self.schedule.kv:
             kv, entries = self.schedule.kv, self.entries_per_layer
             span = f"{min(entries)} to {max(entries)}" if len(set(entries)) > 1 else str(entries[0])
@@ -118,7 +121,9 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
     for layer in range(depth):
         done = sum(layer >= first for first in layers)
         visual.append(float(plan.budgets[done - 1].sum()) / rows if done else full_visual)
+    frozen, text = schedule.frozen(depth), plan.text
     costs = [layer_costs(decoder.layers[i], decoder.config) for i in range(depth)]
+    flops = [cost.frozen(t, text) if i in frozen else cost.full(t) for i, (cost, t) in enumerate(zip(costs, tokens, strict=True))]
     itemsize = next(decoder.parameters()).element_size()
     bound = KvPlan.of(layout, plan, schedule, depth) if schedule.kv else None
     entries: list[int] = []
@@ -132,8 +137,8 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
         rows=rows,
         tokens_per_layer=tuple(map(float, tokens)),
         visual_per_layer=tuple(visual),
-        flops=rows * sum(a * t + b * t * t for (a, b), t in zip(costs, tokens, strict=True)),
-        full_flops=rows * sum(a * length + b * length * length for a, b in costs),
+        flops=rows * sum(flops),
+        full_flops=rows * sum(cost.full(length) for cost in costs),
         kv_bytes=int(rows * sum(w * t for w, t in zip(kv, held, strict=True))),
         full_kv_bytes=int(rows * sum(w * length for w in kv)),
         note=note,
@@ -142,15 +147,37 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
     )
 
 
-def layer_costs(layer: nn.Module, config: Any) -> tuple[float, float]:
-    """FLOPs of one decoder layer as (per token, per token squared): matrices, and causal attention."""
+@dataclass(frozen=True)
+class LayerCosts:
+    """FLOPs of one decoder layer: of its matrices a token, of those that make keys and values, of attention a pair of tokens."""
+
+    linear: float
+    keys: float
+    pair: float
+
+    def full(self, tokens: float) -> float:
+        """Of causal attention, which is half of all pairs."""
+        return self.linear * tokens + self.pair / 2 * tokens * tokens
+
+    def frozen(self, tokens: float, text: float) -> float:
+        """Of a layer in which only text asks, goes through the MLP, and leaves its visual tokens as they are."""
+        return self.keys * tokens + (self.linear - self.keys) * text + self.pair * tokens * text
+
+
+FUSED = ("qkv", "query_key_value", "Wqkv", "c_attn")  # one matrix makes queries, keys and values
+
+
+def layer_costs(layer: nn.Module, config: Any) -> LayerCosts:
+    """What one decoder layer costs: matrices, and attention."""
     active = _active_share(config)
-    linear = 0.0
+    linear = keys = 0.0
     for name, parameter in layer.named_parameters():
         if parameter.ndim >= 2:
-            linear += parameter.numel() * (active if "expert" in name and "shared" not in name else 1.0)
+            count = parameter.numel() * (active if "expert" in name and "shared" not in name else 1.0)
+            linear += count
+            keys += count * any(part in name for part in ("k_proj", "v_proj", "kv_", *FUSED))
     heads, width = config.num_attention_heads, _head_dim(config)
-    return 2 * linear, 2.0 * heads * width  # q k^T and p v over half of S x S
+    return LayerCosts(2 * linear, 2 * keys, 4.0 * heads * width)
 
 
 def _active_share(config: Any) -> float:

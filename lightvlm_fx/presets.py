@@ -148,6 +148,21 @@ def pyramiddrop(
     return Schedule(name="pyramiddrop", cuts=cuts)
 
 
+# LLaVA-1.5-7B's 19 of 32 layers (the paper's repository); of other models the same shares of the depth.
+UNCHANGED = (0.001, *(layer / 32 for layer in (2, 3, 12, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)))
+
+
+def shortv(layers: Sequence[Layer] = UNCHANGED) -> Schedule:
+    """ShortV (arXiv 2504.00502): in `layers` visual tokens keep their hidden state; queries, output and MLP run for text alone.
+
+    Which layers change visual tokens least is a matter of each model: the default is LLaVA-1.5-7B's, by share of the depth. On Qwen
+    models freezing can break answers (arXiv 2604.16462): compare with `lightvlm eval` before relying on it.
+    """
+    if not layers:
+        raise ScheduleError("shortv: layers must name at least one layer, got none")
+    return Schedule(name="shortv", freeze=tuple(sorted(layers)))
+
+
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
     """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
     return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score=Age(), sinks=sinks, recent=0))
@@ -239,7 +254,7 @@ def none() -> Schedule:
 PRESETS: dict[str, Callable[..., Schedule]] = {
     f.__name__.replace("_", "-"): f
     for f in (
-        lightvlm, fastv, pyramiddrop, streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
+        lightvlm, fastv, pyramiddrop, shortv, streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )
 }

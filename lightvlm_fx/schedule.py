@@ -151,15 +151,16 @@ class Schedule(Frozen):
     name: Annotated[str, BeforeValidator(_name)] = "custom"
     cuts: Annotated[tuple[Cut, ...], BeforeValidator(as_tuple)] = ()
     kv: Kv | None = None
+    freeze: Annotated[tuple[Layer, ...], BeforeValidator(as_tuple)] = ()  # layers in which visual tokens keep their hidden state
     schema_version: Annotated[Literal[1], BeforeValidator(_version)] = SCHEMA_VERSION
 
     @model_validator(mode="after")
     def _cuts_in_order(self) -> Schedule:
-        layers = [c.layer for c in self.cuts]
-        if len({type(x) for x in layers}) > 1:
-            raise ScheduleError(f"layers must be all indices or all shares of the depth, got {layers}")
-        if layers != sorted(set(layers)):
-            raise ScheduleError(f"layers must rise and not repeat, got {layers}")
+        for name, layers in (("layers", [c.layer for c in self.cuts]), ("freeze", list(self.freeze))):
+            if len({type(x) for x in layers}) > 1:
+                raise ScheduleError(f"{name} must be all indices or all shares of the depth, got {layers}")
+            if layers != sorted(set(layers)):
+                raise ScheduleError(f"{name} must rise and not repeat, got {layers}")
         for cut in self.cuts[1:]:
             if "tower" in cut.score.reads:
                 raise ScheduleError(
@@ -186,6 +187,8 @@ class Schedule(Frozen):
         data = {"cuts": [cut.canonical for cut in self.cuts], "schema_version": self.schema_version}
         if self.kv:
             data["kv"] = self.kv.canonical
+        if self.freeze:
+            data["freeze"] = list(self.freeze)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -201,6 +204,13 @@ class Schedule(Frozen):
                 f"the cuts fall on layers {at} of a decoder with {depth} layers; give distinct layers, e.g. layers=(1, 2)"
             )
         return at
+
+    def frozen(self, depth: int) -> tuple[int, ...]:
+        """The layers that freeze visual tokens in a decoder of `depth` layers; raises ScheduleError if it has fewer."""
+        at = [min(depth - 1, round(x * depth)) if isinstance(x, float) else x for x in self.freeze]
+        if at and at[-1] >= depth:
+            raise ScheduleError(f"freeze: layer {at[-1]} of a decoder with {depth} layers (0 to {depth - 1}); name only those it has")
+        return tuple(sorted(set(at)))
 
     def budgets(self, n: int) -> list[int]:
         """Tokens left of an image of `n` tokens after each cut; raises ScheduleError if they rise."""
@@ -221,6 +231,7 @@ class Schedule(Frozen):
         Raises ScheduleError naming the file where it cannot be written.
         """
         lines = [f"schema_version = {self.schema_version}", f"name = {toml(self.name)}"]
+        lines += [f"freeze = {toml(self.freeze)}"] * bool(self.freeze)
         for cut in self.cuts:
             lines += ["", "[[cuts]]"]
             lines += [f"{key} = {toml(value)}" for key, value in cut.model_dump().items()]

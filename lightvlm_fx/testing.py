@@ -107,7 +107,7 @@ def example_sizes(program: Program) -> dict[Any, int]:
     """A number for every symbolic size of the inputs of `program`, as `real_inputs` has them."""
     cuts = len(program.facts.cuts)
     length = LEAD + TAIL + CUT * cuts + 2
-    numbers = {"B": 2, "S": length, "I": 4} | {f"K{i}": length - CUT * (i + 1) for i in range(cuts)}
+    numbers = {"B": 2, "S": length, "T": LEAD + TAIL, "I": 4} | {f"K{i}": length - CUT * (i + 1) for i in range(cuts)}
     numbers |= {f"E{i}": LEAD + TAIL for i in range(program.facts.layers)} | {f"C{i}": SLOTS for i in range(program.facts.layers)}
     known = letters(program)
     symbols = {str(size): expression(size) for node in program.placeholders() for size in value(node).shape if isinstance(size, SymInt)}

@@ -79,14 +79,11 @@ class BoundPrefill(Pass):
         markers, end = program.markers(), program.output_node()
         first = program.sequence()
         rows = value(first).shape[0]
-        if not program.facts.cuts:
-            shape = value(first).new_empty(value(first).shape[:2], dtype=torch.int64)
-            program.add_input("visual_segment", shape)
+        segments = [program.segment_at(layer) for layer in range(program.facts.layers)]
         count = program.add_input("kv_count", value(first).new_empty(rows, program.facts.layers, dtype=torch.int64))
         most = None if not self.budgets.adaptive else program.add_input("kv_most", value(count).new_empty(value(count).shape))
         outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
         lengths = self._lengths(program)
-        segments = [self._segment(program, layer) for layer in range(len(lengths))]
         scores = [self._score(self.score, program, markers[layer], segments[layer], layer) for layer in range(len(lengths))]
         edit = Editor(program, end)
         worth = self._worth(program, edit, markers, segments, scores) if carried else [None] * len(scores)
@@ -172,11 +169,6 @@ class BoundPrefill(Pass):
         least = 1 if self.of_visual else self.sinks + self.recent + 1
         share = operators.call(edit, "kv_shares", self.budgets, "shares", statistic=table)
         return edit.call("kv_budgets", OPS.kv_budgets.default, share, count, limits, least)
-
-    def _segment(self, program: Program, layer: int) -> fx.Node:
-        """What each token is that layer `layer` sees."""
-        behind = [cut for cut in program.facts.cuts if cut.layer <= layer]
-        return program.node(behind[-1].segment if behind else "visual_segment")
 
     def _score(self, kind: EntryScore, program: Program, marker: fx.Node, segment: fx.Node, layer: int, what: str = "score") -> fx.Node:
         """Scores [B, G, S] of one kind, or [B, 1, S] where the heads share one selection."""

@@ -22,7 +22,7 @@ class LowerAttention(Pass):
 
     name = "lower-attention"
     stages = ("prefill",)
-    after = ("reduce-tokens",)
+    after = ("reduce-tokens", "bound-prefill", "freeze-tokens")
 
     def requires(self, program: Program) -> None:
         pass

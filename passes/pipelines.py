@@ -9,6 +9,7 @@ from lightvlm_fx.passes.attach_cache import AttachCache
 from lightvlm_fx.passes.bound_decode import BoundDecode
 from lightvlm_fx.passes.bound_prefill import BoundPrefill
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
+from lightvlm_fx.passes.freeze_tokens import FreezeTokens
 from lightvlm_fx.passes.lower_attention import LowerAttention
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passes.shift_positions import ShiftPositions
@@ -27,11 +28,13 @@ def prefill(schedule: Schedule, depth: int) -> Pipeline:
     cuts = zip(schedule.layers(depth), schedule.cuts, strict=True)
     reduce = [ReduceTokens(at, cut.score, cut.combine, cut.positions, cut.proportional) for at, cut in cuts]
     bound = [_bound_prefill(schedule, depth)] if schedule.kv else []
+    freeze = [FreezeTokens(schedule.frozen(depth))] if schedule.freeze else []
     return Pipeline(
         [
             DropExportChecks(),  # first: assertions would pin the old lengths
             *reduce,  # front to back: each reads what the one before left
             *bound,  # after the cuts: it drops from what they left
+            *freeze,  # after all that reads queries: those of visual tokens leave
             LowerAttention(),  # last: reduce-tokens and bound-prefill read the markers
         ]
     )

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lightvlm_fx.compat import expression
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, token_dims
+from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, resized, token_dims
 from lightvlm_fx.graph.match import before_rope, hidden_state, is_positional
 from lightvlm_fx.graph.pretty import excerpt, typed
 from lightvlm_fx.graph.program import Cut, Program, value
@@ -94,7 +93,7 @@ class ReduceTokens(Pass):
             if isinstance(value(old), Tensor):
                 new = self._carry(program, edit, old, index, renumbered, left, length)
             else:
-                new = sizes[old] = _resized(edit, old, stay, length, sizes)
+                new = sizes[old] = resized(edit, old, stay, length, sizes)
             if new is not old:
                 replace_behind(program, cut, old, new)
         if self.proportional or program.facts.biased:
@@ -119,13 +118,8 @@ class ReduceTokens(Pass):
 
     def _state(self, program: Program, edit: Editor) -> tuple[fx.Node, fx.Node | None]:
         """Segment [B, S] and, where sizes are carried, size [B, S] of the tokens that arrive."""
-        if program.facts.cuts:
-            segment = program.node(program.facts.cuts[-1].segment)
-            size = program.node(program.facts.size) if program.facts.size else None
-        else:
-            embeds = value(program.sequence())
-            shape = embeds.new_empty(embeds.shape[:2], dtype=torch.int64)
-            segment, size = program.add_input("visual_segment", shape), None
+        segment = program.segment_at(self.layer)
+        size = program.node(program.facts.size) if program.facts.size else None
         if self.combine.counts and size is None:
             size = edit.call("size", torch.ops.aten.ones_like.default, segment)
             size = edit.call("size_f32", torch.ops.aten.to.dtype, size, torch.float32)
@@ -184,18 +178,6 @@ class ReduceTokens(Pass):
                 raise PostconditionError(
                     f"{self}: {what} should hold {kept} tokens, holds {value(node).shape[2]}\n" + excerpt(program, node)
                 )
-
-
-def _resized(edit: Editor, old: fx.Node, stay: fx.Node, length: Any, made: dict[fx.Node, fx.Node]) -> fx.Node:
-    """The number `old` computed from the new length `stay`; itself where it does not depend on the old one."""
-    val = value(old)
-    if old in made or not depends_on(val, length):
-        return made.get(old, old)
-    if expression(val) == expression(length):
-        return stay
-    args = [_resized(edit, a, stay, length, made) if isinstance(a, fx.Node) else a for a in old.args]
-    made[old] = edit.call(f"{old.name}_{stay.name.rsplit('_', 1)[1]}", old.target, *args)
-    return made[old]
 
 
 def _length(program: Program) -> Any:

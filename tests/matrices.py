@@ -20,6 +20,7 @@ QUICK = {
     "test_pipelines.py::test_the_ci_job_runs": "",
     "test_pipelines.py::test_the_python_call_runs": "",
     "test_tensorrt.py::test_build_script_names_every_graph": "",
+    "test_frozen.py::test_visual_tokens_leave_a_layer_as_they_came": SEVEN,
     "test_families.py::test_a_reduced_row_does_not_depend_on_its_batch": SEVEN,
     "test_families.py::test_decoding_equals_a_prefill_of_everything_so_far": SEVEN,
     "test_families.py::test_every_layer_caches_the_scheduled_tokens": SEVEN,

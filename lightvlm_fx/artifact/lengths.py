@@ -33,6 +33,7 @@ class Lengths:
     reach: Array | None
     cut_of: tuple[int, ...]
     of_visual: bool
+    freezes: bool = False  # some layers run for text alone, whose count the graph is given as well
 
     @staticmethod
     def read(entry: dict[str, Any], visual: int, length: int, files: Files) -> Lengths:
@@ -48,11 +49,13 @@ class Lengths:
             fits = table.shape == (count, width) and table.dtype == np.int64 and (table >= 0).all()
             if not fits or (name == "kept" and (table > np.arange(count)[:, None]).any()):
                 raise ArtifactError(f"{files.home}: {entry[name]} is no table of what stays of {count - 1} tokens; export again")
-        return Lengths(tuple(entry["parts"]), entry["least"], kept, reach, tuple(entry["cut_of"]), entry["of_visual"])
+        return Lengths(tuple(entry["parts"]), entry["least"], kept, reach, tuple(entry["cut_of"]), entry["of_visual"],
+                       entry.get("freezes", False))  # fmt: skip
 
     def entry(self) -> dict[str, Any]:
         """What the manifest says, but for the names of the tables' files."""
-        return {"parts": list(self.parts), "least": self.least, "cut_of": list(self.cut_of), "of_visual": self.of_visual}
+        said = {"parts": list(self.parts), "least": self.least, "cut_of": list(self.cut_of), "of_visual": self.of_visual}
+        return said | {"freezes": True} if self.freezes else said
 
     def of(self, real: Array, images: list[list[int]]) -> tuple[int, dict[str, int]]:
         """The length of the padded rows, and the sizes of what only carries a size, by name.
@@ -63,6 +66,8 @@ class Lengths:
         after = [real, *(text + np.array([kept[row].sum() for row in images], np.int64) for kept in self.kept)]
         lengths = [self._rounded(int(tokens.max()), parts) for tokens, parts in zip(after, self.parts, strict=True)]
         sizes = {f"stay_{i}": n for i, n in enumerate(lengths[1:])}
+        if self.freezes:
+            sizes["stay_text"] = max(LEAST_OF_PART, int(text.max()))
         if self.reach is not None:
             most = self.reach[real - text if self.of_visual else real]  # [B, E]
             for number, cut in enumerate(self.cut_of):

@@ -111,7 +111,7 @@ def vision(value: Any, where: str) -> None:
 value_of_graph = record({"name": text(), "dtype": text("bool|b?float(16|32|64)|u?int(8|16|32|64)"), "shape": each(size)})
 stage = record({"file": text(), "inputs": each(value_of_graph, 1), "outputs": each(value_of_graph, 1), "operators": named(whole(1))})
 lengths = record({"parts": each(whole(1), 1), "least": whole(), "cut_of": each(whole()), "of_visual": one_of(True, False), "kept": text()},
-                 {"reach": text()})  # fmt: skip
+                 {"reach": text(), "freezes": one_of(True, False)})  # fmt: skip
 bucket = record({
     "rows": whole(1), "prompt_tokens": whole(1), "text_tokens": whole(), "visual_tokens": whole(1), "pictures": whole(1),
     "least_picture": whole(), "least_tokens": whole(), "new_tokens": whole(), "compact_every": whole(), "vision": vision,
@@ -219,6 +219,7 @@ def _sums_of_lengths(entry: dict[str, Any]) -> list[tuple[str, Any, bool]]:
     prefill, length, parts = shapes(entry, "prefill", "inputs"), entry["prompt_tokens"], found["parts"]
     wanted = {f"stay_{i}": [tile_of(f"stay_{i}", n)] for i, n in enumerate(parts[1:])}
     wanted |= {f"kv_stay_{i}": [f"kv_stay_{i}"] for i in range(len(found["cut_of"]))}
+    wanted |= {"stay_text": ["stay_text"]} if found.get("freezes") else {}
     carried = {name: shape for name, shape in prefill.items() if name.startswith(("stay_", "kv_stay_"))}
     halving = all(n & (n - 1) == 0 for n in parts) and max(parts) == parts[0] and length % parts[0] == 0
     return [

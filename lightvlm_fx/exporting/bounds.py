@@ -57,6 +57,7 @@ class Tables:
     slots: tuple[int, ...]
     least_picture: int
     least_row: int
+    text: int  # tokens of text in a row at most
 
     @staticmethod
     def of(bounds: Bounds, schedule: Schedule, depth: int) -> Tables:
@@ -71,7 +72,7 @@ class Tables:
         most = [bounds.visual, *(_most(row, bounds, least_picture) for row in kept)]
         stay = tuple(bounds.text + n for n in most[1:])
         if schedule.kv is None:
-            return Tables(torch.from_numpy(kept), stay, cut_of, None, (), (), least_picture, 1)
+            return Tables(torch.from_numpy(kept), stay, cut_of, None, (), (), least_picture, 1, bounds.text)
         kv = schedule.kv
         of_visual = kv.of == "visual"
         lengths = list(range(0 if of_visual else 1, bounds.visual + 1 if of_visual else bounds.length + 1))
@@ -87,7 +88,7 @@ class Tables:
             longest = max(min(slots[layer], here), min(spare, here)) + (bounds.text if of_visual else 0)
             entries.append(min(longest, arrived[cut]))
         return Tables(torch.from_numpy(kept), stay, cut_of, torch.from_numpy(wanted), tuple(entries), slots, least_picture,
-                      1 if of_visual else max(1, least_row))  # fmt: skip
+                      1 if of_visual else max(1, least_row), bounds.text)  # fmt: skip
 
     def plan(self, schedule: Schedule, wanted: Tensor, visual: Tensor, text: Tensor, budgets: list[Tensor]) -> KvPlan:
         """What `KvPlan.of` gives for a batch: visual, text [B] count its tokens, budgets [B, I] what stays of them after each cut.
@@ -113,12 +114,12 @@ class Tables:
         kept, divided = self.kept.numpy(), tuple(parts(max(n, least), spare) for n in (length, *self.stay))
         kv = schedule.kv
         if kv is None or self.wanted is None:
-            return Lengths(divided, least, kept, None, (), False)
+            return Lengths(divided, least, kept, None, (), False, bool(schedule.freeze))
         numbers = shared_sizes(schedule, len(self.cut_of))
         layers = [numbers.index(number) for number in range(max(numbers) + 1)]  # the first of each group
         reach = self.wanted.numpy()[:, layers]
         reach = np.ceil(SPARE * reach).astype(np.int64) if kv.adaptive else reach
-        return Lengths(divided, least, kept, reach, tuple(self.cut_of[layer] for layer in layers), kv.of == "visual")
+        return Lengths(divided, least, kept, reach, tuple(self.cut_of[layer] for layer in layers), kv.of == "visual", bool(schedule.freeze))
 
 
 def _fewest(schedule: Schedule) -> int:

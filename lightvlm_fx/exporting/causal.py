@@ -46,7 +46,7 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
             source = source.args[0]
         if source not in causal:
             causal[source] = _is_causal(_compute(source, given, {}), segment)
-        if not causal[source] or (node.target is attend and not blocks):
+        if not causal[source] or (node.target is attend and (not blocks or _of_some_rows(node))):
             continue
         if node.target is attend:
             _in_blocks(graph, node, _segment(program, node.args[MASK]), sums.get(_what(node)), biases)
@@ -69,6 +69,12 @@ def _mask_of(node: fx.Node, method: tuple[Any, str] | None) -> int | None:
         return MASK
     read = operators.arguments(*method) if method else ()
     return read.index("mask") if "mask" in read else None
+
+
+def _of_some_rows(node: fx.Node) -> bool:
+    """Whether an attention has fewer queries than keys, as in layers that freeze tokens."""
+    q, k = (value(x).shape[2] for x in node.args[:2])
+    return str(q) != str(k)
 
 
 def _what(node: fx.Node) -> tuple[Any, ...]:

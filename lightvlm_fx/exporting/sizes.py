@@ -3,6 +3,7 @@
 tokens      of a row, padded: as many times a part of it as graphs have tiles
 features    visual tokens of all rows
 stay_i      tokens of a row after cut i, as many times a part
+stay_text   tokens of text in a row, where layers run for those alone
 kv_stay_n   entries of a group of layers whose caches are bounded
 slots_s     of the buffers of stage s, which take new tokens after what the prompt left
 """
@@ -53,6 +54,7 @@ class Sizes:
         kept = {} if schedule.kv is None else {
             f"kv_stay_{number}": n for number, n in zip(shared_sizes(schedule, len(tables.entries)), tables.entries, strict=True)
         }  # fmt: skip
+        kept |= {"stay_text": tables.text} if schedule.freeze else {}
         most = {name: parts[name] * longest[name] for name in cut} | kept
         ranges |= {name: (LEAST_OF_PART, n) for name, n in kept.items()} | {"features": (LEAST_OF_PART, bounds.rows * bounds.visual)}
         at = {name: parts[name] * n for name, n in traced.items()} | kept

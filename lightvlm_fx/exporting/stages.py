@@ -115,6 +115,7 @@ class Prefill(StageModule):
         for i, (budget, stay) in enumerate(zip(budgets, self.tables.stay, strict=True)):
             given[f"visual_budget_{i}"] = budget
             given.setdefault(f"stay_{i}", segment.new_empty(stay))
+        given.setdefault("stay_text", segment.new_empty(self.tables.text))
         kv = None
         if self.wanted is not None:
             visual = picture_tokens.sum(1)

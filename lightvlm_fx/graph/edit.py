@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import SymInt, Tensor, fx
 
-from lightvlm_fx.compat import expression, fake_mode, pytree
+from lightvlm_fx.compat import expression, fake_mode, on_fakes, pytree
 from lightvlm_fx.errors import PreconditionError
 from lightvlm_fx.graph.pretty import excerpt
 from lightvlm_fx.graph.program import Program, value
@@ -32,6 +32,13 @@ def first_of_layer(program: Program, layer: int) -> fx.Node:
         if path == prefix or path.startswith(prefix + "."):
             return node
     raise PreconditionError(f"no node was traced from {prefix}; the graph has {program.facts.layers} layers")
+
+
+def layer_nodes(program: Program, layer: int) -> list[fx.Node]:
+    """The nodes that compute something in decoder layer `layer`, in graph order."""
+    prefix = f"layers.{layer}"
+    paths = ((n, module_path(n)) for n in program.graph.nodes if n.op == "call_function")
+    return [n for n, path in paths if path == prefix or path.startswith(prefix + ".")]
 
 
 def every_layer_marked(pass_: object, program: Program) -> int:
@@ -89,24 +96,22 @@ class Editor:
     def __init__(self, program: Program, before: fx.Node) -> None:
         self.program, self.before = program, before
 
-    def call(self, name: str, target: Callable[..., Any], *args: Any) -> fx.Node:
+    def call(self, name: str, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         with self.program.graph.inserting_before(self.before):
-            node = self.program.graph.create_node("call_function", target, args, {}, name=name)
-        fakes = pytree.tree_map_only(fx.Node, value, args)
-        node.meta["val"] = self._infer(node, target, fakes)
+            node = self.program.graph.create_node("call_function", target, args, kwargs, name=name)
+        fakes, named = pytree.tree_map_only(fx.Node, value, (args, kwargs))
+        node.meta["val"] = self._infer(node, target, fakes, named)
         return node
 
     def parts(self, of: fx.Node, *names: str) -> list[fx.Node]:
         """The first results of an op that returns several, each with a name."""
         return [self.call(name, operator.getitem, of, i) for i, name in enumerate(names)]
 
-    def _infer(self, node: fx.Node, target: Callable[..., Any], fakes: Any) -> Any:
-        mode = next(filter(None, map(fake_mode, pytree.tree_leaves(fakes))), None)
+    def _infer(self, node: fx.Node, target: Callable[..., Any], fakes: Any, named: Any) -> Any:
+        mode = next(filter(None, map(fake_mode, [*pytree.tree_leaves((fakes, named)), value(self.program.sequence())])))
         try:
-            if mode is None:
-                return target(*fakes)
             with mode:
-                return target(*fakes)
+                return on_fakes(target, fakes, named)
         except Exception as error:
             error.add_note(f"while inserting\n{excerpt(self.program, node)}")
             raise
@@ -119,3 +124,15 @@ def replace_behind(program: Program, cut: fx.Node, old: fx.Node, new: fx.Node, k
     for user in list(old.users):
         if order[user] >= order[cut] and user.op != "output" and user not in spared:
             user.replace_input_with(old, new)
+
+
+def resized(edit: Editor, old: fx.Node, stay: fx.Node, length: Any, made: dict[fx.Node, fx.Node]) -> fx.Node:
+    """The number `old` computed from the new length `stay`; itself where it does not depend on the old one."""
+    val = value(old)
+    if old in made or not depends_on(val, length):
+        return made.get(old, old)
+    if expression(val) == expression(length):
+        return stay
+    args = [resized(edit, a, stay, length, made) if isinstance(a, fx.Node) else a for a in old.args]
+    made[old] = edit.call(f"{old.name}_{stay.name.rsplit('_', 1)[1]}", old.target, *args)
+    return made[old]

@@ -96,6 +96,16 @@ class Program:
     def with_facts(self, **changes: Any) -> None:
         self.facts = replace(self.facts, **changes)
 
+    def segment_at(self, layer: int) -> fx.Node:
+        """What each token is [B, S] that decoder layer `layer` sees: of the latest cut's survivors, or of the prompt."""
+        before = [cut for cut in self.facts.cuts if cut.layer <= layer]
+        if before:
+            return self.node(before[-1].segment)
+        if "visual_segment" in self.inputs:
+            return self.node("visual_segment")
+        embeds = value(self.sequence())
+        return self.add_input("visual_segment", embeds.new_empty(embeds.shape[:2], dtype=torch.int64))
+
     def add_input(self, name: str, value: Any) -> fx.Node:
         """A new placeholder after the others; `value` is its fake tensor."""
         last = self.placeholders()[-1]

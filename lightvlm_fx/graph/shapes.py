@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx
 
-from lightvlm_fx.compat import equal_sizes, expression, fake_mode, pytree
+from lightvlm_fx.compat import equal_sizes, expression, fake_mode, on_fakes, pytree
 from lightvlm_fx.errors import PostconditionError
 from lightvlm_fx.graph.pretty import exact, excerpt, typed
 from lightvlm_fx.graph.program import Program, value
@@ -54,7 +54,7 @@ def _run(program: Program, node: fx.Node) -> Any:
     like = value(program.sequence())
     known = equal_sizes(like)
     try:
-        val = node.target(*args, **kwargs)
+        val = on_fakes(node.target, args, kwargs)
         if taken := equal_sizes(like) - known:  # torch notes such things where an operator meets a length that is gone, and goes on
             raise PostconditionError(f"it takes sizes for equal, or for numbers: {', '.join(sorted(taken))}")
         return val

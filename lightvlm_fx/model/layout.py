@@ -97,7 +97,8 @@ class Layout:
             even &= len(set(lengths)) == 1
             stay.append(max(lengths))
             budgets.append(budget.to(self.segment.device))
-        return Plan(length, tuple(budgets), tuple(stay), masked=not even)
+        text = max(n - sum(images) for n, images in zip(real, self.images, strict=True))
+        return Plan(length, tuple(budgets), tuple(stay), text, masked=not even)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Plan:
     length: int  # tokens that arrive in a row, padding too
     budgets: tuple[Tensor, ...]  # one [B, I] int64 a cut: tokens that stay of each image
     stay: tuple[int, ...]  # tokens that stay in a row after each cut, the longest row's
+    text: int  # tokens of text in a row, the longest row's
     masked: bool  # some row holds padding, or fills up with dropped tokens
 
     def tokens(self, schedule: Schedule, depth: int) -> tuple[int, ...]:

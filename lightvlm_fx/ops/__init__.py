@@ -19,4 +19,5 @@ from lightvlm_fx.ops import (  # noqa: F401
     select_tokens,
     take_entries,
     take_tokens,
+    text_rows,
 )

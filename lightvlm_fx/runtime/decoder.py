@@ -82,7 +82,7 @@ class Decoder:
         self.source, self.schedule, self.report, self.placeholders = source, schedule, report, placeholders
         self.backend, self.strict, self.static, self.dump, self.options = backend, strict, static, dump, options
         self.depth = len(source.layers)
-        schedule.layers(self.depth)  # fail now, not at the first picture
+        schedule.layers(self.depth), schedule.frozen(self.depth)  # fail now, not at the first picture
         self.effective = pipelines.effective(schedule)
         self.captured = Captured()
         self.entries: dict[Any, Entry] = {}
@@ -215,7 +215,7 @@ class Decoder:
         make_dense(self.source, kwargs, self.placeholders.deepstack)
         program, seconds, key = self._capture(kwargs, "prefill", masked)
         if program.facts.static_length and not layout.has_images:
-            schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": ()}))
+            schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": (), "freeze": ()}))
         if kv and kv.note and kv.note not in self.report.warnings:
             self.report.warnings.append(kv.note)
         given = self._given(kwargs, schedule, layout, plan, kv)
@@ -252,6 +252,7 @@ class Decoder:
         like = layout.segment
         for i, (budget, stay) in enumerate(zip(plan.budgets, plan.stay, strict=True)):
             given |= {f"visual_budget_{i}": budget, f"stay_{i}": like.new_empty(stay)}
+        given["stay_text"] = like.new_empty(plan.text)
         if kv:
             given |= {"kv_count": kv.count, "kv_most": kv.most}
             given |= {f"kv_stay_{n}": like.new_empty(kv.lengths[i]) for i, n in enumerate(shared_sizes(schedule, self.depth))}

@@ -52,6 +52,9 @@ def arguments():
             (hidden.bfloat16(), size, index, went),
         ],
         "nearest_survivor": [(hidden, SEGMENT, index, left), (hidden.bfloat16(), SEGMENT, index, left)],
+        "put_tokens": [(hidden, hidden[:, :K], index, SEGMENT), (hidden.bfloat16(), hidden[:, :K].bfloat16(), index, SEGMENT)],
+        "text_index": [(SEGMENT, K)],
+        "text_mask": [(SEGMENT, index)],
         "select_tokens": [(score, SEGMENT, BUDGET, K)],
         "take_entries": [(k, entries), (k.half(), entries[:, :1]), (per_head, entries)],
         "take_tokens": [
