@@ -38,6 +38,22 @@ class Prompt:
         picture = (_before(visual).unsqueeze(-1) >= ends).long().sum(-1)  # how many end before each token
         return torch.where(attention_mask == 0, PADDING, torch.where(visual, picture, TEXT))
 
+    def places(self, segment: Tensor, picture_tokens: Tensor, picture_grids: Tensor | None) -> Tensor:
+        """Frame, row and column of each visual token, and how many its picture has: [B, S, 6] int64, as `Layout.places` has them.
+
+        A picture of unknown grid is a square: picture_grids [B, I, 2], or None.
+        """
+        own = segment.clamp(0, picture_tokens.shape[1] - 1)
+        place = _before(segment >= 0) - (picture_tokens.cumsum(1) - picture_tokens).gather(1, own)
+        if picture_grids is None:
+            rows = columns = (picture_tokens.float().sqrt() + 0.5).long().gather(1, own).clamp_min(1)
+        else:
+            rows, columns = (picture_grids[..., i].gather(1, own).clamp_min(1) for i in range(2))
+        row = torch.div(place, columns, rounding_mode="trunc")
+        one = torch.ones_like(row)
+        there = torch.stack([torch.zeros_like(row), row, place - row * columns, one, rows, columns], -1)
+        return torch.where((segment >= 0).unsqueeze(-1), there, 0)
+
 
 class Positions(nn.Module):
     """RoPE positions: of each prompt token, and of new ones.

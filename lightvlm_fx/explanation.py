@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightvlm_fx.methods.base import TokenCount
 from lightvlm_fx.model.layout import Layout, Placeholders
 from lightvlm_fx.model.locate import check_supported, decoder_path
 from lightvlm_fx.runtime.kv_plan import KvPlan
@@ -58,7 +59,8 @@ class Explanation:
             if i:
                 cut = self.schedule.cuts[i - 1]
                 what = f"{cut.combine.name} by {cut.score.name}" + ("" if getattr(cut.score, "rope", True) else " without RoPE")
-                what += f", keep {cut.keep:.3g}" + ", renumbered" * (cut.positions == "compact")
+                what += f", keep {cut.keep if isinstance(cut.keep, TokenCount) else format(cut.keep, '.3g')}"
+                what += {"keep": "", "compact": ", renumbered", "input": ", positions as of a short prompt"}[cut.positions]
                 what += ", proportional attention" * cut.proportional
             if end > first:
                 lines.append(f"{span:<10}{self.tokens_per_layer[first]:>8.0f}{self.visual_per_layer[first]:>8.0f}   {what}")
@@ -105,7 +107,7 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
     decoder = model.get_submodule(decoder_path(model))
     depth, placeholders = len(decoder.layers), Placeholders.of(model)
     if inputs is not None:
-        layout = Layout.of(inputs["input_ids"], inputs.get("attention_mask"), placeholders)
+        layout = Layout.of(inputs["input_ids"], inputs.get("attention_mask"), placeholders, placeholders.grids(dict(inputs)))
         note = f"{len(layout.images)} rows, images of {layout.images} tokens"
     else:
         n = placeholders.per_image or DEFAULT_VISUAL

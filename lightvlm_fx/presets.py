@@ -22,6 +22,9 @@ from lightvlm_fx.methods.budgets.uniform import Uniform as UniformBudget
 from lightvlm_fx.methods.combines.merge import Merge
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.combines.recover import Centres
+from lightvlm_fx.methods.counts.grid_and_share import GridAndShare
+from lightvlm_fx.methods.counts.grid_and_share import Share as Ratio
+from lightvlm_fx.methods.counts.share_of_arriving import ShareOfArriving
 from lightvlm_fx.methods.entry_merges.counted import Counted
 from lightvlm_fx.methods.entry_merges.none import NoMerge
 from lightvlm_fx.methods.entry_merges.pivot import Pivot
@@ -37,11 +40,13 @@ from lightvlm_fx.methods.moments import Prefill, Step, Turn
 from lightvlm_fx.methods.options import Power
 from lightvlm_fx.methods.registry import AnyCombine, AnyEntryMerge, AnyEntryScore, AnyMoment, AnyTokenScore
 from lightvlm_fx.methods.token_scores.density import Density
+from lightvlm_fx.methods.token_scores.far_apart import FarApart
+from lightvlm_fx.methods.token_scores.grid_last_query import GridLastQuery
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.methods.token_scores.random import Random, Seed
 from lightvlm_fx.methods.token_scores.salience import Salience
 from lightvlm_fx.methods.token_scores.uniform import Uniform
-from lightvlm_fx.schedule import Cut, Keep, Layer, Positions, Schedule
+from lightvlm_fx.schedule import Cut, Keep, Layer, Policy, Schedule
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
 STAGES = (0.25, 0.625, 0.875)
@@ -68,7 +73,7 @@ def lightvlm(
     layers: Sequence[Layer] = STAGES,
     score: AnyTokenScore = Density(power=0.5),
     combine: AnyCombine = Merge(),
-    positions: Positions = "keep",
+    positions: Policy = "keep",
     rope: bool | None = None,
     power: Power | None = None,
     centres: Centres | None = None,
@@ -136,7 +141,7 @@ def fastv(keep: Keep = 0.5, layer: Layer = 2, rope: bool = True) -> Schedule:
 def pyramiddrop(
     keep: Sequence[Keep] = (0.5, 0.25, 0.125),
     layers: Sequence[Layer] = EQUAL_STAGES,
-    positions: Positions = "compact",
+    positions: Policy = "compact",
 ) -> Schedule:
     """PyramidDrop (arXiv 2410.17247): geometric drops at equal stages, survivors renumbered.
 
@@ -161,6 +166,27 @@ def shortv(layers: Sequence[Layer] = UNCHANGED) -> Schedule:
     if not layers:
         raise ScheduleError("shortv: layers must name at least one layer, got none")
     return Schedule(name="shortv", freeze=tuple(sorted(layers)))
+
+
+def divprune(keep: Keep = 0.1, layer: Layer = 0, positions: Policy = "input") -> Schedule:
+    """DivPrune (arXiv 2503.02175): before the decoder, the tokens that are least alike, picked one by one.
+
+    The source picks over what the projector gives, and answers as if the prompt had been that short.
+    """
+    return Schedule(name="divprune", cuts=(Cut(layer=layer, keep=keep, score=FarApart(), positions=positions),))
+
+
+def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Ratio = 0.3, stride: Positive = 3) -> Schedule:
+    """FEATHER (arXiv 2412.13180): what the last prompt token attends to, scored without RoPE, and a grid of the picture; twice.
+
+    Before the first layer of `layers`, every `stride`-th row and column stay, and int(keep * tokens) of the others; before the second,
+    int(keep^2 * those that arrive) by the score alone. The paper's layers are 8 and 16 of 32.
+    """
+    if len(layers) != 2:
+        raise ScheduleError(f"feather: layers must name two layers, got {tuple(layers)}")
+    first = Cut(layer=layers[0], keep=GridAndShare(stride=stride, share=keep), score=GridLastQuery(stride=stride))
+    second = Cut(layer=layers[1], keep=ShareOfArriving(share=keep**2), score=LastQuery(rope=False, image_softmax=True))
+    return Schedule(name="feather", cuts=(first, second))
 
 
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
@@ -220,7 +246,7 @@ def aircache(capacity: Capacity = 0.1, alpha: Alpha = 0.9, merge: AnyEntryMerge 
 
 def sparsevila(
     capacity: Capacity = 0.25, keep: Keep = 0.8, score: AnyTokenScore = Salience(), combine: AnyCombine = Merge(),
-    positions: Positions = "keep", merge: AnyEntryMerge = Counted(),
+    positions: Policy = "keep", merge: AnyEntryMerge = Counted(),
 ) -> Schedule:  # fmt: skip
     """SparseVILA (arXiv 2510.17777): reduce at the vision output, asking no question; read at each turn what its question asks for.
 
@@ -254,7 +280,8 @@ def none() -> Schedule:
 PRESETS: dict[str, Callable[..., Schedule]] = {
     f.__name__.replace("_", "-"): f
     for f in (
-        lightvlm, fastv, pyramiddrop, shortv, streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
+        lightvlm, fastv, pyramiddrop, feather, shortv, divprune,
+        streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )
 }

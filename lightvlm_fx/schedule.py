@@ -20,19 +20,24 @@ from pydantic import BeforeValidator, model_validator
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
 from lightvlm_fx.frozen import MOST, Frozen, as_tuple, one_of, toml, usual
 from lightvlm_fx.kv import Kv
+from lightvlm_fx.methods.base import Picture, TokenCount
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.flat import canonical, nested
-from lightvlm_fx.methods.registry import COMBINES, TOKEN_SCORES, AnyCombine, AnyTokenScore
+from lightvlm_fx.methods.registry import COMBINES, COUNTS, SERIALIZED, TOKEN_SCORES, AnyCombine, AnyTokenScore
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 
 _Positions = Literal["keep", "compact"]
-POSITIONS: tuple[str, ...] = get_args(_Positions)
+_Policies = Literal["keep", "compact", "input"]
+POSITIONS: tuple[str, ...] = get_args(_Positions)  # what a graph can do
+POLICIES: tuple[str, ...] = get_args(_Policies)  # what a schedule can ask for
 FLAT = {"rope": True, "image_softmax": False, "power": 0.25, "centres": 0.1, "group": 5, "seed": 0}  # of a cut, in version 0.1
 SCHEMA_VERSION: Literal[1] = 1
 MOST_BYTES = 2**20  # of a schedule file
 
 
 def _keep(value: Any) -> Any:
+    if isinstance(value, TokenCount | dict):
+        return COUNTS.make(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScheduleError(f"keep must be a ratio in (0, 1] or a count of tokens, got {shown(value)}")
     if isinstance(value, float) and not 0 < value <= 1:
@@ -74,22 +79,25 @@ def _name(value: Any) -> Any:
 
 
 Keep = Annotated[int | float, BeforeValidator(_keep)]
+KeepOrCount = Annotated[int | float | Annotated[TokenCount, SERIALIZED], BeforeValidator(_keep)]
 Layer = Annotated[int | float, BeforeValidator(_layer)]
 Positions = Annotated[_Positions, one_of("position policy", POSITIONS)]
+Policy = Annotated[_Policies, one_of("position policy", POLICIES)]
 
 
 class Cut(Frozen):
     """One token reduction, before decoder layer `layer` (0-based).
 
-    `keep` is what is left of every image after this cut: a ratio of the image's original tokens, or a
-    count. `layer` is an index, or a share of the model's depth.
+    `keep` is what is left of every image after this cut: a ratio of the image's original tokens, a count, or a method that
+    counts. `layer` is an index, or a share of the model's depth. `positions`: survivors "keep" theirs, or are renumbered
+    ("compact"); "input" is as if the prompt had been that short: renumbered, or for M-RoPE the places that they had in the picture.
     """
 
     layer: Layer
-    keep: Keep
+    keep: KeepOrCount
     score: AnyTokenScore = LastQuery()
     combine: AnyCombine = Prune()
-    positions: Positions = "keep"
+    positions: Policy = "keep"
     proportional: bool = False  # merged keys count as the tokens they stand for, from this layer on
 
     @model_validator(mode="before")
@@ -111,11 +119,15 @@ class Cut(Frozen):
         base = self.model_dump(mode="json", exclude={"score", "combine"})
         return canonical(base, {"score": self.score, "combine": self.combine}, FLAT)
 
-    def tokens(self, n: int) -> int:
-        """Tokens left of an image of `n` tokens (0 for an image of none).
+    def tokens(self, of: int | Picture, arriving: int | None = None) -> int:
+        """Tokens left of an image, of so many tokens (0 of an image of none), of which `arriving` (else all) are left.
 
-        Raises ScheduleError if a count is above `n`.
+        Raises ScheduleError if a count is above its tokens.
         """
+        picture = Picture.of(of)
+        n = picture.tokens
+        if isinstance(self.keep, TokenCount):
+            return self.keep.tokens(picture, n if arriving is None else arriving)
         if isinstance(self.keep, float):
             return min(n, max(1, math.floor(n * self.keep + 0.5))) if n else 0
         if self.keep > n:
@@ -167,7 +179,8 @@ class Schedule(Frozen):
                     f"only the first cut can use score {cut.score.name!r}: the vision tower attends to every token there was"
                 )
         for first, later in zip(self.cuts, self.cuts[1:], strict=False):
-            if type(first.keep) is type(later.keep) and later.keep > first.keep:
+            numbers = isinstance(first.keep, int | float) and isinstance(later.keep, int | float)
+            if numbers and type(first.keep) is type(later.keep) and later.keep > first.keep:
                 raise ScheduleError(
                     f"cut before layer {later.layer}: keep={later.keep} is above the {first.keep} that arrive "
                     f"from the cut before layer {first.layer}"
@@ -194,7 +207,16 @@ class Schedule(Frozen):
     @property
     def watches_tower(self) -> bool:
         """Whether a cut reads what the vision tower attends to."""
-        return any("tower" in cut.score.reads for cut in self.cuts)
+        return self.reads("tower")
+
+    def reads(self, what: str) -> bool:
+        """Whether a cut reads `what`, one of `ARGUMENTS`, to score or to combine."""
+        return any(what in method.reads for cut in self.cuts for method in (cut.score, cut.combine))
+
+    @property
+    def by_grid(self) -> bool:
+        """Whether how much stays of a picture depends on more than how many tokens it has."""
+        return any(isinstance(cut.keep, TokenCount) and cut.keep.by_grid for cut in self.cuts)
 
     def layers(self, depth: int) -> list[int]:
         """Layer index of every cut in a decoder of `depth` layers; raises ScheduleError if impossible."""
@@ -212,11 +234,11 @@ class Schedule(Frozen):
             raise ScheduleError(f"freeze: layer {at[-1]} of a decoder with {depth} layers (0 to {depth - 1}); name only those it has")
         return tuple(sorted(set(at)))
 
-    def budgets(self, n: int) -> list[int]:
-        """Tokens left of an image of `n` tokens after each cut; raises ScheduleError if they rise."""
-        left, out = n, []
+    def budgets(self, of: int | Picture) -> list[int]:
+        """Tokens left of an image, of so many tokens, after each cut; raises ScheduleError if they rise."""
+        left, out = Picture.of(of).tokens, []
         for cut in self.cuts:
-            tokens = cut.tokens(n)
+            tokens = cut.tokens(of, left)
             if tokens > left:
                 raise ScheduleError(
                     f"cut before layer {cut.layer}: keep={cut.keep} is {tokens} tokens, above the {left} that arrive"

@@ -72,13 +72,14 @@ def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
     left = [visual - CUT * (cut + 1) for cut in range(cuts)]
     first = SEEN if program.stage == "decode" else 0
     here = torch.arange(first, first + length)
+    grids = {"visual_segment": segment, "visual_grid": one_line(segment)}
     constants = {"start": 0, "kv_count": LEAD + TAIL, "kv_most": length, "limit": SEEN}
 
     def real(name: str, fake: Tensor) -> Tensor:
         shape = tuple(_number(n, sizes) for n in fake.shape)
         kind, _, number = name.rpartition("_")
-        if name == "visual_segment":
-            return segment
+        if name in grids:
+            return grids[name]
         if kind == "visual_budget":
             budget = torch.zeros(shape, dtype=fake.dtype)
             budget[:, 0] = left[int(number)]
@@ -101,6 +102,14 @@ def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
         return (segment >= 0).to(fake.dtype).expand(shape).clone()
 
     return tuple(real(node.name, value(node)) for node in program.placeholders())
+
+
+def one_line(segment: Tensor) -> Tensor:
+    """Frame, row and column [B, S, 6] of pictures of one row."""
+    visual = segment >= 0
+    column, wide = visual.long().cumsum(1) - 1, visual.sum(1, keepdim=True).expand_as(segment)
+    none, one = torch.zeros_like(segment), torch.ones_like(segment)
+    return torch.where(visual.unsqueeze(-1), torch.stack([none, none, column, one, one, wide], -1), 0)
 
 
 def example_sizes(program: Program) -> dict[Any, int]:

@@ -11,7 +11,8 @@ from lightvlm_fx.passes.shift_positions import ShiftPositions
 from lightvlm_fx.passing.pass_base import Pass
 
 CATALOGUE: dict[str, type[Pass]] = {
-    p.name: p for p in (DropExportChecks, ReduceTokens, BoundPrefill, FreezeTokens, LowerAttention, ShiftPositions, AttachCache, BoundDecode)
+    p.name: p
+    for p in (DropExportChecks, ReduceTokens, BoundPrefill, FreezeTokens, LowerAttention, ShiftPositions, AttachCache, BoundDecode)
 }
 # One example of each, for the contract tests.
 EXAMPLES: tuple[Pass, ...] = (

@@ -18,9 +18,13 @@ from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import Schedule, shared_sizes
 
 
-def effective(schedule: Schedule) -> Schedule:
-    """`schedule` without cuts that remove nothing whatever the picture: they would leave nodes that do nothing."""
-    return schedule.model_copy(update={"cuts": tuple(cut for cut in schedule.cuts if cut.keep != 1.0 or isinstance(cut.keep, int))})
+def effective(schedule: Schedule, planes: int) -> Schedule:
+    """`schedule` for a model of so many `planes` of M-RoPE positions (0: plain ones): what positions="input" means for it, and no cuts that
+    remove nothing whatever the picture, which would leave nodes that do nothing.
+    """
+    as_input = {"positions": "keep" if planes else "compact"}
+    cuts = [cut.model_copy(update=as_input) if cut.positions == "input" else cut for cut in schedule.cuts]
+    return schedule.model_copy(update={"cuts": tuple(cut for cut in cuts if cut.keep != 1.0 or isinstance(cut.keep, int))})
 
 
 def prefill(schedule: Schedule, depth: int) -> Pipeline:

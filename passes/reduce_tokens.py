@@ -78,8 +78,11 @@ class ReduceTokens(Pass):
         image = edit.call(f"image_{number}", torch.ops.aten.clamp_min.default, segment, 0)
         budget = edit.call(f"budget_{number}", torch.ops.aten.gather.default, budget_input, 1, image)
         given = {"hidden": hidden, "segment": segment, "size": size, "budget": budget, "layer": self.layer}
-        score = self._score(program, edit, given)
+        given |= self._brought(program, edit)
+        asked = "stay" in self.score.reads
+        score = None if asked else self._score(program, edit, given)
         stay = edit.call(f"staying_{number}", torch.ops.aten.sym_size.int, program.add_ruler(f"stay_{number}"), 0)
+        score = self._score(program, edit, given | {"stay": stay}) if asked else score
         selected = edit.call(f"selected_{number}", OPS.select_tokens.default, score, segment, budget, stay)
         index, left, rank = edit.parts(selected, f"index_{number}", f"left_{number}", f"rank_{number}")
         given |= {"score": score, "rank": rank, "index": index, "left": left}
@@ -125,10 +128,27 @@ class ReduceTokens(Pass):
             size = edit.call("size_f32", torch.ops.aten.to.dtype, size, torch.float32)
         return segment, size
 
+    def _brought(self, program: Program, edit: Editor) -> dict[str, fx.Node]:
+        """What the methods read that the prompt brings, at the tokens that arrive."""
+        reads, found = {*self.score.reads, *self.combine.reads}, {}
+        embeds = value(program.sequence())
+        kinds = {"tower": ("visual_salience", (), torch.float32), "grid": ("visual_grid", (6,), torch.int64)}
+        for what, (name, more, dtype) in kinds.items():
+            if what in reads and name in program.inputs:
+                found[what] = program.node(name)
+            elif what in reads:
+                found[what] = program.add_input(name, embeds.new_empty(*embeds.shape[:2], *more, dtype=dtype))
+        if "embeds" in reads:
+            found["embeds"] = program.sequence()
+        for cut in program.facts.cuts:
+            for what, x in found.items():
+                found[what] = edit.call(f"{what}_{cut.layer}", OPS.take_tokens.default, x, program.node(cut.index), 0, 1)
+        return found
+
     def _score(self, program: Program, edit: Editor, given: dict[str, Any]) -> fx.Node:
-        reads, segment = self.score.reads, given["segment"]
+        reads = self.score.reads
         if reads == ("tower",):  # the score itself is what the tower gave
-            return program.add_input("visual_salience", value(segment).new_empty(value(segment).shape, dtype=torch.float32))
+            return given["tower"]
         if "q" in reads:
             q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
             if not getattr(self.score, "rope", True):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.files import Files
-from lightvlm_fx.errors import ArtifactError
+from lightvlm_fx.errors import ArtifactError, InputError
 
 Array = NDArray[Any]
 LEAST_OF_PART = 2  # torch.export takes a symbolic size for more than one
@@ -60,8 +60,15 @@ class Lengths:
     def of(self, real: Array, images: list[list[int]]) -> tuple[int, dict[str, int]]:
         """The length of the padded rows, and the sizes of what only carries a size, by name.
 
-        real [B]: tokens of each row; images: visual tokens of each of its pictures.
+        real [B]: tokens of each row; images: visual tokens of each of its pictures. Raises InputError for a picture that the tables
+        say nothing of.
         """
+        for n in sorted({n for row in images for n in row}):
+            if n and not self.kept[:, n].all():
+                raise InputError(
+                    f"a picture has {n} visual tokens, which are no square, and this schedule keeps rows and columns of it; "
+                    "bring the picture to a square, or export a schedule that keeps a share of the tokens"
+                )
         text = real - np.array([sum(row) for row in images])
         after = [real, *(text + np.array([kept[row].sum() for row in images], np.int64) for kept in self.kept)]
         lengths = [self._rounded(int(tokens.max()), parts) for tokens, parts in zip(after, self.parts, strict=True)]

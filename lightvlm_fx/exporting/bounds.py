@@ -64,7 +64,7 @@ class Tables:
         """Raises ScheduleError where not even the largest picture and the longest row fit the schedule."""
         firsts = schedule.layers(depth) if schedule.cuts else []
         cut_of = tuple(sum(first <= layer for first in firsts) for layer in range(depth))
-        sizes = list(range(bounds.unit, bounds.visual + 1, bounds.unit))
+        sizes = [n for n in range(bounds.unit, bounds.visual + 1, bounds.unit) if not schedule.by_grid or math.isqrt(n) ** 2 == n]
         by_size, least_picture = _largest_run(sizes, schedule.budgets)
         kept = np.zeros((len(schedule.cuts), bounds.visual + 1), np.int64)
         for n, left in by_size.items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightvlm_fx.artifact.lengths import Lengths
 from lightvlm_fx.artifact.pictures import grids as pictures_of_planes
 from lightvlm_fx.compat import tracing
-from lightvlm_fx.errors import CaptureError, InputError
+from lightvlm_fx.errors import CaptureError, InputError, NotSupported
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt
 from lightvlm_fx.exporters.towers import GRID, VisionStage, vision_stage
 from lightvlm_fx.exporting.bounds import Bounds, Tables
@@ -86,7 +86,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
         divided = parts(length, len(schedule.cuts) + 1)
         length = -(-length // divided) * divided
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
-    schedule = pipelines.effective(single_turn(schedule))
+    schedule = pipelines.effective(single_turn(schedule), Placeholders.of(model).planes)
     depth, segment = bucket.prefill.facts.layers, bucket.given["visual_segment"]
     seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, schedule.watches_tower)
     bounds = _bounds(bucket, seen, images)
@@ -94,6 +94,11 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     lengths = tables.lengths(schedule, length) if any_length and not bucket.prefill.facts.static_length else None
     picture_tokens = bucket.picture_tokens(bounds.pictures)
     grid = _grid(model, bucket)
+    if schedule.by_grid and (grid or seen.how["kind"] == "fixed" or static):
+        raise NotSupported(
+            "how much this schedule keeps of a picture depends on its rows and columns; artifacts look that up by the number of tokens, "
+            "for square pictures and target 'onnxruntime'; use a schedule with keep as a share, or compile the model"
+        )
     grids = {"picture_grids": _picture_grids(grid, bucket, bounds.pictures)} if grid else {}
     prompt = Prompt(length, Placeholders.of(model).ids)
     positions = _positions(bucket, picture_tokens, grids.get("picture_grids"))

@@ -115,6 +115,8 @@ class Prefill(StageModule):
         for i, (budget, stay) in enumerate(zip(budgets, self.tables.stay, strict=True)):
             given[f"visual_budget_{i}"] = budget
             given.setdefault(f"stay_{i}", segment.new_empty(stay))
+        if "visual_grid" in self.inputs:
+            given["visual_grid"] = self.prompt.places(segment, picture_tokens, picture_grids)
         given.setdefault("stay_text", segment.new_empty(self.tables.text))
         kv = None
         if self.wanted is not None:

@@ -83,7 +83,7 @@ def text(program: Program, only_pass: str | None = None, *, noise: bool = False)
 
 
 def letters(program: Program) -> dict[str, str]:
-    """What each symbolic size is called: rows B, tokens S, those of text T, images I, tokens that stay at a cut K0, entries that stay E0, slots C0."""
+    """What each symbolic size is called: rows B, tokens S (of text T), images I, tokens that stay at a cut K0, entries E0, slots C0."""
     out: dict[str, str] = {}
     for node in program.placeholders():
         kind, _, number = node.name.rpartition("_")

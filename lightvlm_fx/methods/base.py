@@ -5,6 +5,7 @@ A method's file imports torch inside its functions, so that schedules can be mad
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError
 
+from lightvlm_fx.errors import ScheduleError
 from lightvlm_fx.frozen import Frozen, readable
 
 if TYPE_CHECKING:
@@ -34,16 +36,19 @@ ARGUMENTS = {
     "mask": "Tensor? mask",  # [B, 1, S, S], boolean or additive; None: causal
     "scale": "float scale",
     "budget": "Tensor budget",  # [B, S] int64: what stays of the image that a token is of
+    "stay": "SymInt stay",  # tokens that a row keeps, text too
     "index": "Tensor index",  # [B, K] (entries: [B, G, K]): places of what stays
     "left": "Tensor left",  # [B, K] int64: segment of what stays
     "entry": "Tensor entry",  # [B, G, K] int64: the place again, -1 for an empty slot
     "statistic": "Tensor statistic",  # [B, L, n] float32
     "layer": "int layer",  # of the cut
     "shared": "bool shared",  # whether the KV heads share one choice
+    "grid": "Tensor grid",  # [B, S, 6] int64: frame, row, column of a visual token; frames, rows, columns of its picture; else 0
+    "embeds": "Tensor embeds",  # [B, S, D]: what the tokens were before the first layer
     "tower": "Tensor tower",  # [B, S] float32: what the vision tower attends to, at the visual tokens
 }
 ATTENTION = ("q", "k", "scale")
-TYPES = {bool: "bool", int: "int", float: "float", str: "str"}
+TYPES = {bool: "bool", int: "int", float: "float", str: "str", tuple: "float[]"}
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,15 @@ class View:
     mask: Any = None
     scale: Any = None
     budget: Any = None
+    stay: Any = None
     index: Any = None
     left: Any = None
     entry: Any = None
     statistic: Any = None
     layer: Any = None
     shared: Any = None
+    grid: Any = None
+    embeds: Any = None
     tower: Any = None
 
 
@@ -143,6 +151,41 @@ class AttentionScore(TokenScore):
     reads: ClassVar[tuple[str, ...]] = ATTENTION
     wiring = ("rope",)
     rope: bool = True
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture or video of a prompt, as counts are asked about it."""
+
+    tokens: int  # visual ones, before any cut
+    grid: tuple[int, int, int] | None = None  # frames, rows and columns that they stand in; None where they form no rectangle
+    beside: int = 1  # pictures in its row of the batch, itself included
+
+    @staticmethod
+    def of(size: int | Picture) -> Picture:
+        return size if isinstance(size, Picture) else Picture(size)
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Frames, rows and columns; a picture of unknown grid is a square. Raises ScheduleError where it cannot be one."""
+        side = math.isqrt(self.tokens)
+        if self.grid is None and side * side != self.tokens:
+            raise ScheduleError(
+                f"a picture of {self.tokens} visual tokens has no known grid (row breaks, tiles of several sizes, or a video "
+                "lie between), and this schedule keeps rows and columns of it; use a schedule that keeps a share of the tokens"
+            )
+        return self.grid or (1, side, side)
+
+
+class TokenCount(Method):
+    """How many tokens of a picture stay at a cut, where that is neither a share of the picture nor one number."""
+
+    what = "count"
+    by_grid: ClassVar[bool] = True  # it asks for more than how many tokens there are
+
+    @abstractmethod
+    def tokens(self, picture: Picture, arriving: int) -> int:
+        """Of `picture`, of which `arriving` tokens are left: 1 to `arriving`. Raises ScheduleError."""
 
 
 class Combine(Method):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightvlm_fx.methods.base import Method, TokenScore
-from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES, WHEN, Registry
+from lightvlm_fx.methods.registry import BUDGETS, COMBINES, COUNTS, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES, WHEN, Registry
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 HEAD = """# Methods
@@ -16,6 +16,7 @@ options: `score = "density"`, `score = { name = "density", power = 0.5 }`. Prese
 """
 PARTS: tuple[tuple[str, str, Registry[Any]], ...] = (
     ("Token scores", "`Cut(score=)`: what a cut ranks visual tokens by.", TOKEN_SCORES),
+    ("Counts", "`Cut(keep=)`: how many tokens stay of a picture, where that is neither a share nor one number.", COUNTS),
     ("Combines", "`Cut(combine=)`: what becomes of the tokens that a cut drops.", COMBINES),
     ("KV scores", "`Kv(score=, prompt=)`: what cache entries are worth.", ENTRY_SCORES),
     ("Merges of entries", "`Kv(merge=)`: what becomes of entries that do not stay.", ENTRY_MERGES),

@@ -14,7 +14,7 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import BeforeValidator, PlainSerializer
 
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
-from lightvlm_fx.methods.base import Budget, Combine, EntryMerge, EntryScore, Method, TokenScore
+from lightvlm_fx.methods.base import Budget, Combine, EntryMerge, EntryScore, Method, TokenCount, TokenScore
 from lightvlm_fx.methods.moments import MOMENTS, Moment
 
 GROUP = "lightvlm_fx.methods"
@@ -85,6 +85,7 @@ class Registry(Generic[M]):
 
 
 TOKEN_SCORES = Registry(TokenScore, "token_scores")  # type: ignore[type-abstract]
+COUNTS = Registry(TokenCount, "counts")  # type: ignore[type-abstract]
 COMBINES = Registry(Combine, "combines")
 ENTRY_SCORES = Registry(EntryScore, "entry_scores")  # type: ignore[type-abstract]
 ENTRY_MERGES = Registry(EntryMerge, "entry_merges")
@@ -105,6 +106,7 @@ class _Moments(Registry[Moment]):
 WHEN = _Moments()
 SERIALIZED = PlainSerializer(lambda method: method.data)
 AnyTokenScore = Annotated[TokenScore, BeforeValidator(TOKEN_SCORES.make), SERIALIZED]
+AnyCount = Annotated[TokenCount, BeforeValidator(COUNTS.make), SERIALIZED]
 AnyCombine = Annotated[Combine, BeforeValidator(COMBINES.make), SERIALIZED]
 AnyEntryScore = Annotated[EntryScore, BeforeValidator(ENTRY_SCORES.make), SERIALIZED]
 AnyEntryMerge = Annotated[EntryMerge, BeforeValidator(ENTRY_MERGES.make), SERIALIZED]

@@ -5,7 +5,9 @@ Runs on the host, once a prompt: the counts decide the shape bucket, and nothing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,14 @@ import torch
 from torch import Tensor
 
 from lightvlm_fx.errors import InputError
+from lightvlm_fx.methods.base import Picture
 from lightvlm_fx.model.families.row_breaks import BREAKS_ROWS
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.spans import images_of
+
+GRIDS = ("image_grid_thw", "video_grid_thw")  # arguments that tell how many patches (time, height, width) each picture has
+Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Placeholders:
     planes: int = 0  # of M-RoPE positions, where the decoder has them
     deepstack: int = 0  # layers whose inputs visual features are added to
     videos: tuple[int, ...] = ()  # those of the ids that stand for videos alone
+    merge: int = 1  # side of the squares of patches that become one visual token, where grids are told in patches
 
     @staticmethod
     def of(model: Any) -> Placeholders:
@@ -43,7 +50,14 @@ class Placeholders:
         return Placeholders(visual_ids(model), fixed if isinstance(fixed, int) else None,
                             BREAKS_ROWS.get(getattr(vision, "model_type", None)),
                             3 if "mrope_section" in rope else 0, len(getattr(vision, "deepstack_visual_indexes", None) or ()),
-                            tuple(i for i in videos if isinstance(i, int)))  # fmt: skip
+                            tuple(i for i in videos if isinstance(i, int)), getattr(vision, "spatial_merge_size", None) or 1)  # fmt: skip
+
+    def grids(self, given: dict[str, Any]) -> tuple[Grid, ...]:
+        """Frames, rows and columns in visual tokens of all pictures of a call, in order; none where it does not tell them."""
+        told = [x for x in map(given.get, GRIDS) if isinstance(x, Tensor)]
+        if len(told) != 1:
+            return ()
+        return tuple((t, h // self.merge, w // self.merge) for t, h, w in told[0].tolist())
 
 
 @dataclass(frozen=True)
@@ -52,14 +66,49 @@ class Layout:
 
     segment: Tensor  # [B, S] int64: PADDING, TEXT, or the image's number within its row
     images: tuple[tuple[int, ...], ...]  # tokens of every image, row by row
+    grids: tuple[Grid, ...] = ()  # of all images, where they are told
 
     @property
     def has_images(self) -> bool:
         return any(self.images)
 
+    @cached_property
+    def pictures(self) -> tuple[tuple[Picture, ...], ...]:
+        """What counts are asked about, row by row."""
+        grids = iter(self.grids)
+        told = [[(n, next(grids, (0, 0, 0)), len(row)) for n in row] for row in self.images]
+        return tuple(tuple(Picture(n, grid if math.prod(grid) == n else None, beside) for n, grid, beside in row) for row in told)
+
+    def with_grids(self, position_ids: Tensor) -> Layout:
+        """With the grids that M-RoPE positions [planes, B, S] tell, row and column of every token being one; itself for plain ones."""
+        if position_ids.ndim != 3 or not self.has_images:
+            return self
+        rows, columns = position_ids[-2:].cpu()
+        segment, grids = self.segment.cpu(), []
+        for row, images in enumerate(self.images):
+            for number, n in enumerate(images):
+                own = segment[row] == number
+                high, wide = (int(x[row, own].max() - x[row, own].min()) + 1 for x in (rows, columns))
+                grids.append((n // (high * wide), high, wide))
+        return replace(self, grids=tuple(grids))
+
+    def places(self) -> Tensor:
+        """Frame, row and column of each visual token, and how many its picture has: [B, S, 6] int64, 0 for text.
+
+        Raises ScheduleError where a picture's tokens form no known grid.
+        """
+        out = torch.zeros(*self.segment.shape, 6, dtype=torch.int64)
+        segment = self.segment.cpu()
+        for row, pictures in enumerate(self.pictures):
+            for number, picture in enumerate(pictures):
+                sides = torch.tensor(picture.sides)
+                own = torch.cartesian_prod(*map(torch.arange, picture.sides)).view(-1, 3)
+                out[row, segment[row] == number] = torch.cat([own, sides.expand_as(own)], 1)
+        return out.to(self.segment.device)
+
     @staticmethod
-    def of(input_ids: Tensor, mask: Tensor | None, placeholders: Placeholders) -> Layout:
-        """Read the layout off input_ids [B, S] and a 2-D attention mask [B, S] (None: nothing is padding).
+    def of(input_ids: Tensor, mask: Tensor | None, placeholders: Placeholders, grids: tuple[Grid, ...] = ()) -> Layout:
+        """Read the layout off input_ids [B, S] and a 2-D attention mask [B, S] (None: nothing is padding), and the pictures' `grids`.
 
         Raises InputError for padding on the right: the score reads the last token of every row.
         """
@@ -78,14 +127,14 @@ class Layout:
             for number, places in enumerate(spans):
                 segment[row, places] = number
             images.append(tuple(len(places) for places in spans))
-        return Layout(torch.from_numpy(segment).to(input_ids.device), tuple(images))
+        return Layout(torch.from_numpy(segment).to(input_ids.device), tuple(images), grids)
 
     def plan(self, schedule: Schedule) -> Plan:
         """Budgets and lengths under `schedule`; raises ScheduleError where a count is above what arrives."""
         rows, length = self.segment.shape
         real = (self.segment != PADDING).sum(1).tolist()
         width = max(4, 1 << (max(map(len, self.images), default=1) - 1).bit_length())
-        left = [[schedule.budgets(n) for n in row] for row in self.images]
+        left = [[schedule.budgets(picture) for picture in row] for row in self.pictures]
         budgets, stay, even = [], [], all(n == length for n in real)
         for cut in range(len(schedule.cuts)):
             budget = torch.zeros(rows, width, dtype=torch.int64)

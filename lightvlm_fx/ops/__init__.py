@@ -16,8 +16,10 @@ from lightvlm_fx.ops import (  # noqa: F401
     mask_out,
     merge_tokens,
     nearest_survivor,
+    put_tokens,
     select_tokens,
     take_entries,
     take_tokens,
-    text_rows,
+    text_index,
+    text_mask,
 )

@@ -83,7 +83,7 @@ class Decoder:
         self.backend, self.strict, self.static, self.dump, self.options = backend, strict, static, dump, options
         self.depth = len(source.layers)
         schedule.layers(self.depth), schedule.frozen(self.depth)  # fail now, not at the first picture
-        self.effective = pipelines.effective(schedule)
+        self.effective = pipelines.effective(schedule, placeholders.planes)
         self.captured = Captured()
         self.entries: dict[Any, Entry] = {}
         self.frozen = False
@@ -209,7 +209,7 @@ class Decoder:
         kwargs["position_ids"] = positions(kwargs.get("position_ids"), self.placeholders.planes, rows, length, embeds.device)
         mask = kwargs.get("attention_mask")
         flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
-        layout = self._layout(embeds, flat_mask)
+        layout = self._layout(embeds, flat_mask).with_grids(kwargs["position_ids"])
         schedule, plan, kv = self._plan(layout, self.effective)
         masked = set_mask(self.source.config, kwargs, plan, flat_mask)
         make_dense(self.source, kwargs, self.placeholders.deepstack)
@@ -229,6 +229,8 @@ class Decoder:
         entry = self._entry(key, schedule, build, f"{rows} rows, {length} tokens, images of {layout.images} tokens")
         if "visual_salience" in entry.program.inputs:
             given["visual_salience"] = self._salience(layout)
+        if "visual_grid" in entry.program.inputs:
+            given["visual_grid"] = layout.places()
         if self.observe:
             self.observe("prefill", given)
         outputs = entry.run(given)
@@ -409,5 +411,5 @@ def _visual(schedule: Schedule, depth: int, layout: Layout) -> tuple[float, ...]
     """Mean visual tokens a row in each layer."""
     firsts = schedule.layers(depth) if schedule.cuts else []
     per_cut = [sum(map(sum, layout.images))]
-    per_cut += [sum(schedule.budgets(n)[i] for row in layout.images for n in row) for i in range(len(firsts))]
+    per_cut += [sum(schedule.budgets(picture)[i] for row in layout.pictures for picture in row) for i in range(len(firsts))]
     return tuple(per_cut[sum(layer >= first for first in firsts)] / len(layout.images) for layer in range(depth))

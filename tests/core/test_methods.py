@@ -142,12 +142,12 @@ class Listed(Longest):
     """An option that no operator takes."""
 
     name = "listed"
-    layers: tuple[int, ...] = (1, 2)
+    layers: frozenset[int] = frozenset({1})
 
 
 @pytest.mark.parametrize(("kind", "message"), [
     (Misreads, "score 'misreads' reads hiden; what can be read: hidden, previous, q"),
-    (Listed, r"score 'listed': option 'layers' has the default \(1, 2\); operators take options with a default that is a switch"),
+    (Listed, r"score 'listed': option 'layers' has the default frozenset\(\{1\}\); operators take options with a default that is a switch"),
 ])  # fmt: skip
 def test_refuses_a_plug_in_that_no_operator_can_be(kind, message):
     with pytest.raises(ScheduleError, match=message):

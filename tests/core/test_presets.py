@@ -62,7 +62,7 @@ def test_none_cuts_nothing():
 
 def test_refuses_an_unknown_preset_with_a_guess():
     with pytest.raises(
-        UnknownName, match=r"no preset named 'lightvml'; did you mean 'lightvlm'\?\n  known: aircache, fastv, h2o, light"
+        UnknownName, match=r"no preset named 'lightvml'; did you mean 'lightvlm'\?\n  known: aircache, .*fastv, .*light"
     ):
         Schedule.preset("lightvml")
 

@@ -29,11 +29,13 @@ def arguments():
     per_head = torch.rand(2, 2, 8, generator=draw)
     entries, _ = OPS.keep_entries(per_head, SEGMENT, torch.tensor([5, 3]), K, 1, 1, False, False, 0.0)
     values = {
-        "hidden": hidden, "previous": hidden.flip(0), "q": q, "k": k, "v": v, "keys": k, "values": v, "size": size, "worth": None,
-        "score": score, "rank": rank, "segment": SEGMENT, "mask": None, "scale": 0.5, "budget": BUDGET, "index": index, "left": left,
-        "entry": entries, "statistic": torch.rand(2, 3, 2, generator=draw), "layer": 1, "shared": False, "tower": score,
+        "hidden": hidden, "previous": hidden.flip(0), "embeds": hidden, "q": q, "k": k, "v": v, "keys": k, "values": v, "size": size,
+        "worth": None, "score": score, "rank": rank, "segment": SEGMENT, "mask": None, "scale": 0.5, "budget": BUDGET, "stay": K,
+        "index": index, "left": left, "entry": entries, "statistic": torch.rand(2, 3, 2, generator=draw), "layer": 1, "shared": False,
+        "grid": torch.randint(1, 4, (2, 8, 6), generator=draw), "tower": score,
     }  # fmt: skip
-    others = values | {"hidden": hidden.bfloat16(), "previous": hidden.flip(0).bfloat16(), "mask": mask, "shared": True, "worth": per_head}
+    others = values | {"mask": mask, "shared": True, "worth": per_head}
+    others |= {name: values[name].bfloat16() for name in ("hidden", "previous", "embeds")}
     others |= {name: values[name].half() for name in ("q", "k", "v", "keys", "values")}
     calls = {name: [method_call(*made, given) for given in (values, others)] for name, made in operators.every().items()}
     return calls | {

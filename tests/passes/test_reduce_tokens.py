@@ -13,7 +13,7 @@ from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import POSITIONS
-from lightvlm_fx.testing import LEAD, run
+from lightvlm_fx.testing import LEAD, one_line, run
 
 S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones behind LEAD, and what a cut leaves of them
 
@@ -32,6 +32,7 @@ def named_inputs(program, seed=0, **sizes):
         "inputs_embeds": torch.randn(1, S, 64, generator=draw),
         "visual_segment": segment,
         "visual_salience": torch.rand(1, S, generator=draw),
+        "visual_grid": one_line(segment),
     }
     given |= {
         name: torch.tensor([[sizes.get(name, STAY), 0, 0, 0]]) for name in program.inputs if "budget" in name
