@@ -86,7 +86,7 @@ def verify(
 
         made = read(folder)
         fast = lightvlm.compile(cast(load_model(model)[0], made["dtype"]), lightvlm.Schedule(**made["schedule"]), backend="eager")
-    verdict = check(folder, model=fast, providers=_providers(providers))
+    verdict = check(folder, model=fast, providers=provider_names(providers))
     print(json.dumps(verdict.as_dict(), indent=1) if as_json else plain(str(verdict)))
     raise typer.Exit(verdict.exit_code)
 
@@ -140,7 +140,7 @@ def run(
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             super().on_finalized_text(plain(text), stream_end)
 
-    vlm = load(folder, providers=_providers(providers))
+    vlm = load(folder, providers=provider_names(providers))
     processor = processor_of(vlm)
     pictures = [open_picture(path) for path in image or []]
     inputs = inputs_of(processor, prompt, pictures, "np")
@@ -192,7 +192,7 @@ def bench_artifact(
     out.print(program.machine("cpu"))
 
 
-def _providers(names: list[str] | None) -> tuple[str, ...]:
+def provider_names(names: list[str] | None) -> tuple[str, ...]:
     return tuple(PROVIDER_NAMES.get(n.lower(), n) for n in names or ["cpu"])
 
 
