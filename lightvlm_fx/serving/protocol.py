@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lightvlm_fx.errors import shown
 from lightvlm_fx.serving.problems import Refusal
@@ -51,9 +51,18 @@ Part = Annotated[TextPart | PicturePart, Field(discriminator="type")]
 Stop = Annotated[str, Field(max_length=256)]
 
 
+def _as_part(content: Any) -> Any:
+    """A message that is a string has one part."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
 class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Annotated[list[Part], BeforeValidator(_as_part)]
     name: str | None = None
 
 
@@ -71,7 +80,7 @@ class Request(_Strict):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Annotated[list[Stop], Field(max_length=16), BeforeValidator(_as_list)] = []
     seed: int | None = Field(None, ge=0, lt=2**63)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -87,7 +96,7 @@ class Request(_Strict):
 
     @property
     def stops(self) -> list[str]:
-        return [s for s in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if s]
+        return [s for s in self.stop if s]
 
     @property
     def with_usage(self) -> bool:
@@ -106,8 +115,7 @@ class Request(_Strict):
         """The messages as chat templates take them."""
         out = []
         for message in self.messages:
-            parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-            content = [{"type": "text", "text": p.text} if isinstance(p, TextPart) else {"type": "image"} for p in parts]
+            content = [{"type": "text", "text": p.text} if isinstance(p, TextPart) else {"type": "image"} for p in message.content]
             out.append({"role": "system" if message.role == "developer" else message.role, "content": content})
         return out
 
@@ -115,7 +123,7 @@ class Request(_Strict):
         """Where each picture stands in the request, and its URL, in the order of the chat's parts."""
         return [
             (f"messages[{m}].content[{p}].image_url.url", part.image_url.url)
-            for m, message in enumerate(self.messages) if not isinstance(message.content, str)
+            for m, message in enumerate(self.messages)
             for p, part in enumerate(message.content) if isinstance(part, PicturePart)
         ]  # fmt: skip
 
@@ -156,8 +164,9 @@ def _done(data: dict[str, Any], not_done: dict[str, tuple[Any, ...]], where: str
 
 def _refusal(error: ValidationError) -> Refusal:
     first = error.errors(include_url=False)[0]
-    steps = [step for step in first["loc"] if step not in ("str", "text", "image_url") or step == first["loc"][-1]]
-    steps = [step for step in steps if not (isinstance(step, str) and step.startswith("list["))]
+    steps = list(first["loc"])
+    if len(steps) > 4 and steps[2] == "content":  # messages, number, content, number, and then the kind of part, which is no field
+        del steps[4]
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     if first["type"] == "extra_forbidden":
         return Refusal(400, f"{param}: this server knows no such field; leave it out", param=param, code="unknown_parameter")
