@@ -58,7 +58,7 @@ def serve(
     )  # fmt: skip
     if allow_files is not None and not allow_files.is_dir():
         raise InputError(f"--allow-files: there is no folder {allow_files}")
-    sources = Sources(remote=remote, private=allow_private, folder=allow_files, seconds=limits.fetch_seconds)
+    sources = Sources(remote=remote, private=allow_private, folder=allow_files)
     called = name or (Path(source).resolve().name if source and Path(source).is_dir() else source) or "bundled"
     if source is not None and _is_artifact(source):
         if preset or keep or file:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,10 +67,10 @@ class Chat:
         urls = request.pictures()
         if len(urls) > limits.pictures:
             raise Refusal(400, f"the request holds {len(urls)} pictures, this server takes at most {limits.pictures}", param="messages")
-        pictures, left = [], limits.request_bytes
+        pictures, left, end = [], limits.request_bytes, time.monotonic() + limits.fetch_seconds
         for where, url in urls:
             try:
-                data = self.sources.fetch(url, min(limits.picture_bytes, left))
+                data = self.sources.fetch(url, min(limits.picture_bytes, left), end)
             except Refusal as refusal:
                 refusal.param = where
                 raise
@@ -81,7 +81,7 @@ class Chat:
     def prepare(self, asked: Asked) -> dict[str, Any]:
         """What the engine answers. Raises Refusal."""
         chat, pictures = asked.request.chat(), []
-        characters = sum(len(part.get("text", "")) for message in chat for part in message["content"])
+        characters = sum(len(part.get("text", "")) + 1 for message in chat for part in message["content"])
         if characters > CHARACTERS * self.limits.prompt_tokens:
             raise _too_long(f"{characters} characters", self.limits.prompt_tokens)
         for where, data in asked.pictures:
@@ -124,23 +124,22 @@ class _Turn:
         self.begun = time.perf_counter()
         self.deadline = asyncio.get_running_loop().time() + chat.limits.seconds
         self.slot: Slot | None = None
+        self.thread: Future[Any] | None = None  # what works on it at last
 
     async def serve(self, scope: Scope, receive: Receive) -> str:
         """Answer, or refuse; returns how it ended, for the metrics."""
         try:
             self.chat.rate.take((scope.get("client") or ("",))[0])
             self.slot = self.chat.gate.enter()
-            body = await body_of(scope, receive, self.chat.limits)
-            await unless_gone(self._answer(body), receive)
+            await unless_gone(self._answer(await body_of(scope, receive, self.chat.limits)), receive)
         except Left:
-            return "left"
+            return str(self.reply.status) if self.reply.complete else "left"
         except TooSlow:
             return "too slow"
         except Exception as error:  # whatever it is, the client has to hear of it
             return await self._refuse(refusal_of(error))
         finally:
-            if self.slot is not None:
-                self.slot.leave()
+            self._leave()
         return str(self.reply.status)
 
     async def _refuse(self, refusal: Refusal) -> str:
@@ -150,23 +149,42 @@ class _Turn:
             return "left"
         return str(refusal.status)
 
+    def _leave(self) -> None:
+        """Give the place back once no thread works on the request, be the client there or not."""
+        if self.slot is not None:
+            slot, loop, self.slot = self.slot, asyncio.get_running_loop(), None
+            if self.thread is None:
+                slot.leave()
+            else:
+                self.thread.add_done_callback(lambda _: loop.call_soon_threadsafe(slot.leave))
+
     async def _answer(self, body: bytes) -> None:
-        chat, loop = self.chat, asyncio.get_running_loop()
-        asked = await self._within(loop.run_in_executor(chat.reading, chat.ask, body))
-        inputs = await self._within(loop.run_in_executor(chat.preparing, chat.prepare, asked))
-        request, prompt = asked.request, int(inputs["input_ids"].shape[1])
+        chat = self.chat
+        asked = await self._in(chat.reading, chat.ask, body)
+        del body  # nor are pictures held while an answer is made, or a slow client takes it
+        request, pictures, size = asked.request, len(asked.pictures), sum(len(data) for _, data in asked.pictures)
+        inputs = await self._in(chat.preparing, chat.prepare, asked)
+        del asked
+        prompt = int(inputs["input_ids"].shape[1])
         options = chat.options(request, prompt)
         chat.metrics.prompt_tokens.inc(prompt)
-        chat.metrics.pictures.inc(len(asked.pictures))
-        chat.metrics.picture_bytes.inc(sum(len(data) for _, data in asked.pictures))
-        slot, self.slot = self.slot, None  # held until no thread works on the answer
-        job = chat.runner.start(inputs, options, request.stops, chat.metrics.answer_tokens.inc, slot.leave if slot else lambda: None)
+        chat.metrics.pictures.inc(pictures)
+        chat.metrics.picture_bytes.inc(size)
+        job = chat.runner.start(inputs, options, request.stops, chat.metrics.answer_tokens.inc)
         del inputs
+        self.thread = job.future
+        self._leave()
         try:
             writer = Writer.of(self.reply.id, request, chat.engine.fingerprint)
+            request.messages.clear()
             await (self._stream if request.stream else self._whole)(job, writer, prompt)
         finally:
             job.stop()
+
+    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., T], *args: Any) -> T:
+        """What `call` returns in a thread of `pool`."""
+        self.thread = future = pool.submit(call, *args)
+        return await self._within(asyncio.wrap_future(future))
 
     async def _whole(self, job: Job, writer: Writer, prompt: int) -> None:
         pieces: list[str] = []

@@ -26,11 +26,16 @@ class TooSlow(Exception):
 
 
 async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
-    """A request's body. Raises Refusal: 413 where it is above the limit, 408 where it takes too long; Left."""
+    """A request's body. Raises Refusal: 413 where it is above the limit, 408 where it takes too long, 415 where it is not JSON; Left.
+
+    A page of another site can send a browser here with any type of content but JSON's, for which browsers ask first.
+    """
     most = limits.request_bytes
     refusal = Refusal(413, f"the request has more than {most} bytes, which is this server's limit; send smaller pictures",
                       code="request_too_large")  # fmt: skip
     headers = Headers(scope=scope)
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "a request must have the header Content-Type: application/json", code="unsupported_media_type")
     declared = headers.get("content-length", "")
     declared_size = int(declared) if declared.isdecimal() else 0
     if declared_size > most and (declared_size > DRAINED * most or "expect" in headers):
@@ -78,17 +83,18 @@ async def _gone(receive: Receive) -> None:
 
 
 class Reply:
-    """A reply as it is sent: `status` says which, 0 before it has begun."""
+    """A reply as it is sent: `status` says which, 0 before it has begun; `complete` whether all was handed on."""
 
     def __init__(self, send: Send, id: str, seconds: float) -> None:  # noqa: A002  (the protocol's word)
         self._send, self._seconds, self.id = send, seconds, id
         self._headers = {"x-request-id": id}
-        self.status = 0
+        self.status, self.complete = 0, False
 
     async def whole(self, body: dict[str, Any], status: int = 200, **headers: str) -> None:
         """A JSON object."""
         await self._begin(status, {"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()})
         await self._put({"type": "http.response.body", "body": json.dumps(body).encode()})
+        self.complete = True
 
     async def refuse(self, refusal: Refusal) -> None:
         """An error: as the reply, or as the last event of a stream that has begun."""
@@ -108,6 +114,7 @@ class Reply:
 
     async def close(self) -> None:
         await self._put({"type": "http.response.body", "body": b""})
+        self.complete = True
 
     async def _begin(self, status: int, headers: dict[str, str]) -> None:
         self.status = status

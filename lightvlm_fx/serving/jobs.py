@@ -90,18 +90,13 @@ class Runner:
         self._jobs: set[Job] = set()
 
     def start(
-        self, inputs: dict[str, Any], options: dict[str, Any], stop: list[str], put: Callable[[], None], done: Callable[[], None]
+        self, inputs: dict[str, Any], options: dict[str, Any], stop: list[str], put: Callable[[], None]
     ) -> Job:
-        """A job that answers as soon as a thread is free. `put` is called with every token, `done` once no thread works on it."""
+        """A job that answers as soon as a thread is free. `put` is called at every token."""
         job = Job(self.engine, inputs, options, stop, put)
         self._jobs.add(job)
-
-        def ended(_: Future[None]) -> None:
-            self._jobs.discard(job)
-            job.loop.call_soon_threadsafe(done)
-
         job.future = self._pool.submit(self._run, job)
-        job.future.add_done_callback(ended)
+        job.future.add_done_callback(lambda _: self._jobs.discard(job))
         return job
 
     def _run(self, job: Job) -> None:

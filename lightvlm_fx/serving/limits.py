@@ -25,7 +25,7 @@ class Limits:
     queue: int = 32  # requests that wait beside them
     seconds: float = 300  # from a request to the end of its answer
     receive_seconds: float = 30  # until a request's body is here
-    fetch_seconds: float = 10  # for one picture from elsewhere
+    fetch_seconds: float = 20  # for all pictures of a request that come from elsewhere
     send_seconds: float = 30  # until a client takes the next part of its answer
 
     def __post_init__(self) -> None:

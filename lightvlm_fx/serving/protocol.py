@@ -27,7 +27,7 @@ NOT_DONE_IN_MESSAGES: dict[str, tuple[Any, ...]] = dict.fromkeys(
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TextPart(_Strict):
@@ -76,8 +76,8 @@ class Request(_Strict):
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     stop: Annotated[list[Stop], Field(max_length=16), BeforeValidator(_as_list)] = []
@@ -85,8 +85,8 @@ class Request(_Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     # not OpenAI's, but of the servers that people have
-    min_tokens: int = Field(0, ge=0)
-    top_k: int | None = Field(None, ge=0)
+    min_tokens: int = Field(0, ge=0, lt=2**31)
+    top_k: int | None = Field(None, ge=0, lt=2**31)
     repetition_penalty: float | None = Field(None, gt=0)
 
     @property

@@ -8,6 +8,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,25 +32,27 @@ class Sources:
     remote: bool = True
     private: bool = False
     folder: Path | None = None
-    seconds: float = 10
 
-    def fetch(self, url: str, most: int) -> bytes:
-        """The bytes that `url` leads to. Raises Refusal: 413 where there are more than `most`, 400 where it is not allowed, or fails."""
+    def fetch(self, url: str, most: int, end: float) -> bytes:
+        """The bytes that `url` leads to, here before `end`, a time of time.monotonic().
+
+        Raises Refusal: 413 where there are more than `most`, 400 where it is not allowed, or fails.
+        """
         scheme = url[:16].partition(":")[0].lower()
         if scheme == "data":
             return _data(url, most)
         if scheme in PORTS and self.remote:
-            return self._remote(url, most)
+            return self._remote(url, most, end)
         if scheme == "file" and self.folder is not None:
             return _file(url, self.folder, most)
         raise Refusal(400, f"a picture must come as a data: URL{' or from http(s)' if self.remote else ''}, got {url[:40]!r}",
                       code="invalid_image_url")  # fmt: skip
 
-    def _remote(self, url: str, most: int) -> bytes:
+    def _remote(self, url: str, most: int, end: float) -> bytes:
         for _ in range(HOPS + 1):
             parts = _web(url)
             try:
-                found = self._get(parts, most)
+                found = self._get(parts, most, end)
             except (OSError, http.client.HTTPException) as error:
                 what = "took too long" if isinstance(error, TimeoutError) else f"failed ({type(error).__name__})"
                 raise Refusal(400, f"fetching a picture from {parts.hostname!r} {what}", code="invalid_image_url") from error
@@ -58,17 +61,17 @@ class Sources:
             url = urljoin(url, found)
         raise Refusal(400, f"a picture's URL is redirected more than {HOPS} times", code="invalid_image_url")
 
-    def _get(self, parts: SplitResult, most: int) -> bytes | str:
+    def _get(self, parts: SplitResult, most: int, end: float) -> bytes | str:
         """The bytes at a URL, or where it is redirected to."""
         host, port = str(parts.hostname), parts.port or PORTS[parts.scheme]
         address = resolve(host, port, private=self.private)
         connection = http.client.HTTPConnection(host, port)
-        connection.sock = socket.create_connection((address, port), timeout=self.seconds)
+        connection.sock = socket.create_connection((address, port), timeout=_left(end))
         try:
             if parts.scheme == "https":
                 context = ssl.create_default_context()
                 connection.sock = context.wrap_socket(connection.sock, server_hostname=host, do_handshake_on_connect=False)
-            with _within(self.seconds, connection.sock):
+            with _within(_left(end), connection.sock):
                 if isinstance(connection.sock, ssl.SSLSocket):
                     connection.sock.do_handshake()
                 target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -78,6 +81,14 @@ class Sources:
                 return _body(connection.getresponse(), host, most)
         finally:
             connection.close()
+
+
+def _left(end: float) -> float:
+    """Seconds until `end`. Raises TimeoutError where there are none."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _body(response: http.client.HTTPResponse, host: str, most: int) -> bytes | str:

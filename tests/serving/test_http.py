@@ -21,6 +21,10 @@ for package in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(package)
 
 
+JSON = {"Content-Type": "application/json"}
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+
+
 def png(width=8, height=8):
     out = io.BytesIO()
     Image.new("1", (width, height)).save(out, "PNG")
@@ -93,7 +97,7 @@ CASES = [
     (HELLO | {"max_tokens": 101}, 400, "max_tokens", None, "an answer of 101 tokens is asked for, at most 100 are given"),
     (HELLO | {"min_tokens": 9}, 400, "min_tokens", None, "min_tokens is 9, above the 5"),
     (picture(data_url(png()), "x" * 901), 400, "messages", "context_length_exceeded", "the prompt has 1001 tokens, this server takes 1000"),
-    (picture(data_url(png()), "x" * 10**6), 400, "messages", "context_length_exceeded", "the prompt has 1000000 characters"),
+    (picture(data_url(png()), "x" * 10**6), 400, "messages", "context_length_exceeded", "the prompt has 1000002 characters"),
     (picture(data_url(b"no picture")), 400, None, None, f"{AT}: not a picture that Pillow can read"),
     (picture("data:image/png;base64,!"), 400, AT, "invalid_base64", "holds no base64"),
     (picture(data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")), 400, None, None, "not a picture"),
@@ -139,7 +143,7 @@ def test_a_picture_of_50_megabytes_is_refused():
 def test_a_body_without_a_length_is_refused_too():
     with served(Letters(), Limits(request_bytes=10**5)) as url:
         connection = connect(url)
-        connection.request("POST", "/v1/chat/completions", iter([bytes(10**5)] * 5), encode_chunked=True)
+        connection.request("POST", "/v1/chat/completions", iter([bytes(10**5)] * 5), JSON, encode_chunked=True)
         assert connection.getresponse().status == 413
         connection.close()
 
@@ -149,9 +153,18 @@ def test_a_body_beyond_all_measure_is_not_even_read():
         connection = connect(url)
         connection.putrequest("POST", "/v1/chat/completions")
         connection.putheader("Content-Length", str(10**12))
+        connection.putheader("Content-Type", "application/json")
         connection.endheaders()
         assert connection.getresponse().status == 413
         connection.close()
+
+
+def test_a_browser_is_not_sent_here_by_another_site(url):
+    """Without a question first, pages of other sites can send text, not JSON."""
+    connection = connect(url)
+    connection.request("POST", "/v1/chat/completions", json.dumps(HELLO), {"Content-Type": "text/plain"})
+    assert connection.getresponse().status == 415
+    connection.close()
 
 
 def test_requests_a_minute():
@@ -208,9 +221,9 @@ def test_a_client_that_leaves_ends_its_answer(stream):
     engine = Letters(pause=0.05)
     with served(engine, Limits(queue=8)) as url:
         connection = connect(url)
-        connection.request("POST", "/v1/chat/completions", json.dumps(HELLO | {"max_tokens": 1000, "stream": stream}))
+        connection.request("POST", "/v1/chat/completions", json.dumps(HELLO | {"max_tokens": 1000, "stream": stream}), JSON)
         waiting = connect(url)  # one that leaves before its turn
-        waiting.request("POST", "/v1/chat/completions", json.dumps(HELLO | {"max_tokens": 1000}))
+        waiting.request("POST", "/v1/chat/completions", json.dumps(HELLO | {"max_tokens": 1000}), JSON)
         assert until(lambda: engine.said > 3 and ask(url, None, "/health")[2]["inside"] == 2)
         for left in (waiting, connection):
             left.sock.shutdown(socket.SHUT_RDWR)
@@ -230,7 +243,7 @@ def test_a_client_that_does_not_read_holds_up_nobody():
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((urlsplit(url).hostname, urlsplit(url).port))
         body = json.dumps(HELLO | {"max_tokens": 20_000, "stream": True}).encode()
-        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        slow.sendall(HEAD % (len(body), body))
         assert until(lambda: engine.said == 20_000)
         begun = time.monotonic()
         assert at_once(8, lambda _: ask(url, HELLO)[2]["choices"][0]["message"]["content"]) == ["abcde"] * 8
@@ -244,6 +257,7 @@ def test_a_client_that_sends_slowly_holds_up_nobody():
         slow = connect(url)
         slow.putrequest("POST", "/v1/chat/completions")
         slow.putheader("Content-Length", "1000")
+        slow.putheader("Content-Type", "application/json")
         slow.endheaders()
         slow.send(b"{")
         begun = time.monotonic()
@@ -257,7 +271,7 @@ def test_a_client_that_sends_slowly_holds_up_nobody():
 def test_a_slow_server_of_pictures_holds_up_nobody():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         from_it = f"http://127.0.0.1:{silent.getsockname()[1]}/x.png"
-        with served(Letters(), Limits(), Sources(private=True, seconds=1)) as url:
+        with served(Letters(), Limits(fetch_seconds=1), Sources(private=True)) as url:
             slow = []
             waiting = threading.Thread(target=lambda: slow.append(ask(url, picture(from_it))))
             waiting.start()

@@ -55,6 +55,8 @@ def test_what_changes_no_answer_is_taken():
     ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported"),
     ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not supported"),
     ({"temprature": 1}, "temprature", "temprature: this server knows no such field"),
+    ({"temperature": float("nan")}, "temperature", "temperature: Input should be"),
+    ({"max_tokens": 2**31}, "max_tokens", "less than 2147483648"),
     ({"temperature": 3}, "temperature", "temperature: Input should be less than or equal to 2, got 3"),
     ({"temperature": "hot"}, "temperature", "temperature: Input should be a valid number, got 'hot'"),
     ({"max_tokens": 0}, "max_tokens", "max_tokens: Input should be greater than or equal to 1, got 0"),
@@ -82,8 +84,11 @@ def test_refuses_what_is_no_request(body, message):
     assert caught.value.status == 400
 
 
-values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)  # fmt: skip
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
 names = st.sampled_from(["model", "messages", "stop", "n", "tools", "temperature", "stream", "seed", "user", "logit_bias", "x"])
 
 
