@@ -24,6 +24,8 @@ NOT_DONE: dict[str, tuple[Any, ...]] = {
 NOT_DONE_IN_MESSAGES: dict[str, tuple[Any, ...]] = dict.fromkeys(
     ("tool_calls", "function_call", "audio", "refusal", "annotations", "tool_call_id"), ()
 )
+MOST_VALUES = 20_000  # in a body: checking more would hold up every other thread
+GREEDY = 0.01  # temperatures below leave one token anyway, and logits divided by them overflow
 
 
 class _Strict(BaseModel):
@@ -105,7 +107,7 @@ class Request(_Strict):
     def sampling(self) -> dict[str, Any]:
         """Arguments of generate(). Without a temperature, and with a top_p of 1 or none, the model's own way of choosing."""
         given: dict[str, Any] = {"top_k": self.top_k, "repetition_penalty": self.repetition_penalty}
-        if self.temperature == 0:
+        if self.temperature is not None and self.temperature < GREEDY:
             given["do_sample"] = False
         elif self.temperature is not None or (self.top_p is not None and self.top_p < 1):
             given |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
@@ -136,6 +138,8 @@ def read(body: bytes) -> Request:
         raise Refusal(400, f"the body is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise Refusal(400, f"the body must be a JSON object, got {type(data).__name__}")
+    if _more_values(data, MOST_VALUES):
+        raise Refusal(400, f"the body holds more than {MOST_VALUES} values; send fewer messages or parts")
     data = {name: value for name, value in _done(data, NOT_DONE, "").items() if name not in WITHOUT_EFFECT}
     if isinstance(data.get("messages"), list):
         data["messages"] = [
@@ -150,6 +154,17 @@ def read(body: bytes) -> Request:
     if request.seed is not None and not request.sampling().get("do_sample"):
         request.seed = None  # a greedy answer is the same with every seed
     return request
+
+
+def _more_values(data: Any, most: int) -> bool:
+    """Whether there are more than `most` values in `data`, at all depths."""
+    left, count = [data], 0
+    while left and count <= most:
+        value = left.pop()
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        count += len(inner)
+        left += [v for v in inner if isinstance(v, dict | list)]
+    return count > most
 
 
 def _done(data: dict[str, Any], not_done: dict[str, tuple[Any, ...]], where: str) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def test_a_chat_as_templates_take_it():
 
 
 @pytest.mark.parametrize(("given", "found"), [
-    ({}, {}), ({"temperature": 0}, {"do_sample": False}), ({"temperature": 0, "top_p": 0.5, "seed": 3}, {"do_sample": False}),
+    ({}, {}), ({"temperature": 0}, {"do_sample": False}), ({"temperature": 1e-300}, {"do_sample": False}),
+    ({"temperature": 0, "top_p": 0.5, "seed": 3}, {"do_sample": False}),
     ({"temperature": 1}, {"do_sample": True, "temperature": 1}), ({"top_p": 1.0}, {}), ({"top_p": 0.5}, {"do_sample": True, "top_p": 0.5}),
     ({"temperature": 0.5, "top_p": 0.9, "seed": 3, "top_k": 7, "repetition_penalty": 1.1},
      {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "seed": 3, "top_k": 7, "repetition_penalty": 1.1}),
@@ -102,6 +103,15 @@ def test_any_json_is_taken_or_refused_with_400(more):
         return
     assert found.status == 400
     json.dumps(found.body())
+
+
+@pytest.mark.parametrize("more", [
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 10_001}]}, {"messages": HELLO["messages"] * 10_000},
+    {str(n): n for n in range(20_001)}, {"metadata": [[[]] * 20_001]},
+], ids=["parts", "messages", "fields", "without effect"])  # fmt: skip
+def test_refuses_more_values_than_can_be_checked_beside_others(more):
+    with pytest.raises(Refusal, match="the body holds more than 20000 values"):
+        said(**more)
 
 
 def test_an_error_does_not_repeat_a_picture():
