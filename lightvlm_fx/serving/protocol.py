@@ -89,7 +89,7 @@ class Request(_Strict):
     # not OpenAI's, but of the servers that people have
     min_tokens: int = Field(0, ge=0, lt=2**31)
     top_k: int | None = Field(None, ge=0, lt=2**31)
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
 
     @property
     def wanted(self) -> int | None:

@@ -2,7 +2,10 @@
 
 import base64
 import http.server
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -136,6 +139,30 @@ ALLOWED = Sources(private=True)
 def test_remote(site):
     assert fetch(ALLOWED, f"{site}/x.png?a=b", len(DATA)) == DATA
     assert fetch(ALLOWED, f"{site}/to/{site}/to//x.png", len(DATA)) == DATA
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate")
+def test_https_with_a_certificate_that_is_trusted_for_the_name(tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    call = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2"]
+    subprocess.run([*call, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(Refusal, match=r"failed \(SSLCertVerificationError"):
+            fetch(ALLOWED, f"https://localhost:{server.server_port}/x.png", 10**6)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert fetch(ALLOWED, f"https://localhost:{server.server_port}/x.png", 10**6) == DATA
+        with pytest.raises(Refusal, match=r"failed \(SSLCertVerificationError"):
+            fetch(ALLOWED, f"https://127.0.0.1:{server.server_port}/x.png", 10**6)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_remote_limits(site):
