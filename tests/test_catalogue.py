@@ -46,7 +46,7 @@ LEVELS = (
     ("pictures",),
     ("exporting",),
     ("bundled", "zoo"),
-    ("testing", "support", "bench", "eval"),
+    ("testing", "support", "bench", "eval", "serving"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,6 @@ import typer
 from rich.table import Table
 
 from lightvlm_fx.cli.base import File, Layers, Preset, Prompt, app, bench, err, load_model, out, plain, preset_of, schedule_of, telling
-from lightvlm_fx.errors import InputError
 
 Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -88,7 +86,7 @@ def verify(
 
         made = read(folder)
         fast = lightvlm.compile(cast(load_model(model)[0], made["dtype"]), lightvlm.Schedule(**made["schedule"]), backend="eager")
-    verdict = check(folder, model=fast, providers=_providers(providers))
+    verdict = check(folder, model=fast, providers=provider_names(providers))
     print(json.dumps(verdict.as_dict(), indent=1) if as_json else plain(str(verdict)))
     raise typer.Exit(verdict.exit_code)
 
@@ -133,20 +131,17 @@ def run(
 ) -> None:  # fmt: skip
     """Ask an artifact; the answer streams. Needs transformers for its processor, and no torch."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import AutoProcessor, TextStreamer
+    from transformers import TextStreamer
 
     from lightvlm_fx.artifact.load import load
-    from lightvlm_fx.pictures import inputs_of, open_picture
+    from lightvlm_fx.pictures import inputs_of, open_picture, processor_of
 
     class Plain(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             super().on_finalized_text(plain(text), stream_end)
 
-    vlm = load(folder, providers=_providers(providers))
-    if not {"processor_config.json", "preprocessor_config.json"} & set(vlm.manifest["files"]):
-        raise InputError(f"{folder} was exported without a processor; call lightvlm.load({str(folder)!r}).generate(...) with arrays")
-    with tempfile.TemporaryDirectory() as listed:  # of the folder itself, transformers would read what no manifest lists, too
-        processor = AutoProcessor.from_pretrained(vlm.files.copied(Path(listed)))
+    vlm = load(folder, providers=provider_names(providers))
+    processor = processor_of(vlm)
     pictures = [open_picture(path) for path in image or []]
     inputs = inputs_of(processor, prompt, pictures, "np")
     streamer = None if as_json else Plain(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -197,7 +192,7 @@ def bench_artifact(
     out.print(program.machine("cpu"))
 
 
-def _providers(names: list[str] | None) -> tuple[str, ...]:
+def provider_names(names: list[str] | None) -> tuple[str, ...]:
     return tuple(PROVIDER_NAMES.get(n.lower(), n) for n in names or ["cpu"])
 
 

@@ -244,7 +244,7 @@ def main() -> None:
 
     What nobody foresaw exits with 70 and its traceback, so that no code of `verify` says it.
     """
-    from lightvlm_fx.cli import artifact, bench  # noqa: F401  (they add their commands to app)
+    from lightvlm_fx.cli import artifact, bench, serve  # noqa: F401  (they add their commands to app)
 
     warnings.filterwarnings("ignore", module="torch")
     try:

@@ -11,7 +11,7 @@ import typer
 from built import ROOT
 
 import lightvlm_fx as lightvlm
-from lightvlm_fx.cli import artifact, bench  # noqa: F401  (they add their commands)
+from lightvlm_fx.cli import artifact, bench, serve  # noqa: F401  (they add their commands)
 from lightvlm_fx.cli import main as cli
 from lightvlm_fx.presets import PRESETS
 

@@ -1,0 +1,1 @@
+"""`lightvlm serve`: a model under a schedule, or an artifact, behind OpenAI's chat-completions protocol."""
