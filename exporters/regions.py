@@ -32,7 +32,10 @@ from lightvlm_fx.compat import (
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.graph.edit import module_path
 from lightvlm_fx.graph.program import Program, value
+from lightvlm_fx.ops import packed_linear  # noqa: F401  (registers it)
 
+PACKED = torch.ops.lightvlm.packed_linear.default
+LINEAR = {"aten.linear.default", str(PACKED)}
 CUT = "cut"
 GROUP = 2  # layers of a part at most: more take longer to compile, fewer longer to call
 BUFFERS = ("keys_", "values_", "position_", "score_", "size_")  # inputs that graphs write
@@ -46,13 +49,15 @@ def dynamic_dims(program: Program) -> list[tuple[int, int]]:
 class ByLayer:
     """A program as a function of its inputs: compiled for the first sizes it meets, and anew where parts assumed more than holds.
 
+    With `prepack`, linear layers read copies of their weights in the layout of oneDNN, made at the first call.
+
     While `frozen`, what asks for compiling raises InputError.
     """
 
     compiled: ClassVar[int] = 0  # graphs, in this process
 
-    def __init__(self, program: Program) -> None:
-        self.program, self.frozen = program, False
+    def __init__(self, program: Program, prepack: bool = False) -> None:
+        self.program, self.frozen, self.prepack = program, False, prepack
         nodes = program.graph.nodes
         self.names = list(dict.fromkeys(node.target for node in nodes if node.op == "get_attr"))
         self.weights = [_attribute(program.graph_module, name) for name in self.names]
@@ -90,7 +95,7 @@ class ByLayer:
             given = _symbolic(mode, self.program, inputs)
             weights = [mode.from_tensor(x, static_shapes=True) for x in self.weights]
             with mode, shapes_in_python():
-                graph, blocks = _in_aten(self.program, dict(zip(self.names, weights, strict=True)), given)
+                graph, blocks = _in_aten(self.program, dict(zip(self.names, weights, strict=True)), given, self.prepack)
             run = by_layer(graph, blocks, mode)
         self.made.append((size_checks(mode, [given[i].shape[d] for i, d in self.dims]), run))
         return run
@@ -122,7 +127,9 @@ def _symbolic(mode: Any, program: Program, inputs: Sequence[Tensor]) -> list[Ten
     return made
 
 
-def _in_aten(program: Program, weights: dict[str, Tensor], inputs: Sequence[Tensor]) -> tuple[fx.GraphModule, list[list[fx.Node]]]:
+def _in_aten(
+    program: Program, weights: dict[str, Tensor], inputs: Sequence[Tensor], prepack: bool
+) -> tuple[fx.GraphModule, list[list[fx.Node]]]:
     """The program with its weights as first inputs, so that layers differ in nothing else, and with the operators that functions of this
     package are made of; and its blocks. Every node has its fake value; a block that computes what one before computes takes them from it.
     """
@@ -148,6 +155,10 @@ def _in_aten(program: Program, weights: dict[str, Tensor], inputs: Sequence[Tens
         known.setdefault(tuple(key), (block, outside, made))
         blocks.append(made)
     graph.node_copy(program.output_node(), new.__getitem__)
+    if prepack:
+        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
+            if node.args[1].op == "placeholder":  # a weight, of two dimensions
+                node.target = PACKED
     return fx.GraphModule({}, graph), blocks
 
 
@@ -256,7 +267,7 @@ def _grouped(blocks: list[list[fx.Node]]) -> list[list[list[fx.Node]]]:
 def _is_choice(part: fx.GraphModule) -> bool:
     """Whether a part chooses tokens or entries and computes no layer: ops that a compiler does not look into."""
     targets = [str(node.target) for node in part.graph.nodes]
-    return any(name.startswith("lightvlm") for name in targets) and "aten.linear.default" not in targets
+    return any(name.startswith("lightvlm") for name in targets) and not LINEAR & set(targets)
 
 
 class _Part(nn.Module):

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightvlm_fx import compat
 from lightvlm_fx.compat import maybe_dynamic
-from lightvlm_fx.errors import UnknownName
+from lightvlm_fx.errors import NotSupported, UnknownName
 from lightvlm_fx.exporters.regions import ByLayer, dynamic_dims
 from lightvlm_fx.graph.program import Program
+from lightvlm_fx.ops.packed_linear import can_pack
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 
@@ -29,7 +30,20 @@ def check_backend(backend: str) -> None:
         raise UnknownName.of("backend", backend, known)
 
 
-def lower(program: Program, backend: str, options: dict[str, Any], static: bool = False) -> Compiled:
+def check_prepack(model: nn.Module, backend: str, static: bool, options: dict[str, Any]) -> None:
+    """Raise NotSupported where weights cannot be packed, with the reason."""
+    weights = next(model.parameters())
+    if backend != "inductor" or static or options:
+        raise NotSupported("prepack=True packs weights for graphs that inductor compiles by layer; leave backend, static and torch.compile "
+                           "options at their defaults, or leave prepack out")  # fmt: skip
+    if weights.device.type != "cpu" or not can_pack(weights.dtype):
+        raise NotSupported(
+            f"prepack=True is for weights of float32 or bfloat16 on a processor whose oneDNN has them, got {weights.dtype} on "
+            f"{weights.device}; leave prepack out"
+        )
+
+
+def lower(program: Program, backend: str, options: dict[str, Any], static: bool = False, prepack: bool = False) -> Compiled:
     """The program as a function of its inputs in order. `backend="eager"` runs the graph as it stands.
 
     Inductor compiles equal decoder layers once (`ByLayer`). With `static`, no size is symbolic (whoever calls it sees to it that they are
@@ -38,7 +52,7 @@ def lower(program: Program, backend: str, options: dict[str, Any], static: bool 
     if backend == "eager" and not options:
         return program.graph_module
     if backend == "inductor" and not static and not options:
-        return ByLayer(program)
+        return ByLayer(program, prepack)
     dims = [] if static else dynamic_dims(program)
     options = {"dynamic": False} | options if static else options
     compiled = torch.compile(program.graph_module, backend=backend, fullgraph=True, **options)

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from lightvlm_fx.compat import given_cache
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.explanation import Explanation, explain
-from lightvlm_fx.exporters.torch_compile import check_backend
+from lightvlm_fx.exporters.torch_compile import check_backend, check_prepack
 from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.methods.budgets.weights import Weights
 from lightvlm_fx.model.incoming import by_name, expect_finite, misfit
@@ -111,6 +111,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     backend: str = "inductor",
     strict: bool = True,
     static: bool = False,
+    prepack: bool = False,
     dump: str | Path | None = None,
     **torch_compile_options: Any,
 ) -> Any:
@@ -118,11 +119,13 @@ def compile(  # noqa: A001  (the public name of design.md 2)
 
     `schedule` is a Schedule, a preset's name, or the path of a schedule file. `backend="eager"` runs the
     rewritten graphs uncompiled. One graph serves every size of picture and prompt; with `static`, every size of a
-    batch gets a graph of its own, as CUDA graphs need it. `dump` keeps the text of every graph, before and after each pass.
+    batch gets a graph of its own, as CUDA graphs need it. With `prepack`, on a processor, linear layers of the decoder read copies of
+    their weights in the layout that oneDNN wants: faster, above all in bfloat16, for as much memory again. `dump` keeps the text of
+    every graph, before and after each pass.
     Capture is lazy, at the first batch of each kind, or ahead of time by `fast.lightvlm.warm_up(inputs)`.
 
     Raises RefusedModel for an architecture out of reach, ScheduleError for a schedule that does not fit,
-    UnknownName for a preset or backend that does not exist.
+    UnknownName for a preset or backend that does not exist, NotSupported for `prepack` where nothing can be packed.
     """
     said = warn_of_untested()
     schedule = as_schedule(schedule)
@@ -133,11 +136,13 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     report = Report(type(model).__name__, schedule.name, schedule.fingerprint, backend)
     report.warnings += said
     path = decoder_path(model)
+    if prepack:
+        check_prepack(model.get_submodule(path), backend, static, torch_compile_options)
     refuse_own_forward(model, path)
     fast = along(model, path)
     source = model.get_submodule(path)
     decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, static=static,
-                      dump=dump, options=torch_compile_options)  # fmt: skip
+                      prepack=prepack, dump=dump, options=torch_compile_options)  # fmt: skip
     parent = fast.get_submodule(path.rpartition(".")[0])
     if schedule.watches_tower:
         object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
@@ -151,7 +156,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     object.__setattr__(fast, "train", partial(_refuse_training, fast))
     object.__setattr__(fast, "generate", _whole_prompts(fast))
     fast.generation_config = copy.deepcopy(model.generation_config)
-    again = partial(compile, model, backend=backend, strict=strict, static=static, dump=dump, **torch_compile_options)
+    again = partial(compile, model, backend=backend, strict=strict, static=static, prepack=prepack, dump=dump, **torch_compile_options)
     object.__setattr__(fast, "__deepcopy__", lambda memo: _copy(fast, model, again.keywords, memo))
     object.__setattr__(fast, "__reduce_ex__", _refuse_pickling)
     object.__setattr__(fast, "lightvlm", Handle(decoder, fast, again))

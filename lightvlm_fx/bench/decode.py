@@ -59,18 +59,22 @@ def _bytes(tensors: list[Tensor]) -> int:
 def decode(
     shape: Shape, schedules: dict[str, Schedule], *, lengths: tuple[int, ...] = (64, 1024, 4096), batch: int = 1, text: int = 64,
     repeats: int = 7, backend: str = "inductor", dtype: torch.dtype = torch.bfloat16, device: str = "cpu",
-    tell: Callable[[str], None] = lambda what: None,
+    prepack: bool = False, tell: Callable[[str], None] = lambda what: None,
 ) -> list[Variant]:  # fmt: skip
-    """Time steps of every variant after 0 to the longest of `lengths` new tokens."""
+    """Time steps of every variant after 0 to the longest of `lengths` new tokens; with `prepack` also those with packed weights."""
+    import lightvlm_fx as lightvlm
+
     model = build(shape, device, dtype)
     points = tuple(sorted({0, *lengths}))
     prompt = shape.visual + text
     with torch.inference_mode():
         variants = [_eager(model, prompt, batch, points), _static(model, prompt, batch, max(points), backend)]
         inputs = example(model, shape, batch, text, device, dtype)
-        for name, schedule in schedules.items():
-            tell(f"prefill and compiling: {name}")
-            variants.append(_compiled(model, name, schedule, inputs, points, backend))
+        for packed in (False, True)[: 1 + prepack]:
+            for name, schedule in schedules.items():
+                tell(f"prefill and compiling: {name}")
+                fast = lightvlm.compile(model, schedule, backend=backend, prepack=packed)
+                variants.append(_compiled(fast, name + ", packed" * packed, schedule, inputs, points))
         for variant in variants:
             for point in variant.points:
                 tell(f"warming up: {variant.name}, {point} new tokens")
@@ -135,10 +139,7 @@ def _static(model: Any, prompt: int, batch: int, longest: int, backend: str) -> 
     return Variant("StaticCache, compiled", lambda new: step, used, (0,))
 
 
-def _compiled(model: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor], points: tuple[int, ...], backend: str) -> Variant:
-    import lightvlm_fx as lightvlm
-
-    fast = lightvlm.compile(model, schedule, backend=backend)
+def _compiled(fast: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor], points: tuple[int, ...]) -> Variant:
     cache = fast(**inputs, use_cache=True, logits_to_keep=1).past_key_values
     start, batch = cache.layers[0].state.seen, len(inputs["input_ids"])
 
@@ -149,7 +150,7 @@ def _compiled(model: Any, name: str, schedule: Schedule, inputs: dict[str, Tenso
         else:
             state.reserve(start + new - state.seen)
             state.advance(start + new - state.seen)
-        return lambda: fast(input_ids=_token(model, batch), past_key_values=cache, use_cache=True)
+        return lambda: fast(input_ids=_token(fast, batch), past_key_values=cache, use_cache=True)
 
     used = lambda: _bytes([x for layer in cache.layers for x in (layer.keys, layer.values)])  # noqa: E731
     return Variant(name, at, used, points)

@@ -125,9 +125,13 @@ def prefill(
     backend: str = "inductor",
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
+    prepack: bool = False,
     tell: Callable[[str], None] = lambda what: None,
 ) -> list[Variant]:
-    """Time to the first logits of every variant; the first two are the full model, eager and compiled."""
+    """Time to the first logits of every variant; the first two are the full model, eager and compiled.
+
+    With `prepack`, every compiled variant is there with packed weights as well, after all others.
+    """
     import lightvlm_fx as lightvlm
 
     model = build(shape, device, dtype)
@@ -139,10 +143,11 @@ def prefill(
     variants = [Variant("full model, eager", forward(model), explain(model, "none", inputs))]
     compiled = {"full model, compiled": Schedule.preset("none")} | schedules
     fasts = []
-    for name, schedule in compiled.items():
-        fast = lightvlm.compile(model, schedule, backend=backend)
-        fasts.append(fast)
-        variants.append(Variant(name, forward(fast), explain(model, schedule, inputs)))
+    for packed in (False, True)[: 1 + prepack]:
+        for name, schedule in compiled.items():
+            fast = lightvlm.compile(model, schedule, backend=backend, prepack=packed)
+            fasts.append(fast)
+            variants.append(Variant(name + ", packed" * packed, forward(fast), explain(model, schedule, inputs)))
     with torch.inference_mode():
         for variant in variants:
             tell(f"warming up: {variant.name}")

@@ -11,7 +11,8 @@ from lightvlm_fx.cli.base import (
     Backend,
     Console,
     Layers,
-    Preset,
+    Prepack,
+    Presets,
     Prompt,
     Some,
     bench,
@@ -28,7 +29,7 @@ from lightvlm_fx.schedule import Schedule
 def bench_prefill(
     shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
     keep: Annotated[list[float] | None, typer.Option(help="Keep ratio; may be repeated.")] = None,
-    preset: Preset = "lightvlm",
+    preset: Presets = None,
     batch: Some = 1,
     text: Prompt = 64,
     repeats: Some = 7,
@@ -36,15 +37,19 @@ def bench_prefill(
     dtype: str = "bfloat16",
     device: str = "cpu",
     layers: Layers = None,
+    prepack: Prepack = False,
 ) -> None:
     """Time to first logits: full model, compiled full model, compiled schedules, and the FLOP-ideal."""
     from lightvlm_fx.bench import prefill as program
 
     chosen = program.shape(shape, layers)
-    schedules = {f"{preset} @ {ratio:g}": Schedule.preset(preset, keep=ratio) for ratio in keep or [0.35, 0.03]}
+    schedules = {name: preset_of(name, []) for name in preset or []}
+    if keep or not preset:
+        bases = preset or ["lightvlm"]
+        schedules = {f"{name} @ {ratio:g}": preset_of(name, [], keep=ratio) for name in bases for ratio in keep or [0.35, 0.03]}
     with err.status("building the model") as status:
         variants = program.prefill(chosen, schedules, batch=batch, text=text, repeats=repeats, backend=backend,
-                                   dtype=dtype_of(dtype), device=device, tell=telling(status))  # fmt: skip
+                                   dtype=dtype_of(dtype), device=device, prepack=prepack, tell=telling(status))  # fmt: skip
     table = Table("variant", "x compiled full", "FLOP-ideal", "of ideal", "x eager", "ms", "spread", "reduction", "rewrite s", "first s",
                   title=f"prefill, {chosen}, batch {batch}, {text} text tokens, {dtype}, {backend}")  # fmt: skip
     for row in program.rows(variants):
@@ -68,6 +73,7 @@ def bench_decode(
     dtype: str = "bfloat16",
     device: str = "cpu",
     layers: Layers = None,
+    prepack: Prepack = False,
 ) -> None:
     """Tokens a second of whole answers: DynamicCache, static cache with torch.compile, compiled schedules."""
     from lightvlm_fx.bench import prefill as program
@@ -77,7 +83,7 @@ def bench_decode(
     schedules = {f"{preset}, capacity {n}": Schedule.preset(preset, capacity=n) for n in capacity or [512]}
     with err.status("building the model") as status:
         variants = decode(chosen, schedules, lengths=lengths, batch=batch, text=text, repeats=repeats, backend=backend,
-                          dtype=dtype_of(dtype), device=device, tell=telling(status))  # fmt: skip
+                          dtype=dtype_of(dtype), device=device, prepack=prepack, tell=telling(status))  # fmt: skip
     table = Table("variant", "new tokens", "x DynamicCache", "x static", "tokens/s", "first ms", "last ms", "cache MiB", "recompiles",
                   title=f"decode, {chosen}, batch {batch}, {text} text tokens, {dtype}, {backend}")  # fmt: skip
     for new in lengths:

@@ -16,6 +16,7 @@ from lightvlm_fx.ops import (  # noqa: F401
     mask_out,
     merge_tokens,
     nearest_survivor,
+    packed_linear,
     put_tokens,
     select_tokens,
     take_entries,

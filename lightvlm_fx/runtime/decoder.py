@@ -78,9 +78,10 @@ class Decoder:
     """State and buckets of one compiled model. `forward` replaces the source decoder's."""
 
     def __init__(self, source: nn.Module, schedule: Schedule, report: Report, placeholders: Placeholders, *,
-                 backend: str, strict: bool, static: bool, dump: str | Path | None, options: dict[str, Any]) -> None:  # fmt: skip
+                 backend: str, strict: bool, static: bool, prepack: bool, dump: str | Path | None,
+                 options: dict[str, Any]) -> None:  # fmt: skip
         self.source, self.schedule, self.report, self.placeholders = source, schedule, report, placeholders
-        self.backend, self.strict, self.static, self.dump, self.options = backend, strict, static, dump, options
+        self.backend, self.strict, self.static, self.prepack, self.dump, self.options = backend, strict, static, prepack, dump, options
         self.depth = len(source.layers)
         schedule.layers(self.depth), schedule.frozen(self.depth)  # fail now, not at the first picture
         self.effective = pipelines.effective(schedule, placeholders.planes)
@@ -397,7 +398,7 @@ class Decoder:
                 )
             with releases_first():
                 program, bucket = build()
-            entry = self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static), bucket)
+            entry = self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static, self.prepack), bucket)
             self.report.buckets.append(bucket)
             return entry
 

@@ -54,6 +54,7 @@ def arguments():
             (hidden.bfloat16(), size, index, went),
         ],
         "nearest_survivor": [(hidden, SEGMENT, index, left), (hidden.bfloat16(), SEGMENT, index, left)],
+        "packed_linear": [(hidden, torch.randn(3, 5, generator=draw), None), (hidden, torch.randn(3, 5, generator=draw), torch.ones(3))],
         "put_tokens": [(hidden, hidden[:, :K], index, SEGMENT), (hidden.bfloat16(), hidden[:, :K].bfloat16(), index, SEGMENT)],
         "text_index": [(SEGMENT, K)],
         "text_mask": [(SEGMENT, index)],
