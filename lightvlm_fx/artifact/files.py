@@ -8,6 +8,7 @@ import io
 import math
 import mmap
 import os
+import shutil
 import stat
 import threading
 import weakref
@@ -145,6 +146,13 @@ class Files:
         self.unchanged(name)
         with mmap.mmap(self._open[name].fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
             yield view
+
+    def copy(self, name: str, to: Path) -> None:
+        """Write a file, as it is open, to the path `to`."""
+        self.unchanged(name)
+        with self._lock, to.open("wb") as stream:
+            self._open[name].seek(0)
+            shutil.copyfileobj(self._open[name], stream)
 
     def copied(self, to: Path) -> Path:
         """Write what a processor may read, all but graphs, weights and samples, to the folder `to`; returns it."""

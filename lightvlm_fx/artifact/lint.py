@@ -13,6 +13,7 @@ from lightvlm_fx.artifact.parser import installed
 from lightvlm_fx.artifact.placement import left_to_cpu
 from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.artifact.stages import check_providers
+from lightvlm_fx.artifact.targets import TARGETS
 
 NEWEST_OPSET = 26  # that ONNX Runtime 1.31 and 1.32 run
 DOMAINS = {"", "com.microsoft"}
@@ -29,7 +30,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
         from google.protobuf.message import DecodeError
     except ImportError:
         return [], ["lint: the package onnx is not installed"]
-    files, wrong, unreadable = Files.of(folder, manifest), [], False
+    files, wrong, unreadable, target = Files.of(folder, manifest), [], False, TARGETS[manifest["target"]]
     on_cuda = manifest["target"] == "onnxruntime" and (manifest.get("provider") == "cuda" or "CUDAExecutionProvider" in providers)
     for bucket in manifest["buckets"]:
         for name, stage in bucket["stages"].items():
@@ -39,7 +40,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
                 wrong.append(f"{stage['file']}: is no ONNX graph ({error}); export again")
                 unreadable = True
                 continue
-            free = {v["name"]: v["shape"] for v in stage["inputs"] + stage["outputs"]} if manifest["target"] == "onnxruntime" else {}
+            free = {v["name"]: v["shape"] for v in stage["inputs"] + stage["outputs"]} if target.any_length else {}
             found = [*_of(graph, files, manifest["target"], free), *(left_to_cpu(graph) if on_cuda else ())]
             wrong += [f"{stage['file']}: {line}" for line in found]
             operators = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
@@ -52,7 +53,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
         parser, why = installed()
         wrong += [] if parser is None else parser.refused(files.home, manifest)
         skipped += [f"TensorRT's parser: {why}"] if parser is None else []
-    if any(p != "CPUExecutionProvider" for p in providers):
+    if target.runtime == "onnxruntime" and any(p != "CPUExecutionProvider" for p in providers):
         wrong += _copies(files.home, manifest, providers)
     return wrong, skipped
 

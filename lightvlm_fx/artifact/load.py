@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.files import AGAIN, Files
 from lightvlm_fx.artifact.manifest import read
+from lightvlm_fx.artifact.openvino import OpenVINO
 from lightvlm_fx.artifact.pictures import grids, prepare
 from lightvlm_fx.artifact.sampling import Sampling, whole
 from lightvlm_fx.artifact.schema import shapes
-from lightvlm_fx.artifact.stages import Marks, Stages, check_providers, packed, tokens_of_pictures
+from lightvlm_fx.artifact.stages import Engine, Marks, OnnxRuntime, Stages, packed, tokens_of_pictures
+from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.errors import ArtifactError, InputError
 
 Array = NDArray[Any]
@@ -32,10 +34,9 @@ class VLM:
     def __init__(
         self, files: Files, manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False
     ) -> None:
-        check_providers(providers)
+        self.engine = engine_of(manifest, providers, session_options, prepack)
         self.files, self.folder, self.manifest = files, files.home, manifest
-        self.prepack, self.marks = prepack, Marks(**{f.name: manifest["placeholders"][f.name] for f in fields(Marks)})
-        self.providers, self.session_options = list(providers), session_options
+        self.marks = Marks(**{f.name: manifest["placeholders"][f.name] for f in fields(Marks)})
         self.defaults = _defaults(files, manifest)
         # held from now on: what the stages of a bucket of fixed sizes were made for
         self._made_for = [{name: files.array(bucket["samples"][f"inputs.{name}"]) for name in bucket["arguments"]}
@@ -45,10 +46,7 @@ class VLM:
     def stages(self, bucket: int = 0) -> Stages:
         """The sessions of one bucket, opened at first use."""
         if bucket not in self._stages:
-            self._stages[bucket] = Stages(
-                self.files, self.manifest["buckets"][bucket], self.marks, self.providers, self.session_options, self.prepack,
-                self.manifest["dtype"] == "int8",
-            )
+            self._stages[bucket] = Stages(self.files, self.manifest["buckets"][bucket], self.marks, self.engine)
         return self._stages[bucket]
 
     def generate(
@@ -211,6 +209,13 @@ def _refusal(bucket: dict[str, Any], images: list[list[int]], real: Array, new: 
     return "; ".join(message for wrong, message in checks if wrong)
 
 
+def engine_of(manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False) -> Engine:
+    """What opens the stages of an artifact's target."""
+    if TARGETS[manifest["target"]].runtime == "openvino":
+        return OpenVINO(manifest["dtype"], providers, session_options)
+    return OnnxRuntime(manifest["dtype"], providers, session_options, prepack)
+
+
 def load(
     folder: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",), session_options: Any = None, verify: bool = True,
     prepack: bool = False,
@@ -229,8 +234,8 @@ def load(
     """
     home = Path(folder)
     manifest = read(home)
-    if manifest["target"] == "torch-export":
-        raise ArtifactError(f"{home} was exported for torch-export; open its stages with torch.export.load")
+    if not TARGETS[manifest["target"]].runtime:
+        raise ArtifactError(f"{home} was exported for {manifest['target']}; open its stages with torch.export.load")
     files = Files(home, manifest, checked=verify)
     if verify and files.wrong:
         raise ArtifactError(f"{home} is not what was exported:\n  " + "\n  ".join(files.wrong) + f"\n{AGAIN}")

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from lightvlm_fx.artifact.targets import TARGETS
+
 Check = Callable[[Any, str], None]  # a value and where it stands; raises Wrong
 MOST = 2**31  # of any count
 LOOSEST = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.25, "int8": 0.25}  # parity on logits, of the largest, that an export may record
-TARGETS = ("onnxruntime", "tensorrt", "torch-export")
 WEIGHTS = "model.onnx.data"
 
 

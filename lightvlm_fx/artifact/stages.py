@@ -1,11 +1,14 @@
-"""The sessions of one bucket, and one answer over them: caches stay where ONNX Runtime put them."""
+"""The sessions of one bucket, and one answer over them: caches stay where the runtime put them.
+
+A target's runtime is an *engine* that opens stages as *sessions*: ONNX Runtime's stand here, OpenVINO's in `openvino.py`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,16 +85,48 @@ def packed(ids: Array, mask: Array) -> tuple[Array, Array]:
     return np.take_along_axis(ids, order, 1), np.take_along_axis(mask, order, 1)
 
 
+class Bound(Protocol):
+    """A stage over the buffers of one cache: it writes into what it reads."""
+
+    def run(self, given: Feed) -> Array:
+        """One run over the cache and what else is given; the logits [B, V], where the stage has any."""
+
+
+class Session(Protocol):
+    """One stage, open."""
+
+    def shapes(self, side: str) -> dict[str, list[Any]]:
+        """Of the `inputs` or `outputs`, by name; a size that is not fixed is a string or None."""
+
+    def run(self, feed: Feed) -> Feed:
+        """All outputs."""
+
+    def first(self, feed: Feed) -> tuple[Array, dict[str, Any]]:
+        """The logits, and the other outputs as the runtime holds them, by name."""
+
+    def bound(self, cache: dict[str, Any], rows: int) -> Bound:
+        """The stage over a cache that `first` gave out, and `run`s of it wrote, called as the stage's inputs."""
+
+
+class Engine(Protocol):
+    """What opens the stages of a target."""
+
+    title: str
+
+    def open(self, files: Files, name: str, stage: dict[str, Any]) -> Session:
+        """The stage `name`, as the manifest says it, over the weights that were hashed with it."""
+
+
 @contextlib.contextmanager
-def failing(files: Files, name: str, what: str) -> Iterator[None]:
-    """Whatever ONNX Runtime raises (its errors have no class of their own in common) as an ArtifactError that names the graph."""
+def failing(files: Files, name: str, what: str, title: str) -> Iterator[None]:
+    """Whatever a runtime raises (their errors have no class of their own in common) as an ArtifactError that names the graph."""
     try:
         yield
     except ArtifactError:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:500]
-        raise ArtifactError(f"{files.home}: ONNX Runtime does not {what} {name}: {said}; export again, or run `lightvlm verify`") from error
+        raise ArtifactError(f"{files.home}: {title} does not {what} {name}: {said}; export again, or run `lightvlm verify`") from error
 
 
 def open_session(runtime: Any, files: Files, name: str, options: Any, providers: list[str]) -> Any:
@@ -101,7 +136,7 @@ def open_session(runtime: Any, files: Files, name: str, options: Any, providers:
     """
     graph = files.data(name)
     files.unchanged(WEIGHTS)
-    with failing(files, name, "open"):
+    with failing(files, name, "open", OnnxRuntime.title):
         if files.stands(WEIGHTS):
             options.add_session_config_entry(BESIDE, str(files.home.resolve()))
             session = runtime.InferenceSession(graph, options, providers=providers)
@@ -112,11 +147,83 @@ def open_session(runtime: Any, files: Files, name: str, options: Any, providers:
             return runtime.InferenceSession(graph, options, providers=providers)
 
 
-def check_signature(files: Files, stage: dict[str, Any], session: Any) -> None:
+class OnnxRuntime:
+    """The engine of every target but `openvino`. Raises InputError for a provider that it does not have."""
+
+    title = "ONNX Runtime"
+
+    def __init__(self, dtype: str, providers: Sequence[str], session_options: Any, prepack: bool) -> None:
+        check_providers(providers)
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
+        self.runtime, self.providers, self.options = onnxruntime, list(providers), session_options
+        self.prepack, self.quantised = prepack, dtype == "int8"
+
+    def open(self, files: Files, name: str, stage: dict[str, Any]) -> OrtSession:
+        often = name == "decode"
+        options = self.options or default_options(self.runtime, self.quantised or (self.prepack and often), often)
+        once = None if self.options else once_a_prompt(self.runtime)  # a session of other options may have no arena
+        device = "cuda" if any("CUDA" in p or "Tensorrt" in p for p in self.providers) else "cpu"
+        return OrtSession(self.runtime, open_session(self.runtime, files, stage["file"], options, self.providers), once, device)
+
+
+class OrtSession:
+    """A stage on ONNX Runtime. `once`: options of a run whose activations are not needed again soon."""
+
+    def __init__(self, runtime: Any, session: Any, once: Any, device: str) -> None:
+        self.runtime, self.session, self.once, self.device = runtime, session, once, device
+        self.outputs = [o.name for o in session.get_outputs()]
+
+    def shapes(self, side: str) -> dict[str, list[Any]]:
+        values = self.session.get_inputs() if side == "inputs" else self.session.get_outputs()
+        return {v.name: list(v.shape) for v in values}
+
+    def run(self, feed: Feed) -> Feed:
+        return dict(zip(self.outputs, self.session.run(self.outputs, feed, self.once), strict=True))
+
+    def first(self, feed: Feed) -> tuple[Array, dict[str, Any]]:
+        binding = self.session.io_binding()
+        for name, array in feed.items():
+            binding.bind_cpu_input(name, array)
+        for name in self.outputs:
+            binding.bind_output(name, "cpu" if name == "logits" else self.device)
+        self.session.run_with_iobinding(binding, self.once)
+        out = dict(zip(self.outputs, binding.get_outputs(), strict=True))
+        return out.pop("logits").numpy(), out
+
+    def bound(self, cache: dict[str, Any], rows: int) -> OrtBound:
+        return OrtBound(self, cache, rows)
+
+
+class OrtBound:
+    """A stage on ONNX Runtime with a binding that is made once."""
+
+    def __init__(self, stage: OrtSession, cache: dict[str, Any], rows: int) -> None:
+        self.session, self.binding = stage.session, stage.session.io_binding()
+        self.logits: Any = None
+        for name in stage.shapes("inputs"):
+            if name.startswith(PAST):
+                self.binding.bind_ortvalue_input(name, cache[name])
+        for name, shape in stage.shapes("outputs").items():
+            if name.startswith(PRESENT):
+                self.binding.bind_ortvalue_output(name, cache[name.replace(PRESENT, PAST)])
+            else:
+                self.logits = stage.runtime.OrtValue.ortvalue_from_shape_and_type([rows, *shape[1:]], np.float32, "cpu")
+                self.binding.bind_ortvalue_output(name, self.logits)
+
+    def run(self, given: Feed) -> Array:
+        for name, array in given.items():
+            self.binding.bind_cpu_input(name, array)
+        self.session.run_with_iobinding(self.binding)
+        return np.empty(0, np.float32) if self.logits is None else self.logits.numpy()
+
+
+def check_signature(files: Files, stage: dict[str, Any], session: Session) -> None:
     """Raises ArtifactError where a graph takes or gives other values than the manifest says."""
-    for side, have in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+    for side in ("inputs", "outputs"):
         said = {v["name"]: v["shape"] for v in stage[side]}
-        found = {v.name: list(v.shape) for v in have}
+        found = session.shapes(side)
         apart = [name for name in sorted({*said, *found}) if not _alike(said.get(name), found.get(name))]
         if apart:
             raise ArtifactError(f"{files.home}: {stage['file']} has other {side} than the manifest says ({', '.join(apart)}); export again")
@@ -132,19 +239,12 @@ def _alike(said: list[Any] | None, found: list[Any] | None) -> bool:
 class Stages:
     """Sessions over one bucket's graphs."""
 
-    def __init__(self, files: Files, bucket: dict[str, Any], marks: Marks, providers: list[str], session_options: Any,
-                 prepack: bool, quantised: bool) -> None:  # fmt: skip
-        import onnxruntime
-
-        onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
-        self.runtime, self.files, self.bucket, self.marks = onnxruntime, files, bucket, marks
-        self.sessions = {}
+    def __init__(self, files: Files, bucket: dict[str, Any], marks: Marks, engine: Engine) -> None:
+        self.files, self.bucket, self.marks, self.engine = files, bucket, marks, engine
+        self.sessions: dict[str, Session] = {}
         for name, stage in bucket["stages"].items():
-            options = session_options or default_options(onnxruntime, quantised or (prepack and name == "decode"), name == "decode")
-            self.sessions[name] = open_session(onnxruntime, files, stage["file"], options, providers)
+            self.sessions[name] = engine.open(files, name, stage)
             check_signature(files, stage, self.sessions[name])
-        self.once = None if session_options else once_a_prompt(onnxruntime)  # a session of other options may have no arena
-        self.device = "cuda" if any("CUDA" in p or "Tensorrt" in p for p in providers) else "cpu"
         self.dtypes = {name: {i["name"]: i["dtype"] for i in stage["inputs"]} for name, stage in bucket["stages"].items()}
         self.rows, said = bucket["rows"], bucket.get("lengths")
         self.lengths = said and Lengths.read(said, bucket["visual_tokens"], bucket["prompt_tokens"], files)
@@ -204,18 +304,19 @@ class Stages:
         return seen
 
     def _run(self, name: str, given: dict[str, Array]) -> dict[str, Array]:
-        session = self.sessions[name]
-        self.files.unchanged(WEIGHTS)
-        names = [o.name for o in session.get_outputs()]
-        feed = {i.name: np.ascontiguousarray(given[i.name], dtype=self.dtypes[name][i.name]) for i in session.get_inputs()}
-        with failing(self.files, self.bucket["stages"][name]["file"], "run"):
-            return dict(zip(names, session.run(names, feed, self.once), strict=True))
+        with self.running(name):
+            return self.sessions[name].run(self.feed(name, given))
 
-    def run_bound(self, name: str, binding: Any, once: Any = None) -> None:
-        """One run of a stage over what is bound. Raises ArtifactError where its weights were written to, which would end the process."""
+    def feed(self, name: str, given: dict[str, Array]) -> Feed:
+        """What the stage `name` takes of what is given, as it takes it."""
+        return {i: np.ascontiguousarray(given[i], dtype=dtype) for i, dtype in self.dtypes[name].items()}
+
+    @contextlib.contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Around a run of a stage. Raises ArtifactError where its weights were written to, which would end the process, or it fails."""
         self.files.unchanged(WEIGHTS)
-        with failing(self.files, self.bucket["stages"][name]["file"], "run"):
-            self.sessions[name].run_with_iobinding(binding, once)
+        with failing(self.files, self.bucket["stages"][name]["file"], "run", self.engine.title):
+            yield
 
 
 def _rows(images: list[list[int]], width: int) -> Array:
@@ -232,51 +333,27 @@ class Answer:
 
     def __init__(self, stages: Stages, given: dict[str, Array], rows: int) -> None:
         self.stages, self.rows, self.steps = stages, rows, 0
-        session = stages.sessions["prefill"]
-        binding = session.io_binding()
-        for i in session.get_inputs():
-            binding.bind_cpu_input(i.name, np.ascontiguousarray(given[i.name], dtype=stages.dtypes["prefill"][i.name]))
-        names = [o.name for o in session.get_outputs()]
-        for name in names:
-            binding.bind_output(name, "cpu" if name == "logits" else stages.device)
-        stages.run_bound("prefill", binding, stages.once)
-        out = dict(zip(names, binding.get_outputs(), strict=True))
-        self._first = out.pop("logits")
+        with stages.running("prefill"):
+            self._logits, out = stages.sessions["prefill"].first(stages.feed("prefill", given))
         self.cache = {name.replace(PRESENT, PAST): value for name, value in out.items()}
         self._token = np.zeros((stages.rows, 1), np.int64)
         self._step = np.zeros(1, np.int64)
-        self._decode = self._bind("decode")
-        self._compact = self._bind("compact") if "compact" in stages.sessions else None
+        self._bound = {name: stages.sessions[name].bound(self.cache, stages.rows) for name in ("decode", "compact") if name in stages.sessions}
 
     @property
     def logits(self) -> Array:
-        return (self._logits if self.steps else self._first).numpy()[: self.rows]
-
-    def _bind(self, name: str) -> Any:
-        """A binding that is made once: a stage's cache inputs and outputs on the same buffers."""
-        session = self.stages.sessions[name]
-        binding = session.io_binding()
-        for i in session.get_inputs():
-            if i.name.startswith(PAST):
-                binding.bind_ortvalue_input(i.name, self.cache[i.name])
-        for o in session.get_outputs():
-            if o.name.startswith(PRESENT):
-                binding.bind_ortvalue_output(o.name, self.cache[o.name.replace(PRESENT, PAST)])
-            else:
-                shape = [self.stages.rows, *o.shape[1:]]
-                self._logits = self.stages.runtime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cpu")
-                binding.bind_ortvalue_output(o.name, self._logits)
-        return binding
+        return self._logits[: self.rows]
 
     def step(self, token: Array) -> None:
         """Append `token` [B] to the answer; brings `logits` up to date."""
         every = self.stages.bucket["compact_every"]
         self._step[0] = self.steps
-        if self._compact is not None and self.steps and self.steps % every == 0:
-            self._compact.bind_cpu_input("step", self._step)
-            self.stages.run_bound("compact", self._compact)
+        if "compact" in self._bound and self.steps and self.steps % every == 0:
+            self._run("compact", {"step": self._step})
         self._token[: self.rows, 0] = token
-        self._decode.bind_cpu_input("input_ids", self._token)
-        self._decode.bind_cpu_input("step", self._step)
-        self.stages.run_bound("decode", self._decode)
+        self._logits = self._run("decode", {"input_ids": self._token, "step": self._step})
         self.steps += 1
+
+    def _run(self, name: str, given: Feed) -> Array:
+        with self.stages.running(name):
+            return self._bound[name].run(given)

@@ -16,6 +16,7 @@ from lightvlm_fx.artifact.manifest import MANIFEST, read
 from lightvlm_fx.artifact.sampling import Sampling
 from lightvlm_fx.artifact.schema import LOOSEST, SAMPLES, shapes
 from lightvlm_fx.artifact.stages import tokens_of_pictures
+from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.errors import ArtifactError, InputError
 
 GOOD, FILES, LINT, PARITY = 0, 1, 3, 4  # exit codes of `lightvlm verify`; 2 is a folder or call that cannot be read
@@ -221,10 +222,11 @@ def _check(folder: str | Path, home: Path, manifest: dict[str, Any], model: Any,
     if verdict.lint:
         verdict.skipped.append("parity: the graphs are not what the target takes")
         return verdict
-    if manifest["target"] == "torch-export":
+    target = TARGETS[manifest["target"]]
+    if not target.runtime:
         verdict.skipped.append("parity: ONNX Runtime does not run torch-export stages; lightvlm.export checked them")
         return verdict
-    if manifest["dtype"] == "bfloat16" and list(providers) == list(CPU):
+    if manifest["dtype"] == "bfloat16" and not target.bfloat16 and list(providers) == list(CPU):
         verdict.skipped.append("parity: ONNX Runtime has no bfloat16 kernels on CPU; name a GPU provider")
         return verdict
     verdict.parity, verdict.parity_wrong = _compared(files, manifest, providers, None)

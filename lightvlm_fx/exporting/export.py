@@ -25,6 +25,7 @@ from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
 from lightvlm_fx.artifact.sampling import whole
 from lightvlm_fx.artifact.schema import LOOSEST
+from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.compat import own_configs
 from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
@@ -39,7 +40,6 @@ from lightvlm_fx.model.locate import check_supported
 from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.schedule import Schedule, as_schedule
 
-TARGETS = ("onnxruntime", "tensorrt", "torch-export")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
 Tell = Callable[[str], None]
@@ -109,7 +109,7 @@ def export(
         for number, (example, length) in enumerate(zip(examples, lengths, strict=True)):
             tell(f"bucket {number}: capturing and rewriting, {length} tokens")
             example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
-            dynamic = target == "onnxruntime"
+            dynamic = TARGETS[target].any_length
             make = partial(build, exported, schedule, example, length, new_tokens, images=images, static=not dynamic,
                            blocks=dynamic and provider == "cpu")  # fmt: skip
             write = partial(_write_bucket, folder, number, target=target, dtype=dtype, weights=weights, aot_inductor=aot_inductor,
@@ -126,7 +126,7 @@ def export(
             build_script(folder, buckets)
             tell("asking TensorRT's parser")
             manifest["parser"] = ask_parser(folder, manifest)
-        tell("measuring parity on ONNX Runtime")
+        tell("measuring parity")
         manifest["files"] = _hashes(folder)
         record_parity(folder, manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -285,22 +285,23 @@ def _version(package: str) -> str | None:
 
 
 def record_parity(folder: Path, manifest: dict[str, Any]) -> None:
-    """Run the recorded samples on ONNX Runtime where it is installed, and note the difference; in float32 there must be none."""
+    """Run the recorded samples on the target's runtime where it is installed, and note the difference; in float32 there must be none."""
     from lightvlm_fx.artifact.verify import TOLERANCE, parity
 
-    if manifest["target"] == "torch-export" or manifest["dtype"] == "bfloat16" or _version("onnxruntime") is None:
+    target = TARGETS[manifest["target"]]
+    if not target.runtime or _version(target.runtime) is None or (manifest["dtype"] == "bfloat16" and not target.bfloat16):
         manifest["parity"] = None
         return
     found = manifest["parity"] = parity(folder, manifest)
     if manifest["dtype"] == "float32" and not (found["logits"] <= TOLERANCE["float32"] and found["tokens_equal"]):
         tokens = "equal to" if found["tokens_equal"] else "other than"
         raise CaptureError(
-            f"on ONNX Runtime the greedy tokens are {tokens} the compiled model's on the example, the logits "
+            f"on {target.runtime} the greedy tokens are {tokens} the compiled model's on the example, the logits "
             f"{found['logits']:.1e} of the largest apart (bound {TOLERANCE['float32']:.0e}): a defect of lightvlm_fx or of a kernel"
         )
     if not found["logits"] <= LOOSEST[manifest["dtype"]]:
         raise CaptureError(
-            f"on ONNX Runtime the logits are {found['logits']:.1e} of the largest apart from the compiled model's on the example, where "
+            f"on {target.runtime} the logits are {found['logits']:.1e} of the largest apart from the compiled model's on the example, where "
             f"rounding to {manifest['dtype']} explains at most {LOOSEST[manifest['dtype']]}: they overflow, or it is a defect of "
             "lightvlm_fx or of a kernel; export with dtype='float32'"
         )

@@ -1,0 +1,152 @@
+"""Stages on OpenVINO: the ONNX graphs of an artifact, read by its frontend, with what that leaves out put right."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightvlm_fx.artifact.files import Files
+from lightvlm_fx.artifact.schema import WEIGHTS
+from lightvlm_fx.artifact.stages import PAST, PRESENT, failing
+from lightvlm_fx.errors import InputError
+
+Array = NDArray[Any]
+Feed = dict[str, Array]
+INSTALL = "an artifact of target openvino needs OpenVINO: pip install openvino"
+DEVICES = {"CPUExecutionProvider": "CPU"}  # what `providers` are called elsewhere
+# What is computed in, where the properties do not say otherwise: OpenVINO's own default is bfloat16 on many CPUs, integers for products.
+PRECISION = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "f32"}
+PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+
+class OpenVINO:
+    """The engine of target `openvino`. `properties`: OpenVINO's own, of a compiled model, above ours.
+
+    Raises ImportError where it is not installed, InputError for a device that it does not have.
+    """
+
+    title = "OpenVINO"
+
+    def __init__(self, dtype: str, providers: Sequence[str], properties: Any) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError(INSTALL) from error
+        self.runtime, self.core = openvino, openvino.Core()
+        self.device = self._device(providers)
+        if properties is not None and not isinstance(properties, dict):
+            raise InputError("session_options of an artifact of target openvino are OpenVINO's properties, a dict as in "
+                             f"{{'INFERENCE_NUM_THREADS': 4}}, got a {type(properties).__name__}")  # fmt: skip
+        self.properties = PROPERTIES | {"INFERENCE_PRECISION_HINT": PRECISION[dtype]} | (properties or {})
+
+    def _device(self, providers: Sequence[str]) -> str:
+        if isinstance(providers, str) or len(providers) != 1:
+            raise InputError(f"an artifact of target openvino runs on one device: write providers=['CPU'], got {providers!r}")
+        device, have = DEVICES.get(providers[0], providers[0]), self.core.available_devices
+        if device not in have:
+            raise InputError(f"OpenVINO has no device {device} here, only {', '.join(have)}; name one of these as the provider")
+        return device
+
+    def open(self, files: Files, name: str, stage: dict[str, Any]) -> Session:
+        with failing(files, stage["file"], "open", self.title):
+            model = self.read(files, stage["file"])
+            keep_order(self.runtime, model)
+            return Session(self.runtime, self.core.compile_model(model, self.device, self.properties), stage)
+
+    def read(self, files: Files, file: str) -> Any:
+        """The graph `file` over its weights, both as they were hashed.
+
+        OpenVINO reads weights beside the path of a graph alone, and no links: from the folder, where the open files still stand
+        there; else from a copy of them.
+        """
+        names = (file, WEIGHTS)
+        files.data(file)  # hashed once more
+        if all(files.stands(name) for name in names):
+            model = self.core.read_model(files.home.resolve() / file)
+            if all(files.unchanged(name) and files.stands(name) for name in names):
+                return model
+        with tempfile.TemporaryDirectory() as spare:
+            for name in names:
+                files.copy(name, Path(spare) / Path(name).name)
+            return self.core.read_model(Path(spare) / Path(file).name)
+
+
+def keep_order(runtime: Any, model: Any) -> int:
+    """Make every TopK stable, as ONNX says it is: of equal values the one of the lower index comes first. Returns how many were not.
+
+    OpenVINO's frontend leaves that out, and cuts choose other tokens then, since positions and masks are full of equal values.
+    """
+    wrong = [op for op in model.get_ops() if op.get_type_name() == "TopK" and not op.get_attributes()["stable"]]
+    for op in wrong:
+        said, (data, count) = op.get_attributes(), op.input_values()
+        kind = "value" if said["sort"] == "none" else said["sort"]  # it is stable only where it sorts
+        made = runtime.opset11.topk(data, count, said["axis"], said["mode"], kind, said["index_element_type"], True)
+        made.set_friendly_name(op.get_friendly_name())
+        for old, new in zip(op.outputs(), made.outputs(), strict=True):
+            old.replace(new)
+    return len(wrong)
+
+
+class Session:
+    """A stage on OpenVINO. Requests are made for each run: a session may be asked by several threads at once."""
+
+    def __init__(self, runtime: Any, compiled: Any, stage: dict[str, Any]) -> None:
+        self.runtime, self.compiled = runtime, compiled
+        self.inputs = _named(compiled.inputs, stage["inputs"])
+        self.outputs = _named(compiled.outputs, stage["outputs"])
+
+    def shapes(self, side: str) -> dict[str, list[Any]]:
+        ports = self.inputs if side == "inputs" else self.outputs
+        return {name: [d.get_length() if d.is_static else None for d in port.partial_shape] for name, port in ports.items()}
+
+    def run(self, feed: Feed) -> Feed:
+        return {name: tensor.data.copy() for name, tensor in self._asked(feed).items()}
+
+    def first(self, feed: Feed) -> tuple[Array, dict[str, Any]]:
+        out = self._asked(feed)
+        return out.pop("logits").data.copy(), out
+
+    def _asked(self, feed: Feed) -> dict[str, Any]:
+        """All outputs of a run, as tensors that are nobody else's."""
+        request = self.compiled.create_infer_request()
+        for name, array in feed.items():
+            request.set_tensor(self.inputs[name], self.runtime.Tensor(array, shared_memory=True))
+        request.infer()
+        return {name: request.get_tensor(port) for name, port in self.outputs.items()}
+
+    def bound(self, cache: dict[str, Any], rows: int) -> Bound:
+        return Bound(self, cache, rows)
+
+
+def _named(ports: list[Any], said: list[dict[str, Any]]) -> dict[str, Any]:
+    """Inputs or outputs by what the manifest calls them; OpenVINO gives those that it merged the names of all."""
+    names = {v["name"] for v in said}
+    return {min(port.get_names() & names, default=port.get_any_name()): port for port in ports}
+
+
+class Bound:
+    """A stage on OpenVINO with a request whose cache inputs and outputs are the same memory."""
+
+    def __init__(self, session: Session, cache: dict[str, Any], rows: int) -> None:
+        self.session, self.request = session, session.compiled.create_infer_request()
+        self.logits = np.empty(0, np.float32)
+        for name, port in session.inputs.items():
+            if name.startswith(PAST):
+                self.request.set_tensor(port, cache[name])
+        for name, port in session.outputs.items():
+            if name.startswith(PRESENT):
+                self.request.set_tensor(port, cache[name.replace(PRESENT, PAST)])
+            else:
+                self.logits = np.empty([rows, *session.shapes("outputs")[name][1:]], np.float32)
+                self.request.set_tensor(port, session.runtime.Tensor(self.logits, shared_memory=True))
+
+    def run(self, given: Feed) -> Array:
+        for name, array in given.items():
+            self.request.set_tensor(self.session.inputs[name], self.session.runtime.Tensor(array, shared_memory=True))
+        self.request.infer()
+        return self.logits
