@@ -223,14 +223,16 @@ def load(
     """The artifact in `folder`, ready to answer. Opens no session before the first answer.
 
     All sessions read their weights from one mapped file. With `prepack`, the decode session rearranges them into memory of its own,
-    a second copy that makes steps a little faster (docs/benchmarks.md). `session_options`, onnxruntime's own, replace all this.
+    a second copy that makes steps a little faster (docs/benchmarks.md). `session_options`, onnxruntime's own, replace all this. On
+    OpenVINO (target openvino) every session has a copy of its own, `providers` names one device, and `session_options` is a dictionary
+    of OpenVINO's properties, which are set above ours.
 
     With `verify` (the default) every file is hashed first. Files stay open from then on: one that is moved, deleted or replaced
     later is read as it was, one that is written to in place is an ArtifactError. Only what the manifest lists is read.
 
     Raises ArtifactError for a folder that is none, changed files, a newer schema, a manifest whose types, ranges or sums do not
-    hold, paths or links that lead out of the folder, or a target that ONNX Runtime does not run; InputError for a provider that it
-    does not have.
+    hold, paths or links that lead out of the folder, or a target that nothing here runs; InputError for a provider or device
+    that is not there, ImportError where the runtime is not installed.
     """
     home = Path(folder)
     manifest = read(home)

@@ -19,13 +19,15 @@ Array = NDArray[Any]
 Feed = dict[str, Array]
 INSTALL = "an artifact of target openvino needs OpenVINO: pip install openvino"
 DEVICES = {"CPUExecutionProvider": "CPU"}  # what `providers` are called elsewhere
-# What is computed in, where the properties do not say otherwise: OpenVINO's own default is bfloat16 on many CPUs, integers for products.
-PRECISION = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "f32"}
+# The precision is the artifact's: OpenVINO's own defaults are bfloat16 on many CPUs, and integer activations where weights are integers.
 PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
 class OpenVINO:
     """The engine of target `openvino`. `properties`: OpenVINO's own, of a compiled model, above ours.
+
+    A session holds the weights of its products rearranged, and what its last run computed with: OpenVINO's `release_memory` would give
+    that back, but the next run of 2026.4 writes over other memory then.
 
     Raises ImportError where it is not installed, InputError for a device that it does not have.
     """
@@ -42,7 +44,7 @@ class OpenVINO:
         if properties is not None and not isinstance(properties, dict):
             raise InputError("session_options of an artifact of target openvino are OpenVINO's properties, a dict as in "
                              f"{{'INFERENCE_NUM_THREADS': 4}}, got a {type(properties).__name__}")  # fmt: skip
-        self.properties = PROPERTIES | {"INFERENCE_PRECISION_HINT": PRECISION[dtype]} | (properties or {})
+        self.properties = PROPERTIES | {"INFERENCE_PRECISION_HINT": self._precision(dtype)} | (properties or {})
 
     def _device(self, providers: Sequence[str]) -> str:
         if isinstance(providers, str) or len(providers) != 1:
@@ -52,10 +54,17 @@ class OpenVINO:
             raise InputError(f"OpenVINO has no device {device} here, only {', '.join(have)}; name one of these as the provider")
         return device
 
+    def _precision(self, dtype: str) -> str:
+        """What products are computed in: half precision where the device has it; elsewhere it is imitated, slowly and with more error."""
+        half = dtype == "float16" and "FP16" in self.core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
+        return "f16" if half else "f32"
+
     def open(self, files: Files, name: str, stage: dict[str, Any]) -> Session:
         with failing(files, stage["file"], "open", self.title):
             model = self.read(files, stage["file"])
             keep_order(self.runtime, model)
+            if name == "decode":
+                spell_out_attention(self.runtime, model)
             return Session(self.runtime, self.core.compile_model(model, self.device, self.properties), stage)
 
     def read(self, files: Files, file: str) -> Any:
@@ -66,6 +75,7 @@ class OpenVINO:
         """
         names = (file, WEIGHTS)
         files.data(file)  # hashed once more
+        files.unchanged(WEIGHTS)
         if all(files.stands(name) for name in names):
             model = self.core.read_model(files.home.resolve() / file)
             if all(files.unchanged(name) and files.stands(name) for name in names):
@@ -90,6 +100,27 @@ def keep_order(runtime: Any, model: Any) -> int:
         for old, new in zip(op.outputs(), made.outputs(), strict=True):
             old.replace(new)
     return len(wrong)
+
+
+def spell_out_attention(runtime: Any, model: Any) -> int:
+    """Write every ScaledDotProductAttention with a mask as the products it stands for. Returns how many there were.
+
+    OpenVINO does so itself where no cache of its own feeds one, but scales and transposes all keys, which takes half of a step.
+    """
+    ops, done = runtime.opset13, 0
+    for op in [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention"]:
+        inputs = op.input_values()
+        if len(inputs) != 5 or op.get_attributes()["causal"]:
+            continue
+        q, k, v, mask, scale = inputs
+        logits = ops.matmul(ops.multiply(q, scale), k, False, True)
+        if mask.get_element_type() == runtime.Type.boolean:
+            logits = ops.select(mask, logits, ops.convert_like(ops.constant(-np.inf, np.float32), logits))
+        else:
+            logits = ops.add(logits, mask)
+        op.output(0).replace(ops.matmul(ops.softmax(logits, -1), v, False, False).output(0))
+        done += 1
+    return done
 
 
 class Session:

@@ -338,7 +338,8 @@ class Answer:
         self.cache = {name.replace(PRESENT, PAST): value for name, value in out.items()}
         self._token = np.zeros((stages.rows, 1), np.int64)
         self._step = np.zeros(1, np.int64)
-        self._bound = {name: stages.sessions[name].bound(self.cache, stages.rows) for name in ("decode", "compact") if name in stages.sessions}
+        steps = [name for name in ("decode", "compact") if name in stages.sessions]
+        self._bound = {name: stages.sessions[name].bound(self.cache, stages.rows) for name in steps}
 
     @property
     def logits(self) -> Array:
@@ -346,7 +347,9 @@ class Answer:
 
     def step(self, token: Array) -> None:
         """Append `token` [B] to the answer; brings `logits` up to date."""
-        every = self.stages.bucket["compact_every"]
+        every, room = self.stages.bucket["compact_every"], self.stages.bucket["new_tokens"]
+        if 0 < room <= self.steps:  # not every runtime looks whether an index lies in a buffer
+            raise InputError(f"the caches have room for {room} new tokens; export with a larger new_tokens")
         self._step[0] = self.steps
         if "compact" in self._bound and self.steps and self.steps % every == 0:
             self._run("compact", {"step": self._step})

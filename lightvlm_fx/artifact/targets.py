@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Target:
-    """`runtime`: the package that answers, empty for none; `any_length`: graphs may have symbolic sizes; `bfloat16`: its CPU has that."""
+    """`runtime`: the package that answers, empty for none, and `title`, its name. `any_length`: graphs may have symbolic sizes.
+
+    `instead`: what to do instead of an export in a precision that the target does not have.
+    """
 
     runtime: str = "onnxruntime"
+    title: str = "ONNX Runtime"
     any_length: bool = False
-    bfloat16: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 TARGETS = {
     "onnxruntime": Target(any_length=True),
-    "openvino": Target("openvino", any_length=True, bfloat16=True),
+    "openvino": Target("openvino", "OpenVINO", any_length=True, instead={
+        "bfloat16": "export in float32 and load with session_options={'INFERENCE_PRECISION_HINT': 'bf16'}: OpenVINO rounds by itself",
+    }),
     "tensorrt": Target(),  # the same graphs on ONNX Runtime say whether they answer right
-    "torch-export": Target(runtime=""),
-}
+    "torch-export": Target("", ""),
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """`lightvlm bench artifact`: an artifact beside the same model as transformers' own exporter writes it, unreduced.
 
-Both run on ONNX Runtime, in turns. The other side is `OnnxExporter.export_for_generation` of the model as it is, dynamic
-in its lengths: its language model on the whole prompt, and its decode step over a cache that grows.
+Both run on ONNX Runtime, or the artifact on OpenVINO, in turns. The other side is `OnnxExporter.export_for_generation` of the
+model as it is, dynamic in its lengths: its language model on the whole prompt, and its decode step over a cache that grows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.bench.prefill import Shape, build, example
-from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.errors import NotSupported, UnknownName
 from lightvlm_fx.explanation import explain
 from lightvlm_fx.exporting.export import Artifact, export
 from lightvlm_fx.schedule import Schedule
@@ -58,10 +59,16 @@ class Compared:
 
 
 def compare(
-    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = False,
+    shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = False, target: str = "onnxruntime",
     tell: Callable[[str], None] = lambda what: None,
 ) -> Compared:  # fmt: skip
-    """Export and measure. `text` tokens around the picture; the prompt fills the bucket. `prepack` as in `lightvlm.load`."""
+    """Export and measure. `text` tokens around the picture; the prompt fills the bucket. `prepack` as in `lightvlm.load`.
+
+    Raises UnknownName for a target that nothing answers with.
+    """
+    running = [name for name, known in TARGETS.items() if known.runtime]
+    if target not in running:
+        raise UnknownName.of("target that runs", target, running)
     model = build(shape, "cpu", torch.float32)
     inputs = example(model, shape, 1, text, "cpu", torch.float32)
     weights = sum(p.nbytes for p in model.get_decoder().parameters())
@@ -71,7 +78,7 @@ def compare(
         tell("exporting")
         with Peak() as peak:
             made = export(model, schedule, home / "ours", inputs=inputs, prompt_tokens=inputs["input_ids"].shape[1] + 1,
-                          new_tokens=max(LENGTHS), tell=tell)  # fmt: skip
+                          new_tokens=max(LENGTHS), target=target, tell=tell)  # fmt: skip
         tell("exporting with transformers")
         _theirs(model, inputs, home)  # after ours: it leaves traces in the model
         del model

@@ -15,7 +15,9 @@ from lightvlm_fx.cli.base import File, Layers, Preset, Prompt, app, bench, err, 
 
 Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Providers = Annotated[list[str] | None, typer.Option("--provider", help="ONNX Runtime's execution provider; repeatable (default: CPU).")]
+Providers = Annotated[
+    list[str] | None, typer.Option("--provider", help="ONNX Runtime's execution provider, repeatable; or OpenVINO's device (default: CPU).")
+]
 PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -25,7 +27,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaces an artifact there.")] = Path("artifact"),
     preset: Preset = "lightvlm", file: File = None,
     keep: Annotated[str | None, typer.Option(help="Visual tokens left: ratio or count.")] = None,
-    target: Annotated[str, typer.Option(help="onnxruntime, tensorrt or torch-export.")] = "onnxruntime",
+    target: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or torch-export.")] = "onnxruntime",
     provider: Annotated[str, typer.Option(help="Execution provider that the graphs are for: cpu, cuda or tensorrt.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or int8 (weights only).")] = "float32",
     image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture, the largest of a bucket; each makes one.")] = None,
@@ -37,7 +39,7 @@ def export(
     aot_inductor: Annotated[bool, typer.Option(help="torch-export: also compile each stage for this machine.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:  # fmt: skip
-    """Write a folder that runs a model under a schedule on ONNX Runtime, TensorRT or torch.export."""
+    """Write a folder that runs a model under a schedule on ONNX Runtime, OpenVINO, TensorRT or torch.export."""
     import lightvlm_fx as lightvlm
     from lightvlm_fx.exporting.example import example
     from lightvlm_fx.pictures import open_picture
@@ -162,15 +164,17 @@ def bench_artifact(
     text: Prompt = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
     prepack: Annotated[bool, typer.Option(help="The decode session rearranges weights into memory of its own.")] = False,
+    target: Annotated[str, typer.Option(help="The artifact's: onnxruntime or openvino.")] = "onnxruntime",
 ) -> None:
-    """An artifact beside the same model as transformers' own exporter writes it, both on ONNX Runtime's CPU."""
+    """An artifact beside the same model as transformers' own exporter writes it, on ONNX Runtime's CPU; or the artifact on OpenVINO's."""
+    from lightvlm_fx.artifact.targets import TARGETS
     from lightvlm_fx.bench import prefill as program
     from lightvlm_fx.bench.artifact import LENGTHS, compare
 
     chosen = program.shape(shape, layers)
     with err.status("building the model") as status:
-        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, prepack=prepack, tell=telling(status))
-    title = f"ONNX Runtime on CPU, {preset}, {chosen}, {text} text tokens, float32"
+        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, prepack=prepack, target=target, tell=telling(status))
+    title = f"{TARGETS[target].title} beside ONNX Runtime on CPU, {preset}, {chosen}, {text} text tokens, float32"
     table = Table("", "transformers' export", "artifact", "ratio", title=title)
     theirs, ours = found.prefill
     table.add_row("prefill", f"{1e3 * theirs:.0f} ms", f"{1e3 * ours:.0f} ms", f"{theirs / ours:.2f}")

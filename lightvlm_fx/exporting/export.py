@@ -83,8 +83,8 @@ def export(
     makes one from a picture of the size it prefers. `prompt_tokens` is how long a prompt may get, with its visual tokens
     (default: 64 tokens of text more than the example), `images` how many pictures a row may have (default: 4, or the
     example's where it has more), `new_tokens` how long an answer may get where the schedule does not bound the cache. `dtype` is one of
-    float32, float16, bfloat16 and int8 (weights only). With `aot_inductor`, the target torch-export also holds each stage
-    compiled for this machine. The model is left as it was, and `out` appears whole or not
+    float32, float16, bfloat16 (not for target openvino) and int8 (weights only). With `aot_inductor`, the target
+    torch-export also holds each stage compiled for this machine. The model is left as it was, and `out` appears whole or not
     at all.
 
     Raises InputError, ScheduleError, RefusedModel or CaptureError, with the reason.
@@ -95,6 +95,8 @@ def export(
     for what, name, known in (("target", target, TARGETS), ("precision", dtype, DTYPES), ("provider", provider, PROVIDERS)):
         if name not in known:
             raise UnknownName.of(what, name, known)
+    if dtype in TARGETS[target].instead:
+        raise InputError(f"target {target!r} has no {dtype}: {TARGETS[target].instead[dtype]}")
     new_tokens = whole("new_tokens", new_tokens, 1)
     images = None if images is None else whole("images", images, 1)
     if aot_inductor and target != "torch-export":
@@ -289,19 +291,19 @@ def record_parity(folder: Path, manifest: dict[str, Any]) -> None:
     from lightvlm_fx.artifact.verify import TOLERANCE, parity
 
     target = TARGETS[manifest["target"]]
-    if not target.runtime or _version(target.runtime) is None or (manifest["dtype"] == "bfloat16" and not target.bfloat16):
+    if not target.runtime or _version(target.runtime) is None or manifest["dtype"] == "bfloat16":
         manifest["parity"] = None
         return
     found = manifest["parity"] = parity(folder, manifest)
     if manifest["dtype"] == "float32" and not (found["logits"] <= TOLERANCE["float32"] and found["tokens_equal"]):
         tokens = "equal to" if found["tokens_equal"] else "other than"
         raise CaptureError(
-            f"on {target.runtime} the greedy tokens are {tokens} the compiled model's on the example, the logits "
+            f"on {target.title} the greedy tokens are {tokens} the compiled model's on the example, the logits "
             f"{found['logits']:.1e} of the largest apart (bound {TOLERANCE['float32']:.0e}): a defect of lightvlm_fx or of a kernel"
         )
     if not found["logits"] <= LOOSEST[manifest["dtype"]]:
         raise CaptureError(
-            f"on {target.runtime} the logits are {found['logits']:.1e} of the largest apart from the compiled model's on the example, where "
+            f"on {target.title} the logits are {found['logits']:.1e} of the largest apart from the compiled model's on the example, where "
             f"rounding to {manifest['dtype']} explains at most {LOOSEST[manifest['dtype']]}: they overflow, or it is a defect of "
             "lightvlm_fx or of a kernel; export with dtype='float32'"
         )

@@ -85,5 +85,5 @@ def test_make_takes_the_first_python_there_is(tmp_path):
 
 def test_extras_name_what_docs_say():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"onnx", "onnx-cpu", "tensorrt", "eval", "dev"} <= set(extras)
+    assert {"onnx", "onnx-cpu", "openvino", "tensorrt", "eval", "dev"} <= set(extras)
     assert any(need.startswith("scikit-learn") for need in extras["eval"])
