@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from artifacts import rewrite
 from built import build
 
 import lightvlm_fx
@@ -83,3 +84,10 @@ def test_a_command_says_which_package_it_lacks(bounded, absent, command, said):
     code = f"import sys; sys.modules[{absent!r}] = None; from lightvlm_fx.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code, command[0], str(bounded), *command[1:]], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (2, said)
+
+
+def test_says_that_openvino_is_not_installed(broken):
+    rewrite(broken, lambda found: found.update(target="openvino"))
+    code = "import sys; sys.modules['openvino'] = None; from lightvlm_fx.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "verify", str(broken)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (2, "an artifact of target openvino needs OpenVINO: pip install openvino")
