@@ -23,6 +23,7 @@ QUICK = {
     "test_folder.py::test_an_export_killed_on_its_way_leaves_the_old_one": "",
     "test_frozen.py::test_visual_tokens_leave_a_layer_as_they_came": SEVEN,
     "test_load.py::test_opens_only_the_buckets_it_needs": "",
+    "test_openvino.py::test_answers_as_the_compiled_model": r"llava-(none|cuts)|qwen2_5_vl-h2o",
     "test_openai.py::test_a_client_that_leaves_ends_its_answer": r"model",
     "test_openai.py::test_a_dialogue_and_two_pictures": r"model",
     "test_openai.py::test_eight_clients_at_once_are_answered_as_one": r"model-4",

