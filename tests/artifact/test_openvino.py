@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from artifacts import CUTS, ROOM, check_same, copied, once, reseal, rewrite, split
+from artifacts import CUTS, ROOM, arrays, check_same, copied, once, reseal, rewrite, split
 from onnx import TensorProto, helper
 from test_torch_free import ABSENT, OFFLINE, SCRIPT
 
@@ -187,6 +188,15 @@ def test_a_step_beyond_the_room_is_refused(cuts):
         run.step(np.array([10]))
     with pytest.raises(InputError, match=f"the caches have room for {NEW} new tokens; export with a larger new_tokens"):
         run.step(np.array([10]))
+
+
+def test_threads_at_once_answer_as_one(cuts):
+    tiny = zoo.build("llava", layers=2)
+    vlm = lightvlm.load(cuts)
+    asked = [arrays(tiny.inputs(text=(9 + seed % 3,), images=(1,), seed=seed)) for seed in range(12)]
+    alone = [vlm.generate(**inputs, max_new_tokens=8).tolist() for inputs in asked]
+    with ThreadPoolExecutor(4) as pool:
+        assert [x.tolist() for x in pool.map(lambda inputs: vlm.generate(**inputs, max_new_tokens=8), asked)] == alone
 
 
 def test_integer_weights_answer_as_on_onnx_runtime(shelf, tmp_path):
