@@ -73,8 +73,8 @@ def _mask_of(node: fx.Node, method: tuple[Any, str] | None) -> int | None:
 
 def _of_some_rows(node: fx.Node) -> bool:
     """Whether an attention has fewer queries than keys, as in layers that freeze tokens."""
-    q, k = (value(x).shape[2] for x in node.args[:2])
-    return str(q) != str(k)
+    q, k = map(value, node.args[:2])
+    return q is not None and k is not None and str(q.shape[2]) != str(k.shape[2])
 
 
 def _what(node: fx.Node) -> tuple[Any, ...]:
