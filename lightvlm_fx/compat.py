@@ -385,3 +385,20 @@ def inductor(graph: torch.fx.GraphModule, inputs: list[Any], mode: Any) -> Calla
     with tracing(TracingContext(mode)):
         compiled: Any = compile_fx(graph, inputs)
     return compiled
+
+
+def packed_weight(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """`weight` [m, n] in the layout that oneDNN wants for a product of so many rows."""
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return packed
+
+
+def packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear of a packed weight. torch has no public operators for these two."""
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
+    return out
+
+
+def packs_bfloat16() -> bool:
+    """Whether oneDNN has products of bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

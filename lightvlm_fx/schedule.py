@@ -36,7 +36,7 @@ MOST_BYTES = 2**20  # of a schedule file
 
 
 def _keep(value: Any) -> Any:
-    if isinstance(value, TokenCount | dict):
+    if isinstance(value, TokenCount | dict) or (isinstance(value, str) and value in COUNTS.names):
         return COUNTS.make(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScheduleError(f"keep must be a ratio in (0, 1] or a count of tokens, got {shown(value)}")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightvlm_fx.compat import packed_product, packed_weight, packs_bfloat16
+
 FEW = 32  # rows below which float32 products read the weight as it lies: there MKL is as fast, and it needs no copy
 ROWS = 64  # of the product that the layout is chosen for
 
@@ -21,8 +23,7 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     few = x.numel() // x.shape[-1] < FEW
     if few and weight.dtype == torch.float32:
         return F.linear(x, weight, bias)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, _copy(weight), bias, "none", [], "")
-    return out
+    return packed_product(x, _copy(weight), bias)
 
 
 @packed_linear.register_fake
@@ -34,7 +35,7 @@ def _copy(weight: Tensor) -> Tensor:
     version = 0 if weight.is_inference() else weight._version
     found = _packed.get(id(weight))
     if found is None or not found.holds(weight, version):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        packed = packed_weight(weight.detach(), ROWS)
         found = _packed[id(weight)] = _Copy(weight, version, packed)
     return found.packed
 
@@ -59,7 +60,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     """Whether this processor has products of packed weights of `dtype`."""
     if not torch.backends.mkldnn.is_available():
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and packs_bfloat16())
 
 
 def packed_bytes() -> int:

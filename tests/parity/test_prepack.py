@@ -41,6 +41,7 @@ def test_answers_are_the_same_also_after_weights_were_written_to_or_replaced(dty
 
 
 def test_copies_go_with_their_weights():
+    gc.collect()  # what another test left
     before = packed_bytes()
     weight, x = torch.nn.Parameter(torch.randn(64, 48), requires_grad=False), torch.randn(40, 48)
     torch.testing.assert_close(packed_linear(x, weight), x @ weight.T)
