@@ -9,6 +9,7 @@ from lightvlm_fx.compat import hint, settled
 from lightvlm_fx.ops.segments import same_image
 from lightvlm_fx.ops.tiles import readable, tiles
 
+SPANNED = 1e-10  # of a squared length: what rounding leaves of a token that the picked ones span
 FAR = 4.0  # above every distance of 1 - cosine
 CELLS = 2**24  # numbers of a matrix of distances that is held; above, each pick computes its own row
 
@@ -61,6 +62,28 @@ def pick_apart(x: Tensor, segment: Tensor, budget: Tensor, stay: int, first: Ten
             row = 1 - (x @ x.gather(1, at.expand(-1, 1, x.shape[2])).transpose(1, 2)).squeeze(2)
         mine = (segment == segment.gather(1, best.indices)) & (best.values >= 0)
         nearest = torch.where(mine, torch.minimum(nearest, row), nearest)
+        used = used + mine.long()
+        order = torch.where(best.values >= 0, order.scatter(1, best.indices, float(number) - s), order)
+    return -order
+
+
+def pick_volume(x: Tensor, segment: Tensor, budget: Tensor, stay: int) -> Tensor:
+    """The order of the picks as scores [B, S]: S for the first, S - 1 for the next, 0 for what is not picked.
+
+    Of each image always the token that adds most to the volume that the picked ones span: the longest, less its part in their space.
+    This is the greedy choice for the determinant of x x^T. x [B, S, D] float32, `budget` [B, S] of its image; ties to the earlier token.
+    """
+    b, s = segment.shape
+    used, order = torch.zeros_like(segment), torch.zeros(b, s, dtype=torch.float32, device=x.device)
+    least = (x * x).sum(2) * SPANNED
+    for number in range(picks(budget, segment, stay)):
+        length = (x * x).sum(2)
+        possible = (segment >= 0) & (order == 0) & (used < budget)
+        best = torch.where(possible, torch.where(length > least, length, 0.0), -1.0).max(1, keepdim=True)
+        row = x.gather(1, best.indices.unsqueeze(-1).expand(-1, 1, x.shape[2]))
+        row = torch.where(best.values.unsqueeze(-1) > 0, row / row.norm(dim=-1, keepdim=True).clamp_min(1e-20), 0.0)
+        mine = (segment == segment.gather(1, best.indices)) & (best.values >= 0)
+        x = x - (x @ row.transpose(1, 2)) * mine.unsqueeze(-1) * row
         used = used + mine.long()
         order = torch.where(best.values >= 0, order.scatter(1, best.indices, float(number) - s), order)
     return -order
