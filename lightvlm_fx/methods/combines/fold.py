@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Fold(Combine):
-    """Means weighed by size; with `louder` times 1 + log(what the token stands for), as the source's function always does.
+    """Means weighed by size; with `louder` times 1 + log(what the token stands for), as the source's function always does (read from code).
 
     Beside another score than `fold` nothing says which tokens belong together, and what is dropped is gone.
     """

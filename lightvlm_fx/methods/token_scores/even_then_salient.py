@@ -15,7 +15,8 @@ class EvenThenSalient(TokenScore):
     """2 for round(even * budget) evenly spaced tokens, and the salience, below 1, for the others.
 
     Spaced: every n-th in raster order, n = tokens // their number, from n // 2 on (read from code, the variant of a fixed count). There
-    a token may come in both ways, twice; here the next salient one stays instead, so that the count is as told.
+    a token may come in both ways, twice; here the next salient one stays instead, so that the count is as told. The source's attention
+    is one product over all heads at once; ours is the mean of the heads'.
     """
 
     name = "even-then-salient"

@@ -15,6 +15,7 @@ class SalientThenEven(TokenScore):
     """2 for the most salient tokens; 1 for the round(even * budget) others that stay; 0 for what goes.
 
     Those others are every n-th of the rest in raster order, n = max(1, rest // their number), from the first on (read from code).
+    The source's attention is of the tower's last layer but one, and its summary token stays too; ours is of the last layer, of patches.
     """
 
     name = "salient-then-even"
