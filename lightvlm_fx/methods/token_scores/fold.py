@@ -16,7 +16,8 @@ class Fold(TokenScore):
 
     The combine `fold` reads that. Of an image's tokens in order, those at even places match the nearest ones at odd places by cosine, and
     the best pairs become one, a mean by count, at the odd place: until `budget` tokens are left, half of them at most in each of
-    `folds` rounds. Read from code, where a penalty for salient tokens never acts in this version, and folding none fails. More rounds than it takes make exported graphs larger and change nothing; with fewer, tokens are lost.
+    `folds` rounds. More rounds than it takes make exported graphs larger and change nothing; with fewer, tokens are lost.
+    Read from code, where a penalty for salient tokens never acts in this version, and folding none fails.
     """
 
     name = "fold"
