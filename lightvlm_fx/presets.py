@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError, validate_call
@@ -19,7 +20,10 @@ from lightvlm_fx.methods.budgets.entropy import Entropy
 from lightvlm_fx.methods.budgets.pyramid import Pyramid
 from lightvlm_fx.methods.budgets.strength import Strength
 from lightvlm_fx.methods.budgets.uniform import Uniform as UniformBudget
+from lightvlm_fx.methods.combines.contextual import Contextual
+from lightvlm_fx.methods.combines.fold import Fold as FoldedMean
 from lightvlm_fx.methods.combines.merge import Merge
+from lightvlm_fx.methods.combines.neighbours import Neighbours
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.combines.recover import Centres
 from lightvlm_fx.methods.counts.grid_and_share import GridAndShare
@@ -37,14 +41,19 @@ from lightvlm_fx.methods.entry_scores.question import Question
 from lightvlm_fx.methods.entry_scores.text import Text
 from lightvlm_fx.methods.entry_scores.window import Kernel, Window
 from lightvlm_fx.methods.moments import Prefill, Step, Turn
-from lightvlm_fx.methods.options import Power
+from lightvlm_fx.methods.options import Part, Power
 from lightvlm_fx.methods.registry import AnyCombine, AnyEntryMerge, AnyEntryScore, AnyMoment, AnyTokenScore
 from lightvlm_fx.methods.token_scores.density import Density
+from lightvlm_fx.methods.token_scores.determinant import Determinant
+from lightvlm_fx.methods.token_scores.even_then_salient import EvenThenSalient
 from lightvlm_fx.methods.token_scores.far_apart import FarApart
+from lightvlm_fx.methods.token_scores.fold import Fold
 from lightvlm_fx.methods.token_scores.grid_last_query import GridLastQuery
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.methods.token_scores.random import Random, Seed
 from lightvlm_fx.methods.token_scores.salience import Salience
+from lightvlm_fx.methods.token_scores.salient_far_apart import SalientFarApart
+from lightvlm_fx.methods.token_scores.salient_then_even import SalientThenEven
 from lightvlm_fx.methods.token_scores.uniform import Uniform
 from lightvlm_fx.schedule import Cut, Keep, Layer, Policy, Schedule
 
@@ -176,6 +185,59 @@ def divprune(keep: Keep = 0.1, layer: Layer = 0, positions: Policy = "input") ->
     return Schedule(name="divprune", cuts=(Cut(layer=layer, keep=keep, score=FarApart(), positions=positions),))
 
 
+def _before(name: str, keep: Keep, score: AnyTokenScore, combine: AnyCombine = Prune(), positions: Policy = "input") -> Schedule:
+    """One cut of what the projector gives, after which the model answers as if the prompt had been that short."""
+    return Schedule(name=name, cuts=(Cut(layer=0, keep=keep, score=score, combine=combine, positions=positions),))
+
+
+def visionzip(dominant: Keep = 0.25, contextual: Keep = 0.05, positions: Policy = "input") -> Schedule:
+    """VisionZip (arXiv 2412.04467): what the vision tower attends to most, and evenly spaced others that take up what is dropped.
+
+    Two shares of the picture or two counts; the paper's 64 tokens are dominant=54 (CLS among them, which we have not), contextual=10.
+    """
+    if type(dominant) is not type(contextual):
+        raise ScheduleError(f"visionzip: dominant and contextual must be two shares or two counts, got {dominant} and {contextual}")
+    share = contextual / (dominant + contextual)
+    return _before("visionzip", dominant + contextual, SalientThenEven(even=share), Contextual(share=share), positions)
+
+
+def prumerge(keep: Keep = 0.125, group: Positive = 32, extra: bool = True, positions: Policy = "input") -> Schedule:
+    """PruMerge (arXiv 2403.15388), with a fixed count: what the vision tower attends to most, each with its neighbours added.
+
+    The paper's count is that of each picture's outliers, which no graph of a fixed size can have; 1/8 is its repository's fixed ratio.
+    """
+    return _before("prumerge", keep, Salience(), Neighbours(group=group, extra=extra), positions)
+
+
+def prumerge_plus(
+    keep: Keep = 0.25, even: Part = 0.5, group: Positive = 32, extra: bool = True, positions: Policy = "input"
+) -> Schedule:
+    """PruMerge+ (arXiv 2403.15388), with a fixed count: as `prumerge`, and `even` of what stays is spread evenly over the picture."""
+    return _before("prumerge+", keep, EvenThenSalient(even=even), Neighbours(group=group, extra=extra), positions)
+
+
+def score(keep: Keep = 0.22, power: Power = 0.8, positions: Policy = "input") -> Schedule:
+    """SCoRe (CVPR 2026, by a third-party note): as DivPrune (arXiv 2503.02175), distances weighed by what the vision tower attends to."""
+    return _before("score", keep, SalientFarApart(power=power), positions=positions)
+
+
+def folder(keep: Keep = 1 / 3, louder: bool = True, positions: Policy = "input") -> Schedule:
+    """FOLDER (arXiv 2501.02430), its simple version: what the projector gives is merged in pairs, again and again, down to `keep`.
+
+    The full version does so inside the vision tower.
+    """
+    folds = math.ceil(-math.log2(keep)) + 1 if isinstance(keep, float) else 16  # as many as any picture's rounding can need
+    return _before("folder", keep, Fold(folds=folds), FoldedMean(louder=louder), positions)
+
+
+def cdpruner(keep: Keep = 0.1, negated: bool = True, positions: Policy = "input") -> Schedule:
+    """CDPruner (arXiv 2506.10967): tokens relevant to the question and unlike each other, by a determinantal point process.
+
+    Relevance is of the question's embeddings: these models have no text tower, which the paper's is of.
+    """
+    return _before("cdpruner", keep, Determinant(negated=negated), positions=positions)
+
+
 def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Ratio = 0.3, stride: Positive = 3) -> Schedule:
     """FEATHER (arXiv 2412.13180): what the last prompt token attends to, scored without RoPE, and a grid of the picture; twice.
 
@@ -278,9 +340,10 @@ def none() -> Schedule:
 
 
 PRESETS: dict[str, Callable[..., Schedule]] = {
-    f.__name__.replace("_", "-"): f
+    f.__name__.replace("_plus", "+").replace("_", "-"): f
     for f in (
         lightvlm, fastv, pyramiddrop, feather, shortv, divprune,
+        visionzip, prumerge, prumerge_plus, score, folder, cdpruner,
         streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )

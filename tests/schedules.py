@@ -19,7 +19,8 @@ def cuts(draw, depth, visual):
     keeps = sorted(draw(st.lists(shares, min_size=len(layers), max_size=len(layers))), reverse=True)
     made = []
     for layer, keep in zip(layers, keeps, strict=True):
-        scores = [s for s in (WITHOUT_ATTENTION if layer == 0 else TOKEN_SCORES.names) if s != "salience" or not made]
+        names = WITHOUT_ATTENTION if layer == 0 else TOKEN_SCORES.names
+        scores = [s for s in names if "tower" not in TOKEN_SCORES.get(s).reads or not made]
         combine = draw(methods(COMBINES))
         count = draw(st.booleans())
         made.append(Cut(

@@ -9,3 +9,4 @@ from pydantic import Field
 from lightvlm_fx.frozen import Number
 
 Power = Annotated[Number, Field(ge=0, le=4)]  # an exponent
+Part = Annotated[Number, Field(ge=0, le=1)]  # of a whole, none or all of it too

@@ -9,6 +9,7 @@ from lightvlm_fx.compat import hint, settled
 from lightvlm_fx.ops.segments import same_image
 from lightvlm_fx.ops.tiles import readable, tiles
 
+SPANNED = 1e-5  # of a squared length: what rounding leaves of a token that the picked ones span
 FAR = 4.0  # above every distance of 1 - cosine
 CELLS = 2**24  # numbers of a matrix of distances that is held; above, each pick computes its own row
 
@@ -61,6 +62,31 @@ def pick_apart(x: Tensor, segment: Tensor, budget: Tensor, stay: int, first: Ten
             row = 1 - (x @ x.gather(1, at.expand(-1, 1, x.shape[2])).transpose(1, 2)).squeeze(2)
         mine = (segment == segment.gather(1, best.indices)) & (best.values >= 0)
         nearest = torch.where(mine, torch.minimum(nearest, row), nearest)
+        used = used + mine.long()
+        order = torch.where(best.values >= 0, order.scatter(1, best.indices, float(number) - s), order)
+    return -order
+
+
+def pick_volume(x: Tensor, segment: Tensor, budget: Tensor, stay: int) -> Tensor:
+    """The order of the picks as scores [B, S]: S for the first, S - 1 for the next, 0 for what is not picked.
+
+    Of each image always the token that adds most to the volume that the picked ones span: the longest, less its part in their space.
+    This is the greedy choice for the determinant of x x^T. x [B, S, D] float32, `budget` [B, S] of its image; ties to the earlier token.
+    """
+    b, s = segment.shape
+    used, order = torch.zeros_like(segment), torch.zeros(b, s, dtype=torch.float32, device=x.device)
+    left = (x * x).sum(2)  # squared length of what is outside the space of the picked ones
+    least, parts = left * SPANNED, left[:, None]  # `parts` [B, number, S] inside of it, along each direction in turn
+    for number in range(picks(budget, segment, stay)):
+        possible = (segment >= 0) & (order == 0) & (used < budget)
+        best = torch.where(possible, torch.where(left > least, left, 0.0), -1.0).max(1, keepdim=True)
+        at = best.indices.unsqueeze(-1)
+        along = x @ x.gather(1, at.expand(-1, 1, x.shape[2])).transpose(1, 2)  # [B, S, 1]
+        if number:
+            along = along - parts.transpose(1, 2) @ parts.gather(2, at.expand(-1, number, 1))
+        mine = (segment == segment.gather(1, best.indices)) & (best.values >= 0)
+        part = torch.where(mine & (best.values > 0), along.squeeze(2) / best.values.clamp_min(1e-30).sqrt(), 0.0)
+        left, parts = left - part * part, torch.cat([parts, part[:, None]], 1) if number else part[:, None]
         used = used + mine.long()
         order = torch.where(best.values >= 0, order.scatter(1, best.indices, float(number) - s), order)
     return -order

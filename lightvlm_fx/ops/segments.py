@@ -34,6 +34,18 @@ def rank_in_segment(score: Tensor, segment: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, place - first)
 
 
+def over_image(x: Tensor, segment: Tensor) -> Tensor:
+    """Of each visual token the sum [B, S] float32 of x [B, S] over its image."""
+    slot = segment.clamp_min(0)
+    x = torch.where(segment >= 0, x.float(), 0.0)
+    return torch.zeros_like(x).scatter_add(1, slot, x).gather(1, slot)
+
+
+def portion(budget: Tensor, share: float) -> Tensor:
+    """round(share * budget), halves up."""
+    return (budget.float() * share + 0.5).floor().long()
+
+
 def same_image(a: Tensor, b: Tensor) -> Tensor:
     """Boolean [B, len(a), len(b)]: both are tokens of one image. `a` [B, n] and `b` [B, m] are segments."""
     return (a[:, :, None] == b[:, None, :]) & (a >= 0)[:, :, None]

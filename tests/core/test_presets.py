@@ -5,7 +5,7 @@ from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import Schedule
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(PRESETS), ids=lambda name: name.replace("+", "-plus"))
 def test_every_preset_prints_as_expected(name, golden):
     """The recipe of each preset, field by field: a change here changes published figures."""
     schedule = Schedule.preset(name)

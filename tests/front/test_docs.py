@@ -50,7 +50,7 @@ def test_the_interfaces_page_names_everything_public():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     headings = set(re.findall(r"^### `(\w+)`$", text, re.MULTILINE))
     assert set(lightvlm.__all__) - {"__version__"} <= headings
-    assert {name.replace("-", "_") for name in PRESETS} <= headings
+    assert {preset.__name__ for preset in PRESETS.values()} <= headings
 
 
 def commands():

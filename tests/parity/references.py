@@ -45,6 +45,7 @@ class Seen:
     spans: list[torch.Tensor]  # places of each image's tokens that are left
     sizes: list[int]  # tokens that each image had
     grids: list[tuple[int, int]]  # rows and columns that each image had
+    inputs: dict  # of the model
 
     @property
     def images(self):
@@ -123,7 +124,7 @@ def reference_logits(family, inputs, rules, renumber=()):
     grids = grids_of(inputs, sizes, model)
     for at, layer in enumerate(decoder.layers):
         if at in rules and spans:
-            told = rules[at](Seen(model, at, hidden, previous, embeds, positions, spans, sizes, grids))
+            told = rules[at](Seen(model, at, hidden, previous, embeds, positions, spans, sizes, grids, inputs))
             stays, hidden = torch.ones(n, dtype=torch.bool), hidden.clone()
             for span, one in zip(spans, told, strict=True):
                 kept, new = one if isinstance(one, tuple) else (one, None)

@@ -37,12 +37,12 @@ class Recover(Combine):
     def combine(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         import torch
 
-        from lightvlm_fx.ops.segments import PADDING, same_image, unit
+        from lightvlm_fx.ops.segments import PADDING, portion, same_image, unit
         from lightvlm_fx.ops.tiles import pick, span, tiles
 
         hidden, size, score, rank, budget = view.hidden, view.size, view.score, view.rank, view.budget
         index, segment, left = view.index, view.segment, view.left
-        n_centres = (budget.float() * self.centres + 0.5).floor().long()
+        n_centres = portion(budget, self.centres)
         is_centre = (rank >= budget - n_centres) & (rank < budget) & (segment >= 0)
         centre = is_centre.gather(1, index) & (left >= 0)
         dropped = (rank >= budget) & (segment >= 0)
