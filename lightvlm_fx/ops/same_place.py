@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightvlm_fx.ops.segments import PADDING, same_image
+from lightvlm_fx.ops.segments import PADDING, same_image, unit
 from lightvlm_fx.ops.tiles import pick, tiles
 
 
@@ -28,7 +28,7 @@ def same_place(place: Tensor, segment: Tensor, index: Tensor, left: Tensor, earl
 
 
 def in_frame(frame: Tensor, grid: Tensor, segment: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a token's place [B, S] stands in another `frame` [B, S] of its video, and whether it is there; grid [B, S, 6], segment [B, S]."""
+    """Where [B, S] a token's place is in another `frame` [B, S] of its video, and whether it is; grid [B, S, 6], segment [B, S]."""
     visual = segment >= 0
     order = torch.sort(visual.int(), dim=1, descending=True, stable=True).indices
     nth = visual.long().cumsum(1) - 1 + (frame - grid[..., 0]) * grid[..., 4] * grid[..., 5]
@@ -40,8 +40,6 @@ def in_frame(frame: Tensor, grid: Tensor, segment: Tensor) -> tuple[Tensor, Tens
 
 def change(hidden: Tensor, frame: Tensor, grid: Tensor, segment: Tensor) -> Tensor:
     """1 - cosine [B, S] of a token and the one at its place in `frame` [B, S], 2 where there is none; hidden [B, S, D], grid [B, S, 6]."""
-    from lightvlm_fx.ops.segments import unit
-
     at, there = in_frame(frame, grid, segment)
     x = unit(hidden)
     return torch.where(there, 1 - (x * pick(x, at)).sum(-1), 2.0)

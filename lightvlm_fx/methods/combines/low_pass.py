@@ -41,8 +41,8 @@ class LowPass(Combine):
             rows = slice(start, stop)
             weight = same_image(left[:, rows], segment) & (own[:, rows, None, 0] == grid[:, None, :, 0])
             for axis in range(2):
-                there = [x[:, rows, None] for x in (own_cell[..., axis], own_small[..., axis], own[..., 4 + axis].clamp_min(1))]
-                weight = weight * low_pass(*there, grid[:, None, :, 1 + axis])
+                at, sizes, sides = (x[:, rows, None, axis] for x in (own_cell, own_small, own[..., 4:].clamp_min(1)))
+                weight = weight * low_pass(at, sizes, sides, grid[:, None, :, 1 + axis])
             made.append(weight @ exact)
         moved = (left >= 0) & pick(whole.long(), index).bool()
         low = torch.where(moved.unsqueeze(-1), torch.cat(made, 1).to(hidden.dtype), pick(hidden, index))
