@@ -21,14 +21,21 @@ from lightvlm_fx.methods.budgets.pyramid import Pyramid
 from lightvlm_fx.methods.budgets.strength import Strength
 from lightvlm_fx.methods.budgets.uniform import Uniform as UniformBudget
 from lightvlm_fx.methods.combines.contextual import Contextual
+from lightvlm_fx.methods.combines.earlier_frame import EarlierFrame
 from lightvlm_fx.methods.combines.fold import Fold as FoldedMean
+from lightvlm_fx.methods.combines.low_pass import LowPass
 from lightvlm_fx.methods.combines.merge import Merge
 from lightvlm_fx.methods.combines.neighbours import Neighbours
+from lightvlm_fx.methods.combines.pool import Pool
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.combines.recover import Centres
+from lightvlm_fx.methods.counts.frame_groups import FrameGroups
 from lightvlm_fx.methods.counts.grid_and_share import GridAndShare
 from lightvlm_fx.methods.counts.grid_and_share import Share as Ratio
+from lightvlm_fx.methods.counts.lattice import Lattice as SmallGrid
 from lightvlm_fx.methods.counts.share_of_arriving import ShareOfArriving
+from lightvlm_fx.methods.counts.share_of_video import ShareOfVideo
+from lightvlm_fx.methods.counts.shared_total import SharedTotal
 from lightvlm_fx.methods.entry_merges.counted import Counted
 from lightvlm_fx.methods.entry_merges.none import NoMerge
 from lightvlm_fx.methods.entry_merges.pivot import Pivot
@@ -48,8 +55,11 @@ from lightvlm_fx.methods.token_scores.determinant import Determinant
 from lightvlm_fx.methods.token_scores.even_then_salient import EvenThenSalient
 from lightvlm_fx.methods.token_scores.far_apart import FarApart
 from lightvlm_fx.methods.token_scores.fold import Fold
+from lightvlm_fx.methods.token_scores.frame_change import FrameChange
 from lightvlm_fx.methods.token_scores.grid_last_query import GridLastQuery
+from lightvlm_fx.methods.token_scores.group_change import GroupChange
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
+from lightvlm_fx.methods.token_scores.lattice import Lattice
 from lightvlm_fx.methods.token_scores.random import Random, Seed
 from lightvlm_fx.methods.token_scores.salience import Salience
 from lightvlm_fx.methods.token_scores.salient_far_apart import SalientFarApart
@@ -251,6 +261,48 @@ def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Ratio = 0.3, stride: Po
     return Schedule(name="feather", cuts=(first, second))
 
 
+def fourier(side: Ratio = 2 / 3) -> Schedule:
+    """Fourier-VLM (arXiv 2508.06038): before the decoder, the picture's low frequencies on a grid of `side` times its rows and columns.
+
+    The source trains the model with it; without training its quality is unknown.
+    """
+    cut = Cut(layer=0, keep=SmallGrid(side=side), score=Lattice(), combine=LowPass(), positions="input")
+    return Schedule(name="fourier", cuts=(cut,))
+
+
+def pool(side: Ratio = 0.5) -> Schedule:
+    """Baseline: average pooling before the decoder, to `side` times the picture's rows and columns."""
+    return Schedule(name="pool", cuts=(Cut(layer=0, keep=SmallGrid(side=side), score=Lattice(), combine=Pool(), positions="input"),))
+
+
+def dynamic_vlm(tokens: Positive = 2048, most: Positive = 144) -> Schedule:
+    """Dynamic-VLM (arXiv 2412.09530): average pooling before the decoder; frames share `tokens`, and each has `most` at most.
+
+    Pictures side by side share them too. The source trains the model with it.
+    """
+    cut = Cut(layer=0, keep=SharedTotal(total=tokens, most=most), score=Lattice(), combine=Pool(), positions="input")
+    return Schedule(name="dynamic-vlm", cuts=(cut,))
+
+
+def dycoke(keep: Ratio = 0.3) -> Schedule:
+    """DyCoke (arXiv 2411.15024), its temporal half: of every fourth frame all, of the others `keep`, what changed most.
+
+    Still pictures stay whole. Left out: the cache entries that the source chooses anew while decoding.
+    """
+    cut = Cut(layer=0, keep=FrameGroups(share=keep), score=GroupChange(), positions="input")
+    return Schedule(name="dycoke", cuts=(cut,))
+
+
+def framefusion(keep: Ratio = 0.3) -> Schedule:
+    """FrameFusion (arXiv 2501.01986), its merges: before the decoder, what changed least from frame to frame joins the frame before.
+
+    As the source where so much is alike by a cosine of 0.6; else it merges less there, goes on behind the first layers and prunes the
+    rest by attention, which depends on the video. Still pictures stay whole.
+    """
+    cut = Cut(layer=0, keep=ShareOfVideo(share=keep), score=FrameChange(), combine=EarlierFrame())
+    return Schedule(name="framefusion", cuts=(cut,))
+
+
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
     """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
     return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score=Age(), sinks=sinks, recent=0))
@@ -344,6 +396,7 @@ PRESETS: dict[str, Callable[..., Schedule]] = {
     for f in (
         lightvlm, fastv, pyramiddrop, feather, shortv, divprune,
         visionzip, prumerge, prumerge_plus, score, folder, cdpruner,
+        fourier, pool, dynamic_vlm, dycoke, framefusion,
         streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )

@@ -19,6 +19,7 @@ from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
 from lightvlm_fx.exporting.causal import leave_out_later_keys
 from lightvlm_fx.exporting.sizes import Sizes
 from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
+from lightvlm_fx.methods.base import TokenCount
 from lightvlm_fx.methods.moments import Prefill as Once
 from lightvlm_fx.model.layout import Placeholders
 from lightvlm_fx.ops.segments import TEXT
@@ -98,6 +99,11 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
         raise NotSupported(
             "how much this schedule keeps of a picture depends on its rows and columns; artifacts look that up by the number of tokens, "
             "for square pictures and target 'onnxruntime'; use a schedule with keep as a share, or compile the model"
+        )
+    if bounds.pictures > 1 and any(isinstance(cut.keep, TokenCount) and cut.keep.by_row for cut in schedule.cuts):
+        raise NotSupported(
+            "how much this schedule keeps of a picture depends on how many stand beside it, which artifacts do not look up; "
+            "export for one picture a row (images=1), or compile the model"
         )
     grids = {"picture_grids": _picture_grids(grid, bucket, bounds.pictures)} if grid else {}
     prompt = Prompt(length, Placeholders.of(model).ids)

@@ -182,6 +182,7 @@ class TokenCount(Method):
 
     what = "count"
     by_grid: ClassVar[bool] = True  # it asks for more than how many tokens there are
+    by_row: ClassVar[bool] = False  # it asks how many pictures stand beside this one
 
     @abstractmethod
     def tokens(self, picture: Picture, arriving: int) -> int:

@@ -51,6 +51,12 @@ def same_image(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, :, None] == b[:, None, :]) & (a >= 0)[:, :, None]
 
 
+def image_tokens(segment: Tensor) -> Tensor:
+    """How many tokens [B, S] the image of each token has; of text, any number. `segment` [B, S]."""
+    own = segment.clamp_min(0)  # fewer images than tokens
+    return torch.zeros_like(own, dtype=torch.float32).scatter_add(1, own, (segment >= 0).float()).gather(1, own)
+
+
 def unit(x: Tensor) -> Tensor:
     """Rows of length one, in float32."""
     x = x.float()

@@ -5,14 +5,21 @@ from __future__ import annotations
 from lightvlm_fx.methods.base import Picture, TokenCount
 from lightvlm_fx.methods.counts.grid_and_share import Share
 
+STEPS = 120  # smaller grids have so many parts of the picture's sides; whole for 1/2, 2/3, 3/4, 2/5, 5/6
+
+
+def shrunk(picture: Picture, step: int) -> int:
+    """Cells, in all frames, of a grid with `step` of STEPS parts of the picture's sides; ops/lattice.py finds the sides from it again."""
+    frames, rows, columns = picture.sides
+    return frames * max(rows * step // STEPS, 1) * max(columns * step // STEPS, 1)
+
 
 class Lattice(TokenCount):
-    """max(int(rows * side), 1) times max(int(columns * side), 1), in each frame."""
+    """max(int(rows * side), 1) times max(int(columns * side), 1), in each frame; `side` is rounded to 120ths."""
 
     name = "lattice"
     source = "arXiv 2508.06038"
     side: Share = 2 / 3
 
     def tokens(self, picture: Picture, arriving: int) -> int:
-        frames, rows, columns = picture.sides
-        return min(arriving, frames * max(int(rows * self.side), 1) * max(int(columns * self.side), 1))
+        return min(arriving, shrunk(picture, round(self.side * STEPS)))
