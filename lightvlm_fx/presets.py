@@ -68,6 +68,13 @@ def _pyramid(name: str, keep: Keep, layers: Sequence[Layer], **options: object) 
     return Schedule(name=name, cuts=cuts)
 
 
+def _stages(name: str, layers: Sequence[Layer], keep: Sequence[Keep], **options: object) -> Schedule:
+    """A cut before each of `layers`, which leaves its entry of `keep`."""
+    if len(keep) != len(layers):
+        raise ScheduleError(f"{name}: keep has {len(keep)} stages and layers {len(layers)}; give one each")
+    return Schedule(name=name, cuts=tuple(Cut(layer=at, keep=k, **options) for at, k in zip(layers, keep, strict=True)))
+
+
 def lightvlm(
     keep: Keep = 0.35,
     layers: Sequence[Layer] = STAGES,
@@ -142,15 +149,14 @@ def pyramiddrop(
     keep: Sequence[Keep] = (0.5, 0.25, 0.125),
     layers: Sequence[Layer] = EQUAL_STAGES,
     positions: Policy = "compact",
+    ahead: bool = False,
 ) -> Schedule:
     """PyramidDrop (arXiv 2410.17247): geometric drops at equal stages, survivors renumbered.
 
-    The original ranks with the projections of the layer after the cut; this one with the layer before.
+    The original ranks with the projections of the layer after the cut: `ahead=True`. The default takes the attention of the layer
+    before, which has been computed.
     """
-    if len(keep) != len(layers):
-        raise ScheduleError(f"pyramiddrop: keep has {len(keep)} stages and layers {len(layers)}; give one each")
-    cuts = tuple(Cut(layer=at, keep=k, positions=positions) for at, k in zip(layers, keep, strict=True))
-    return Schedule(name="pyramiddrop", cuts=cuts)
+    return _stages("pyramiddrop", layers, keep, score=LastQuery(ahead=ahead), positions=positions)
 
 
 # LLaVA-1.5-7B's 19 of 32 layers (the paper's repository); of other models the same shares of the depth.

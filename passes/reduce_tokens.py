@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, resized, token_dims
-from lightvlm_fx.graph.match import before_rope, hidden_state, is_positional
+from lightvlm_fx.graph.match import before_rope, copied, hidden_state, is_positional
 from lightvlm_fx.graph.pretty import excerpt, typed
 from lightvlm_fx.graph.program import Cut, Program, value
 from lightvlm_fx.methods import operators
@@ -150,9 +150,12 @@ class ReduceTokens(Pass):
         if reads == ("tower",):  # the score itself is what the tower gave
             return given["tower"]
         if "q" in reads:
-            q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
+            ahead = getattr(self.score, "ahead", False)
+            q, k, _, mask, scale = program.markers()[self.layer - (not ahead)].args[:5]
             if not getattr(self.score, "rope", True):
                 q, k = before_rope(program, q), before_rope(program, k)
+            if ahead:
+                q, k, mask = copied(edit, [q, k, mask], "ahead")
             given = given | {"q": q, "k": k, "mask": mask, "scale": scale}
         if "previous" in reads:
             before = crossing(program, first_of_layer(program, self.layer - 1))
