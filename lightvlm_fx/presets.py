@@ -46,6 +46,7 @@ from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.methods.token_scores.random import Random, Seed
 from lightvlm_fx.methods.token_scores.salience import Salience
 from lightvlm_fx.methods.token_scores.uniform import Uniform
+from lightvlm_fx.methods.token_scores.unlike_pivots import UnlikePivots
 from lightvlm_fx.schedule import Cut, Keep, Layer, Policy, Schedule
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
@@ -195,6 +196,15 @@ def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Ratio = 0.3, stride: Po
     return Schedule(name="feather", cuts=(first, second))
 
 
+def dart(keep: Keep = 0.222, layer: Layer = 5 / 32) -> Schedule:
+    """DART (arXiv 2502.11494): before one early layer, pivots by the norm of their keys and the tokens that are least like them.
+
+    The paper's layer is 5 of 32, and a reduction of 0.778 is its usual one; there int(tokens * 0.222 / 8) join each of 8 pivots, 4 of
+    which are text: a count of 4 + 8 * n is exactly that.
+    """
+    return Schedule(name="dart", cuts=(Cut(layer=layer, keep=keep, score=UnlikePivots()),))
+
+
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
     """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
     return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score=Age(), sinks=sinks, recent=0))
@@ -286,7 +296,7 @@ def none() -> Schedule:
 PRESETS: dict[str, Callable[..., Schedule]] = {
     f.__name__.replace("_", "-"): f
     for f in (
-        lightvlm, fastv, pyramiddrop, feather, shortv, divprune,
+        lightvlm, fastv, pyramiddrop, feather, shortv, divprune, dart,
         streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )

@@ -149,7 +149,7 @@ class ReduceTokens(Pass):
         reads = self.score.reads
         if reads == ("tower",):  # the score itself is what the tower gave
             return given["tower"]
-        if "q" in reads:
+        if {"q", "k"} & set(reads):
             ahead = getattr(self.score, "ahead", False)
             q, k, _, mask, scale = program.markers()[self.layer - (not ahead)].args[:5]
             if not getattr(self.score, "rope", True):

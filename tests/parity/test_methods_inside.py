@@ -45,3 +45,35 @@ def test_pyramiddrop_renumbers_no_position_triples():
     schedule = Schedule.preset("pyramiddrop", layers=(1, 2, 3))
     with pytest.raises(LightVLMError, match="M-RoPE triples; use positions=keep"):
         run_reference("qwen2_5_vl", "one picture", schedule, {}, EXACT)
+
+
+# --- DART ------------------------------------------------------------------------------------------------
+
+
+def dart(seen, budgets):
+    """By turns every pivot takes the tokens least like it of what is left, all equally many (the first ones one more)."""
+    _, keys, _ = seen.attention()
+    norm, x = keys.float().abs().sum((0, 2)), unit(seen.hidden)
+    behind = [i for i in range(len(x)) if seen.text[i] and i > max(int(span[-1]) for span in seen.spans)]
+    by_norm = sorted(behind, key=lambda i: (-float(norm[i]), i))[:4]
+    out = []
+    for span, budget in zip(seen.spans, budgets, strict=True):
+        tokens = span.tolist()
+        kept = sorted(tokens, key=lambda i: (-float(norm[i]), i))[: min(4, budget)]
+        pivots, left = kept + by_norm, [i for i in tokens if i not in kept]
+        n, more = divmod(budget - len(kept), len(pivots))
+        for turn, pivot in enumerate(pivots):
+            took = sorted(left, key=lambda i: (float(x[i] @ x[pivot]), i))[: n + (turn < more)]
+            kept, left = kept + took, [i for i in left if i not in took]
+        assert len(kept) == budget
+        out.append(sorted(tokens.index(i) for i in kept))
+    return out
+
+
+@cases
+@families
+@pytest.mark.parametrize("keep", [0.5, 3])
+def test_dart(family, case, keep):
+    schedule = Schedule.preset("dart", layer=2, keep=keep)
+    budgets = (lambda n: keep) if isinstance(keep, int) else (lambda n: rounded(n, keep))
+    run_reference(family, case, schedule, {2: lambda seen: dart(seen, [budgets(n) for n in seen.sizes])}, EXACT, renumber=())
