@@ -19,6 +19,7 @@ from lightvlm_fx.methods.budgets.entropy import Entropy
 from lightvlm_fx.methods.budgets.pyramid import Pyramid
 from lightvlm_fx.methods.budgets.strength import Strength
 from lightvlm_fx.methods.budgets.uniform import Uniform as UniformBudget
+from lightvlm_fx.methods.combines.absorb import Absorb
 from lightvlm_fx.methods.combines.merge import Merge
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.combines.recover import Centres
@@ -43,10 +44,12 @@ from lightvlm_fx.methods.token_scores.density import Density
 from lightvlm_fx.methods.token_scores.far_apart import FarApart
 from lightvlm_fx.methods.token_scores.grid_last_query import GridLastQuery
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
+from lightvlm_fx.methods.token_scores.log_sum_exp import LogSumExp
 from lightvlm_fx.methods.token_scores.random import Random, Seed
 from lightvlm_fx.methods.token_scores.salience import Salience
 from lightvlm_fx.methods.token_scores.uniform import Uniform
 from lightvlm_fx.methods.token_scores.unlike_pivots import UnlikePivots
+from lightvlm_fx.methods.token_scores.variation import Variation
 from lightvlm_fx.schedule import Cut, Keep, Layer, Policy, Schedule
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
@@ -205,6 +208,28 @@ def dart(keep: Keep = 0.222, layer: Layer = 5 / 32) -> Schedule:
     return Schedule(name="dart", cuts=(Cut(layer=layer, keep=keep, score=UnlikePivots()),))
 
 
+def illava(
+    keep: Keep = 0.85**4,
+    layers: Sequence[Layer] = (15 / 36, 17 / 36, 19 / 36, 21 / 36),
+    centres: Centres = 0.05,
+    group: Positive = 5,
+) -> Schedule:
+    """iLLaVA (arXiv 2412.06263), the decoder's part of its code of 2026: by log-sum-exp, a few centres absorb what is most like them.
+
+    Every cut leaves the same share of what arrives: 0.85 at layers 15, 17, 19 and 21 of Qwen3-VL's 36. Its cuts in the vision tower
+    are not rebuilt.
+    """
+    return _pyramid("illava", keep, layers, score=LogSumExp(), combine=Absorb(centres=centres, group=group))
+
+
+def v2drop(keep: Sequence[Keep] = (0.5, 0.25, 1), layers: Sequence[Layer] = (3 / 32, 16 / 32, 22 / 32)) -> Schedule:
+    """V2Drop (arXiv 2509.01552): three times, the tokens that the layer before changed most; one a picture at last.
+
+    The paper's layers are 3, 16 and 22 of 32; its code for LLaVA-1.5 has 17 in the place of 16.
+    """
+    return _stages("v2drop", layers, keep, score=Variation())
+
+
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
     """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
     return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score=Age(), sinks=sinks, recent=0))
@@ -296,7 +321,7 @@ def none() -> Schedule:
 PRESETS: dict[str, Callable[..., Schedule]] = {
     f.__name__.replace("_", "-"): f
     for f in (
-        lightvlm, fastv, pyramiddrop, feather, shortv, divprune, dart,
+        lightvlm, fastv, pyramiddrop, feather, shortv, divprune, dart, illava, v2drop,
         streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )

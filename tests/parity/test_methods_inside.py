@@ -77,3 +77,68 @@ def test_dart(family, case, keep):
     schedule = Schedule.preset("dart", layer=2, keep=keep)
     budgets = (lambda n: keep) if isinstance(keep, int) else (lambda n: rounded(n, keep))
     run_reference(family, case, schedule, {2: lambda seen: dart(seen, [budgets(n) for n in seen.sizes])}, EXACT, renumber=())
+
+
+# --- iLLaVA ----------------------------------------------------------------------------------------------
+
+
+def log_sum_exp(seen):
+    """Of each image, per token, over the keys that it sees, mean over heads."""
+    q, k, _ = seen.attention()
+    logits = (q @ k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
+    blind = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+    scores = logits.masked_fill(blind, -torch.inf).logsumexp(-1).mean(0)
+    return [scores[span] for span in seen.spans]
+
+
+def absorbed(scores, hidden, budget, share, group):
+    """The best P stay, the next ones are centres, each half itself and half of the dropped tokens most like it."""
+    sound = max((p for p in range(budget + 1) if p + max(1, int(share * p)) <= budget), default=0)
+    order = scores.argsort(descending=True, stable=True).tolist()
+    dropped, new = order[budget:], hidden.clone()
+    for centre in order[sound:budget] if dropped else []:
+        products = hidden[dropped] @ hidden[centre]
+        most = products.topk(min(group, len(dropped)))
+        joined = (most.values / hidden.shape[1] ** 0.5).softmax(0) @ hidden[dropped][most.indices]
+        new[centre] = (hidden[centre] + joined) / 2
+    kept = sorted(order[:budget])
+    return kept, new[kept]
+
+
+@cases
+@families
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_illava(family, case, share):
+    schedule = Schedule.preset("illava", layers=(1, 2, 3), keep=0.85**3, centres=share, group=3)
+
+    def rule(seen):
+        kept = [rounded(n, 0.85**seen.layer) for n in seen.sizes]
+        return [absorbed(s, h, m, share, 3) for s, h, m in zip(log_sum_exp(seen), seen.images, kept, strict=True)]
+
+    run_reference(family, case, schedule, {1: rule, 2: rule, 3: rule}, EXACT, renumber=())
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_centres_are_that_share_of_the_other_survivors(share):
+    budgets = torch.arange(1, 4000)
+    found = Schedule.preset("illava", centres=share).cuts[0].combine.number(budgets).tolist()
+    for others in range(3000):
+        count = max(1, int(share * others + 1e-9))
+        assert found[others + count - 1] == count
+
+
+# --- V2Drop ----------------------------------------------------------------------------------------------
+
+
+@cases
+@families
+def test_v2drop(family, case):
+    keep = {1: 0.5, 2: 0.25, 3: 1}
+    schedule = Schedule.preset("v2drop", layers=tuple(keep))
+
+    def rule(seen):
+        change = (seen.hidden - seen.previous).norm(dim=-1)
+        counts = [1 if seen.layer == 3 else rounded(n, keep[seen.layer]) for n in seen.sizes]
+        return [best(change[span], m) for span, m in zip(seen.spans, counts, strict=True)]
+
+    run_reference(family, case, schedule, dict.fromkeys(keep, rule), EXACT, renumber=())
