@@ -46,6 +46,7 @@ from lightvlm_fx.methods.token_scores.grid_last_query import GridLastQuery
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.methods.token_scores.log_sum_exp import LogSumExp
 from lightvlm_fx.methods.token_scores.random import Random, Seed
+from lightvlm_fx.methods.token_scores.raters import Raters
 from lightvlm_fx.methods.token_scores.salience import Salience
 from lightvlm_fx.methods.token_scores.uniform import Uniform
 from lightvlm_fx.methods.token_scores.unlike_pivots import UnlikePivots
@@ -216,8 +217,8 @@ def illava(
 ) -> Schedule:
     """iLLaVA (arXiv 2412.06263), the decoder's part of its code of 2026: by log-sum-exp, a few centres absorb what is most like them.
 
-    Every cut leaves the same share of what arrives: 0.85 at layers 15, 17, 19 and 21 of Qwen3-VL's 36. Its cuts in the vision tower
-    are not rebuilt.
+    Every cut leaves the same share of what arrives: 0.85 at layers 15, 17, 19 and 21 of Qwen3-VL's 36; decoders of fewer than 19 layers
+    need `layers`. Its cuts in the vision tower are not rebuilt.
     """
     return _pyramid("illava", keep, layers, score=LogSumExp(), combine=Absorb(centres=centres, group=group))
 
@@ -228,6 +229,19 @@ def v2drop(keep: Sequence[Keep] = (0.5, 0.25, 1), layers: Sequence[Layer] = (3 /
     The paper's layers are 3, 16 and 22 of 32; its code for LLaVA-1.5 has 17 in the place of 16.
     """
     return _stages("v2drop", layers, keep, score=Variation())
+
+
+def sparsevlm(
+    keep: Sequence[Keep] = (300 / 576, 200 / 576, 110 / 576),
+    layers: Sequence[Layer] = (3 / 32, 7 / 32, 16 / 32),
+    positions: Policy = "compact",
+) -> Schedule:
+    """SparseVLM (arXiv 2410.04417), the static budgets of its code's version 1.5: what relevant words of the question attend to.
+
+    After layers 2, 6 and 15 of 32, 300, 200 and 110 of 576 tokens: 192 on average. What is pruned is not recycled into clusters, which
+    stand behind the picture there. Version 2.0 keeps positions (positions="keep"), which models with M-RoPE need.
+    """
+    return _stages("sparsevlm", layers, keep, score=Raters(), positions=positions)
 
 
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
@@ -321,7 +335,7 @@ def none() -> Schedule:
 PRESETS: dict[str, Callable[..., Schedule]] = {
     f.__name__.replace("_", "-"): f
     for f in (
-        lightvlm, fastv, pyramiddrop, feather, shortv, divprune, dart, illava, v2drop,
+        lightvlm, fastv, pyramiddrop, feather, shortv, divprune, dart, illava, v2drop, sparsevlm,
         streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )

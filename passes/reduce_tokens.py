@@ -140,10 +140,21 @@ class ReduceTokens(Pass):
                 found[what] = program.add_input(name, embeds.new_empty(*embeds.shape[:2], *more, dtype=dtype))
         if "embeds" in reads:
             found["embeds"] = program.sequence()
+        if "noted" in reads:
+            found["noted"] = self._noted(program, edit)
         for cut in program.facts.cuts:
             for what, x in found.items():
                 found[what] = edit.call(f"{what}_{cut.layer}", OPS.take_tokens.default, x, program.node(cut.index), 0, 1)
         return found
+
+    def _noted(self, program: Program, edit: Editor) -> fx.Node:
+        """What the score notes of the prompt: the same for every cut by the same score."""
+        given = {"embeds": program.sequence(), "segment": program.segment_at(-1)}
+        made = operators.call(edit, f"noted_{len(program.facts.cuts)}", self.score, "note", **given)
+        first = next(n for n in program.graph.nodes if n.target is made.target and n.args == made.args)
+        if first is not made:
+            program.graph.erase_node(made)
+        return first
 
     def _score(self, program: Program, edit: Editor, given: dict[str, Any]) -> fx.Node:
         reads = self.score.reads

@@ -45,6 +45,7 @@ ARGUMENTS = {
     "shared": "bool shared",  # whether the KV heads share one choice
     "grid": "Tensor grid",  # [B, S, 6] int64: frame, row, column of a visual token; frames, rows, columns of its picture; else 0
     "embeds": "Tensor embeds",  # [B, S, D]: what the tokens were before the first layer
+    "noted": "Tensor noted",  # [B, S] float32: what the score's `note` made of the prompt, at the tokens that are left
     "tower": "Tensor tower",  # [B, S] float32: what the vision tower attends to, at the visual tokens
 }
 ATTENTION = ("q", "k", "scale")
@@ -79,6 +80,7 @@ class View:
     shared: Any = None
     grid: Any = None
     embeds: Any = None
+    noted: Any = None
     tower: Any = None
 
 
@@ -138,6 +140,10 @@ class TokenScore(Method):
     @abstractmethod
     def score(self, view: View) -> Tensor:
         """[B, S] float32, of tensors that the class `reads`."""
+
+    def note(self, view: View) -> Tensor:
+        """[B, S] float32 of `embeds` and `segment` of the whole prompt, of a class that reads `noted`: once, whatever the cut."""
+        raise NotImplementedError(f"score {self.name!r} reads what was noted, but has no `note`")
 
     @property
     def before_layers(self) -> bool:

@@ -142,3 +142,35 @@ def test_v2drop(family, case):
         return [best(change[span], m) for span, m in zip(seen.spans, counts, strict=True)]
 
     run_reference(family, case, schedule, dict.fromkeys(keep, rule), EXACT, renumber=())
+
+
+# --- SparseVLM -------------------------------------------------------------------------------------------
+
+
+def words_behind(seen):
+    return [i for i in range(len(seen.hidden)) if seen.text[i] and i > max(int(span[-1]) for span in seen.spans)]
+
+
+@cases
+@families
+def test_sparsevlm(family, case):
+    """Raters are found once, over all visual tokens; those left by the first cut would find others."""
+    positions = "compact" if family in PLAIN else "keep"
+    keep = {1: 300 / 576, 2: 200 / 576, 3: 110 / 576}
+    schedule = Schedule.preset("sparsevlm", layers=tuple(keep), positions=positions)
+    chosen = []
+
+    def rule(seen):
+        words = words_behind(seen)
+        if seen.layer == 1:
+            picture, question = seen.embeds[torch.cat(seen.spans)], seen.embeds[words]
+            relevance = (picture @ question.T).softmax(1).mean(0)
+            chosen[:] = torch.nonzero(relevance > relevance.mean()).flatten().tolist()
+            assert 0 < len(chosen) < len(words)
+        q, k, _ = seen.attention()
+        logits = (q @ k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
+        blind = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+        rated = logits.masked_fill(blind, -torch.inf).softmax(-1).mean(0)[[words[i] for i in chosen]].mean(0)
+        return [best(rated[span], rounded(n, keep[seen.layer])) for span, n in zip(seen.spans, seen.sizes, strict=True)]
+
+    run_reference(family, case, schedule, dict.fromkeys(keep, rule), EXACT, renumber=tuple(keep) if positions == "compact" else ())

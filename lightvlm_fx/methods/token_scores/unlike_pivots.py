@@ -44,7 +44,7 @@ class UnlikePivots(AttentionScore):
         own = budget.clamp_max(self.image)
         pivots = (own + asks.sum(1, keepdim=True).clamp_max(self.text)).clamp_min(1)
         share, rest = (budget - own) // pivots, (budget - own) % pivots
-        score = torch.where(visual & (rank < own), float(self.image + self.text + 1), 0.0)
+        score = (visual & (rank < own)).float() * (self.image + self.text + 1)
         number = torch.zeros_like(segment)  # of the pivots that had their turn
         for i in range(self.image + self.text):
             if i < self.image:
