@@ -51,6 +51,8 @@ from lightvlm_fx.methods.token_scores.salience import Salience
 from lightvlm_fx.methods.token_scores.uniform import Uniform
 from lightvlm_fx.methods.token_scores.unlike_pivots import UnlikePivots
 from lightvlm_fx.methods.token_scores.variation import Variation
+from lightvlm_fx.methods.token_scores.visual_heads import VisualHeads
+from lightvlm_fx.methods.token_scores.weighted_heads import WeightedHeads, Weights
 from lightvlm_fx.schedule import Cut, Keep, Layer, Policy, Schedule
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
@@ -244,6 +246,23 @@ def sparsevlm(
     return _stages("sparsevlm", layers, keep, score=Raters(), positions=positions)
 
 
+def hawk(keep: Keep = 0.2, layer: Layer = 0, weights: Weights = ()) -> Schedule:
+    """HAWK (arXiv 2604.07812): before the decoder, what the text asks for by its first layer's projections, without RoPE.
+
+    `weights` says what each head is worth, which the paper measures for each model; without, all are worth the same.
+    """
+    return Schedule(name="hawk", cuts=(Cut(layer=layer, keep=keep, score=WeightedHeads(weights=weights)),))
+
+
+def meteor(keep: Keep = 0.25, layer: Layer = 0.25, heads: Positive = 8) -> Schedule:
+    """METEOR (arXiv 2507.20842), the third of its stages: the attention of the `heads` that look at the picture most.
+
+    The first two prune inside and across vision towers that are trained for it. Layer, heads and share are not public: these are ours,
+    and the share is a ceiling, where the paper's follows what those heads pay the picture.
+    """
+    return Schedule(name="meteor", cuts=(Cut(layer=layer, keep=keep, score=VisualHeads(heads=heads)),))
+
+
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
     """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
     return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score=Age(), sinks=sinks, recent=0))
@@ -335,7 +354,7 @@ def none() -> Schedule:
 PRESETS: dict[str, Callable[..., Schedule]] = {
     f.__name__.replace("_", "-"): f
     for f in (
-        lightvlm, fastv, pyramiddrop, feather, shortv, divprune, dart, illava, v2drop, sparsevlm,
+        lightvlm, fastv, pyramiddrop, feather, shortv, divprune, dart, illava, v2drop, sparsevlm, hawk, meteor,
         streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from references import CASES, FAMILIES, last_query, run_reference, unit
+from references import CASES, FAMILIES, last_query, run_reference, tiny, unit
 
 from lightvlm_fx.errors import LightVLMError
 from lightvlm_fx.schedule import Schedule
@@ -174,3 +174,47 @@ def test_sparsevlm(family, case):
         return [best(rated[span], rounded(n, keep[seen.layer])) for span, n in zip(seen.spans, seen.sizes, strict=True)]
 
     run_reference(family, case, schedule, dict.fromkeys(keep, rule), EXACT, renumber=tuple(keep) if positions == "compact" else ())
+
+
+# --- HAWK, METEOR ----------------------------------------------------------------------------------------
+
+
+@cases
+@families
+@pytest.mark.parametrize("weighed", [False, True])
+def test_hawk(family, case, weighed):
+    """Before layer 0, by its own projections."""
+    heads = tiny(family).model.config.get_text_config().num_attention_heads
+    weights = tuple(0.1 + i / 3 for i in range(heads)) if weighed else ()
+    schedule = Schedule.preset("hawk", keep=0.3, weights=weights)
+
+    def rule(seen):
+        q, k, _ = seen.attention(layer=0, rope=False)
+        picture = torch.cat(seen.spans)
+        asked = (q[:, words_behind(seen)] @ k[:, picture].transpose(1, 2)).float().mean(1)  # [H, visual]
+        scores = (unit(asked) * torch.tensor(weights or [1.0] * heads)[:, None]).sum(0)
+        return [best(s, rounded(n, 0.3)) for s, n in zip(scores.split(seen.sizes), seen.sizes, strict=True)]
+
+    run_reference(family, case, schedule, {0: rule}, EXACT, renumber=())
+
+
+def test_hawk_refuses_weights_of_another_number_of_heads():
+    with pytest.raises(LightVLMError, match=r"weights lists 3 heads, but a layer has \d; give one each"):
+        run_reference("llava", "one picture", Schedule.preset("hawk", weights=(1.0, 2.0, 3.0)), {}, EXACT)
+
+
+@cases
+@families
+@pytest.mark.parametrize("heads", [1, 3, 99])
+def test_meteor(family, case, heads):
+    schedule = Schedule.preset("meteor", layer=2, keep=0.3, heads=heads)
+
+    def rule(seen):
+        q, k, _ = seen.attention()
+        logits = (q @ k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
+        blind = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+        paid = logits.masked_fill(blind, -torch.inf).softmax(-1)[:, words_behind(seen)].mean(1)  # [H, n]
+        most = paid[:, torch.cat(seen.spans)].sum(1).topk(min(heads, len(paid))).indices
+        return [best(paid[most].mean(0)[span], rounded(n, 0.3)) for span, n in zip(seen.spans, seen.sizes, strict=True)]
+
+    run_reference(family, case, schedule, {2: rule}, EXACT, renumber=())
