@@ -217,7 +217,7 @@ def illava(
     centres: Centres = 0.05,
     group: Positive = 5,
 ) -> Schedule:
-    """iLLaVA (arXiv 2412.06263), the decoder's part of its code of 2026: by log-sum-exp, a few centres absorb what is most like them.
+    """The decoder's part of iLLaVA (arXiv 2412.06263), its code of 2026: by log-sum-exp; a few centres absorb what is most like them.
 
     Every cut leaves the same share of what arrives: 0.85 at layers 15, 17, 19 and 21 of Qwen3-VL's 36; decoders of fewer than 19 layers
     need `layers`. Its cuts in the vision tower are not rebuilt.

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from references import CASES, FAMILIES, last_query, run_reference, tiny, unit
+from references import CASES, FAMILIES, last_query, run_reference, tiny, unit, unreduced
 
+import lightvlm_fx as lightvlm
 from lightvlm_fx.errors import LightVLMError
 from lightvlm_fx.schedule import Schedule
 
@@ -218,3 +219,23 @@ def test_meteor(family, case, heads):
         return [best(paid[most].mean(0)[span], rounded(n, 0.3)) for span, n in zip(seen.spans, seen.sizes, strict=True)]
 
     run_reference(family, case, schedule, {2: rule}, EXACT, renumber=())
+
+
+# --- artifacts -------------------------------------------------------------------------------------------
+
+EXPORTED = {
+    "pyramiddrop": {"layers": (1, 2, 3), "ahead": True}, "dart": {"layer": 2, "keep": 0.5}, "illava": {"layers": (1, 2, 3)},
+    "v2drop": {"layers": (1, 2, 3)}, "sparsevlm": {"layers": (1, 2, 3)}, "hawk": {"weights": (0.5, 1.0, 2.0, 4.0)}, "meteor": {"heads": 2},
+}  # fmt: skip
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_artifact_answers_as_the_compiled_model(name, tmp_path):
+    model, schedule = tiny("llava"), Schedule.preset(name, **EXPORTED[name])
+    inputs = model.inputs(text=(7, 9), images=(2, 1))
+    lightvlm.export(model.model, schedule, tmp_path, inputs=inputs, new_tokens=8)
+    fast = unreduced("llava").lightvlm.with_schedule(schedule)
+    expected = fast.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False)[:, -8:]
+    got = lightvlm.load(tmp_path).generate(**{k: v.numpy() for k, v in inputs.items()}, max_new_tokens=8)
+    assert got[:, -8:].tolist() == expected.tolist()

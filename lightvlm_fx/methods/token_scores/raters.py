@@ -40,7 +40,7 @@ class Raters(AttentionScore):
             total = total + (visual[:, None, start:stop] @ likeness.softmax(-1)).squeeze(1)
         average = visual.sum(1, keepdim=True) / words.sum(1, keepdim=True).clamp_min(1)
         raters = words & (total > average * (1 + MORE))
-        return torch.where(raters.any(1, keepdim=True), raters, words).float()
+        return (raters | (words & ~raters.any(1, keepdim=True))).float()
 
     def score(self, view: View) -> Tensor:
         from lightvlm_fx.ops.column_sums import column_sums
