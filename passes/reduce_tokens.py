@@ -162,11 +162,12 @@ class ReduceTokens(Pass):
             return given["tower"]
         if {"q", "k"} & set(reads):
             ahead = getattr(self.score, "ahead", False)
-            q, k, _, mask, scale = program.markers()[self.layer - (not ahead)].args[:5]
+            marker = program.markers()[self.layer - (not ahead)]
+            q, k, _, mask, scale = marker.args[:5]
             if not getattr(self.score, "rope", True):
                 q, k = before_rope(program, q), before_rope(program, k)
             if ahead:
-                q, k, mask = copied(edit, [q, k, mask], "ahead")
+                q, k, mask = copied(edit, [q, k, mask], marker, "ahead")
             given = given | {"q": q, "k": k, "mask": mask, "scale": scale}
         if "previous" in reads:
             before = crossing(program, first_of_layer(program, self.layer - 1))

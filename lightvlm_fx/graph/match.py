@@ -27,11 +27,11 @@ def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return seen
 
 
-def copied(edit: Editor, wanted: list[Any], suffix: str) -> list[Any]:
-    """What nodes among `wanted` hold, computed once more at the editor's place, which is before them; anything else as it is."""
-    nodes, order = [x for x in wanted if isinstance(x, fx.Node)], list(edit.program.graph.nodes)
-    behind = order[order.index(edit.before) : max(map(order.index, nodes)) + 1]
-    needed = ancestors(nodes)
+def copied(edit: Editor, wanted: list[Any], reader: fx.Node, suffix: str) -> list[Any]:
+    """What nodes among `wanted` hold when `reader` runs, computed once more at the editor's place; anything else as it is."""
+    order = list(edit.program.graph.nodes)
+    behind = order[order.index(edit.before) : order.index(reader)]
+    needed = ancestors(x for x in wanted if isinstance(x, fx.Node))
     for node in behind:
         if _is_mutable(node) and not needed.isdisjoint(ancestors(node.args[:1])):  # it writes what is needed
             needed |= ancestors([node])

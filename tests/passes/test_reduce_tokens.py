@@ -13,7 +13,7 @@ from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import POSITIONS
-from lightvlm_fx.testing import LEAD, one_line, run
+from lightvlm_fx.testing import LEAD, one_line, real_inputs, run, tiny_program
 
 S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones behind LEAD, and what a cut leaves of them
 
@@ -112,17 +112,17 @@ def test_variation_reads_the_hidden_states_around_the_layer_before_the_cut(prefi
 
 
 
-@pytest.mark.parametrize("rope", [True, False])
+@pytest.mark.parametrize(("family", "rope"), [("llava", True), ("llava", False), ("kimi_k25", True)])  # the last writes keys in place
 @pytest.mark.parametrize("layer", [0, 2])
-def test_a_score_may_read_the_layer_behind_the_cut(prefill, layer, rope):
+def test_a_score_may_read_the_layer_behind_the_cut(family, layer, rope):
     """Of what arrives: the attention marker's queries and keys in the graph without the cut, or those before RoPE."""
-    after = rewritten(prefill, ReduceTokens(layer=layer, score=LastQuery(ahead=True, rope=rope)))
-    given = named_inputs(after)
-    wanted = [x if rope else before_rope(prefill, x) for x in prefill.markers()[layer].args[:2]]
-    for found, expected in zip(
-        tap(after, given, *(x.name for x in after.node("score_0").args[:2])), tap(prefill, given, *(x.name for x in wanted)), strict=True
-    ):
-        assert found.equal(expected)
+    program = tiny_program(family=family)
+    after = rewritten(program, ReduceTokens(layer=layer, score=LastQuery(ahead=True, rope=rope)))
+    given = dict(zip(after.inputs, real_inputs(after), strict=True))
+    wanted = [x if rope else before_rope(program, x) for x in program.markers()[layer].args[:2]]
+    found = tap(after, given, *(x.name for x in after.node("score_0").args[:2]))
+    for one, expected in zip(found, tap(program, given, *(x.name for x in wanted)), strict=True):
+        assert one.equal(expected)
 
 
 def test_what_a_score_notes_is_computed_once(prefill):
