@@ -20,6 +20,7 @@ from lightvlm_fx.methods.budgets.entropy import Entropy
 from lightvlm_fx.methods.budgets.pyramid import Pyramid
 from lightvlm_fx.methods.budgets.strength import Strength
 from lightvlm_fx.methods.budgets.uniform import Uniform as UniformBudget
+from lightvlm_fx.methods.combines.absorb import Absorb
 from lightvlm_fx.methods.combines.contextual import Contextual
 from lightvlm_fx.methods.combines.earlier_frame import EarlierFrame
 from lightvlm_fx.methods.combines.fold import Fold as FoldedMean
@@ -60,11 +61,17 @@ from lightvlm_fx.methods.token_scores.grid_last_query import GridLastQuery
 from lightvlm_fx.methods.token_scores.group_change import GroupChange
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.methods.token_scores.lattice import Lattice
+from lightvlm_fx.methods.token_scores.log_sum_exp import LogSumExp
 from lightvlm_fx.methods.token_scores.random import Random, Seed
+from lightvlm_fx.methods.token_scores.raters import Raters
 from lightvlm_fx.methods.token_scores.salience import Salience
 from lightvlm_fx.methods.token_scores.salient_far_apart import SalientFarApart
 from lightvlm_fx.methods.token_scores.salient_then_even import SalientThenEven
 from lightvlm_fx.methods.token_scores.uniform import Uniform
+from lightvlm_fx.methods.token_scores.unlike_pivots import UnlikePivots
+from lightvlm_fx.methods.token_scores.variation import Variation
+from lightvlm_fx.methods.token_scores.visual_heads import VisualHeads
+from lightvlm_fx.methods.token_scores.weighted_heads import WeightedHeads, Weights
 from lightvlm_fx.schedule import Cut, Keep, Layer, Policy, Schedule
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
@@ -85,6 +92,13 @@ def _pyramid(name: str, keep: Keep, layers: Sequence[Layer], **options: object) 
         raise ScheduleError(f"{name}: keep as a count needs a single layer (layers=(k,)), got layers={tuple(layers)}")
     cuts = tuple(Cut(layer=at, keep=k, **options) for at, k in zip(layers, kept, strict=True))
     return Schedule(name=name, cuts=cuts)
+
+
+def _stages(name: str, layers: Sequence[Layer], keep: Sequence[Keep], **options: object) -> Schedule:
+    """A cut before each of `layers`, which leaves its entry of `keep`."""
+    if len(keep) != len(layers):
+        raise ScheduleError(f"{name}: keep has {len(keep)} stages and layers {len(layers)}; give one each")
+    return Schedule(name=name, cuts=tuple(Cut(layer=at, keep=k, **options) for at, k in zip(layers, keep, strict=True)))
 
 
 def lightvlm(
@@ -161,15 +175,14 @@ def pyramiddrop(
     keep: Sequence[Keep] = (0.5, 0.25, 0.125),
     layers: Sequence[Layer] = EQUAL_STAGES,
     positions: Policy = "compact",
+    ahead: bool = False,
 ) -> Schedule:
     """PyramidDrop (arXiv 2410.17247): geometric drops at equal stages, survivors renumbered.
 
-    The original ranks with the projections of the layer after the cut; this one with the layer before.
+    The original ranks with the projections of the layer after the cut: `ahead=True`. The default takes the attention of the layer
+    before, which has been computed.
     """
-    if len(keep) != len(layers):
-        raise ScheduleError(f"pyramiddrop: keep has {len(keep)} stages and layers {len(layers)}; give one each")
-    cuts = tuple(Cut(layer=at, keep=k, positions=positions) for at, k in zip(layers, keep, strict=True))
-    return Schedule(name="pyramiddrop", cuts=cuts)
+    return _stages("pyramiddrop", layers, keep, score=LastQuery(ahead=ahead), positions=positions)
 
 
 # LLaVA-1.5-7B's 19 of 32 layers (the paper's repository); of other models the same shares of the depth.
@@ -303,6 +316,67 @@ def framefusion(keep: Ratio = 0.3) -> Schedule:
     return Schedule(name="framefusion", cuts=(cut,))
 
 
+def dart(keep: Keep = 0.222, layer: Layer = 5 / 32) -> Schedule:
+    """DART (arXiv 2502.11494): before one early layer, pivots by the norm of their keys and the tokens that are least like them.
+
+    The paper's layer is 5 of 32, and a reduction of 0.778 is its usual one; there int(tokens * 0.222 / 8) join each of 8 pivots, 4 of
+    which are text: a count of 4 + 8 * n is exactly that.
+    """
+    return Schedule(name="dart", cuts=(Cut(layer=layer, keep=keep, score=UnlikePivots()),))
+
+
+def illava(
+    keep: Keep = 0.85**4,
+    layers: Sequence[Layer] = (15 / 36, 17 / 36, 19 / 36, 21 / 36),
+    centres: Centres = 0.05,
+    group: Positive = 5,
+) -> Schedule:
+    """The decoder's part of iLLaVA (arXiv 2412.06263), its code of 2026: by log-sum-exp; a few centres absorb what is most like them.
+
+    Every cut leaves the same share of what arrives: 0.85 at layers 15, 17, 19 and 21 of Qwen3-VL's 36; decoders of fewer than 19 layers
+    need `layers`. Its cuts in the vision tower are not rebuilt.
+    """
+    return _pyramid("illava", keep, layers, score=LogSumExp(), combine=Absorb(centres=centres, group=group))
+
+
+def v2drop(keep: Sequence[Keep] = (0.5, 0.25, 1), layers: Sequence[Layer] = (3 / 32, 16 / 32, 22 / 32)) -> Schedule:
+    """V2Drop (arXiv 2509.01552): three times, the tokens that the layer before changed most; one a picture at last.
+
+    The paper's layers are 3, 16 and 22 of 32; its code for LLaVA-1.5 has 17 in the place of 16.
+    """
+    return _stages("v2drop", layers, keep, score=Variation())
+
+
+def sparsevlm(
+    keep: Sequence[Keep] = (300 / 576, 200 / 576, 110 / 576),
+    layers: Sequence[Layer] = (3 / 32, 7 / 32, 16 / 32),
+    positions: Policy = "compact",
+) -> Schedule:
+    """SparseVLM (arXiv 2410.04417), the static budgets of its code's version 1.5: what relevant words of the question attend to.
+
+    After layers 2, 6 and 15 of 32, 300, 200 and 110 of 576 tokens: 192 on average. What is pruned is not recycled into clusters, which
+    stand behind the picture there. Version 2.0 keeps positions (positions="keep"), which models with M-RoPE need.
+    """
+    return _stages("sparsevlm", layers, keep, score=Raters(), positions=positions)
+
+
+def hawk(keep: Keep = 0.2, layer: Layer = 0, weights: Weights = ()) -> Schedule:
+    """HAWK (arXiv 2604.07812): before the decoder, what the text asks for by its first layer's projections, without RoPE.
+
+    `weights` says what each head is worth, which the paper measures for each model; without, all are worth the same.
+    """
+    return Schedule(name="hawk", cuts=(Cut(layer=layer, keep=keep, score=WeightedHeads(weights=weights)),))
+
+
+def meteor(keep: Keep = 0.25, layer: Layer = 0.25, heads: Positive = 8) -> Schedule:
+    """METEOR (arXiv 2507.20842), the third of its stages: the attention of the `heads` that look at the picture most.
+
+    The first two prune inside and across vision towers that are trained for it. Layer, heads and share are not public: these are ours,
+    and the share is a ceiling, where the paper's follows what those heads pay the picture.
+    """
+    return Schedule(name="meteor", cuts=(Cut(layer=layer, keep=keep, score=VisualHeads(heads=heads)),))
+
+
 def streaming_llm(capacity: Capacity = 512, sinks: Count = 4) -> Schedule:
     """StreamingLLM (arXiv 2309.17453): the first entries and the newest, whatever they hold. Rotations stay absolute."""
     return Schedule(name="streaming-llm", kv=Kv(capacity=capacity, score=Age(), sinks=sinks, recent=0))
@@ -397,6 +471,7 @@ PRESETS: dict[str, Callable[..., Schedule]] = {
         lightvlm, fastv, pyramiddrop, feather, shortv, divprune,
         visionzip, prumerge, prumerge_plus, score, folder, cdpruner,
         fourier, pool, dynamic_vlm, dycoke, framefusion,
+        dart, illava, v2drop, sparsevlm, hawk, meteor,
         streaming_llm, h2o, scissorhands, snapkv, pyramidkv, vl_cache, look_m, meda, aircache,
         sparsevila, random, uniform, none,
     )

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, resized, token_dims
-from lightvlm_fx.graph.match import before_rope, hidden_state, is_positional
+from lightvlm_fx.graph.match import before_rope, copied, hidden_state, is_positional
 from lightvlm_fx.graph.pretty import excerpt, typed
 from lightvlm_fx.graph.program import Cut, Program, value
 from lightvlm_fx.methods import operators
@@ -140,19 +140,34 @@ class ReduceTokens(Pass):
                 found[what] = program.add_input(name, embeds.new_empty(*embeds.shape[:2], *more, dtype=dtype))
         if "embeds" in reads:
             found["embeds"] = program.sequence()
+        if "noted" in reads:
+            found["noted"] = self._noted(program, edit)
         for cut in program.facts.cuts:
             for what, x in found.items():
                 found[what] = edit.call(f"{what}_{cut.layer}", OPS.take_tokens.default, x, program.node(cut.index), 0, 1)
         return found
 
+    def _noted(self, program: Program, edit: Editor) -> fx.Node:
+        """What the score notes of the prompt: the same for every cut by the same score."""
+        given = {"embeds": program.sequence(), "segment": program.segment_at(-1)}
+        made = operators.call(edit, f"noted_{len(program.facts.cuts)}", self.score, "note", **given)
+        first = next(n for n in program.graph.nodes if n.target is made.target and n.args == made.args)
+        if first is not made:
+            program.graph.erase_node(made)
+        return first
+
     def _score(self, program: Program, edit: Editor, given: dict[str, Any]) -> fx.Node:
         reads = self.score.reads
         if reads == ("tower",):  # the score itself is what the tower gave
             return given["tower"]
-        if "q" in reads:
-            q, k, _, mask, scale = program.markers()[self.layer - 1].args[:5]
+        if {"q", "k"} & set(reads):
+            ahead = getattr(self.score, "ahead", False)
+            marker = program.markers()[self.layer - (not ahead)]
+            q, k, _, mask, scale = marker.args[:5]
             if not getattr(self.score, "rope", True):
                 q, k = before_rope(program, q), before_rope(program, k)
+            if ahead:
+                q, k, mask = copied(edit, [q, k, mask], marker, "ahead")
             given = given | {"q": q, "k": k, "mask": mask, "scale": scale}
         if "previous" in reads:
             before = crossing(program, first_of_layer(program, self.layer - 1))

@@ -23,8 +23,9 @@ def cuts(draw, depth, visual):
         scores = [s for s in names if "tower" not in TOKEN_SCORES.get(s).reads or not made]
         combine = draw(methods(COMBINES))
         count = draw(st.booleans())
+        score = draw(methods(TOKEN_SCORES, scores).filter(lambda score, layer=layer: layer > 0 or score.before_layers))
         made.append(Cut(
-            layer=layer, keep=max(1, int(keep * visual)) if count else keep, score=draw(methods(TOKEN_SCORES, scores)), combine=combine,
+            layer=layer, keep=max(1, int(keep * visual)) if count else keep, score=score, combine=combine,
             positions=draw(st.sampled_from(POSITIONS)), proportional=combine.counts and draw(st.booleans()),
         ))  # fmt: skip
     return tuple(made)

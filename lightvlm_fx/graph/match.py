@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
 
-from lightvlm_fx.compat import schema
+from lightvlm_fx.compat import pytree, schema
 from lightvlm_fx.errors import PreconditionError
-from lightvlm_fx.graph.edit import module_path, token_dims
+from lightvlm_fx.graph.edit import Editor, module_path, token_dims
 from lightvlm_fx.graph.pretty import excerpt
 from lightvlm_fx.graph.program import Program, value
 
@@ -24,6 +25,22 @@ def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
             seen.add(node)
             todo += node.all_input_nodes
     return seen
+
+
+def copied(edit: Editor, wanted: list[Any], reader: fx.Node, suffix: str) -> list[Any]:
+    """What nodes among `wanted` hold when `reader` runs, computed once more at the editor's place; anything else as it is."""
+    order = list(edit.program.graph.nodes)
+    behind = order[order.index(edit.before) : order.index(reader)]
+    needed = ancestors(x for x in wanted if isinstance(x, fx.Node))
+    for node in behind:
+        if _is_mutable(node) and not needed.isdisjoint(ancestors(node.args[:1])):  # it writes what is needed
+            needed |= ancestors([node])
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in behind:
+        if node in needed:
+            args, kwargs = pytree.tree_map_only(fx.Node, lambda x: copies.get(x, x), (node.args, dict(node.kwargs)))
+            copies[node] = edit.call(f"{node.name}_{suffix}", node.target, *args, **kwargs)
+    return [copies.get(x, x) for x in wanted]
 
 
 def inputs_of(node: fx.Node) -> set[str]:
@@ -92,10 +109,14 @@ def before_rope(program: Program, rotated: fx.Node) -> fx.Node:
 def _is_written(node: fx.Node) -> bool:
     """Whether the value, or a view of it, is written in place: then a graph does not say what it is made of."""
     users = [user for user in node.users if user.args and user.args[0] is node]
-    schemas = [schema(user.target) for user in users]
-    if any(found is not None and found.is_mutable for found in schemas):
+    if any(map(_is_mutable, users)):
         return True
     return any(_is_written(user) for user in users if str(user.target).startswith(("aten.slice", "aten.select", "aten.view")))
+
+
+def _is_mutable(node: fx.Node) -> bool:
+    found = schema(node.target)
+    return found is not None and bool(found.is_mutable)
 
 
 def _reads_positions_nearby(node: fx.Node, reach: int = 12) -> bool:

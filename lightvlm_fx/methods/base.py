@@ -45,6 +45,7 @@ ARGUMENTS = {
     "shared": "bool shared",  # whether the KV heads share one choice
     "grid": "Tensor grid",  # [B, S, 6] int64: frame, row, column of a visual token; frames, rows, columns of its picture; else 0
     "embeds": "Tensor embeds",  # [B, S, D]: what the tokens were before the first layer
+    "noted": "Tensor noted",  # [B, S] float32: what the score's `note` made of the prompt, at the tokens that are left
     "tower": "Tensor tower",  # [B, S] float32: what the vision tower attends to, at the visual tokens
 }
 ATTENTION = ("q", "k", "scale")
@@ -79,6 +80,7 @@ class View:
     shared: Any = None
     grid: Any = None
     embeds: Any = None
+    noted: Any = None
     tower: Any = None
 
 
@@ -139,6 +141,10 @@ class TokenScore(Method):
     def score(self, view: View) -> Tensor:
         """[B, S] float32, of tensors that the class `reads`."""
 
+    def note(self, view: View) -> Tensor:
+        """[B, S] float32 of `embeds` and `segment` of the whole prompt, of a class that reads `noted`: once, whatever the cut."""
+        raise NotImplementedError(f"score {self.name!r} reads what was noted, but has no `note`")
+
     @property
     def before_layers(self) -> bool:
         """Whether a cut before layer 0 can have it: it reads nothing of a layer before."""
@@ -146,11 +152,20 @@ class TokenScore(Method):
 
 
 class AttentionScore(TokenScore):
-    """Reads queries and keys of the layer before the cut; without `rope`, before rotary embedding (FEATHER, arXiv 2412.13180)."""
+    """Reads queries and keys of the layer before the cut; without `rope`, before rotary embedding (FEATHER, arXiv 2412.13180).
+
+    `ahead`: of the layer behind the cut, from what arrives there (PyramidDrop, arXiv 2410.17247), before layer 0 too; its input norm and
+    two projections then run for all that arrives, and once more for what stays.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ATTENTION
-    wiring = ("rope",)
+    wiring = ("rope", "ahead")
     rope: bool = True
+    ahead: bool = False
+
+    @property
+    def before_layers(self) -> bool:
+        return self.ahead
 
 
 @dataclass(frozen=True)

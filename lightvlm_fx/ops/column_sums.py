@@ -41,10 +41,10 @@ def column_sums(
     return total, seen_by
 
 
-def probabilities(
+def logits(
     q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Of every tile of rows its begin, its end, its attention [B, G, H/G, tile, S], and which keys it sees [B, tile, S].
+    """Of every tile of rows its begin, its end, its logits [B, G, H/G, tile, S], and which keys it sees [B, tile, S]; others are lowest.
 
     q [B, H, S, d], k [B, G, S, d], segment [B, S]; mask [B, 1, S, S] replaces the causal rule where given.
     """
@@ -58,5 +58,13 @@ def probabilities(
         else:
             part = mask[:, 0, start:stop]
             seen = (part if part.dtype == torch.bool else part >= 0) & real[:, None]
-        logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
-        yield start, stop, logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min).softmax(-1), seen
+        products = per_group(q[:, :, start:stop].float(), k) @ keys * scale
+        yield start, stop, products.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min), seen
+
+
+def probabilities(
+    q: Tensor, k: Tensor, segment: Tensor, mask: Tensor | None, scale: float
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """The same with attention in the place of logits."""
+    for start, stop, products, seen in logits(q, k, segment, mask, scale):
+        yield start, stop, products.softmax(-1), seen

@@ -94,6 +94,7 @@ def test_kv_bytes_are_those_of_the_run(llava, inputs, fast):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_explained(llava, name):
     given = {"fastv": {"keep": 8}, "lightvlm": {"capacity": 500}, "look-m": {"recent": 4}, "meda": {"recent": 4}}
+    given |= {"illava": {"layers": (1, 2)}, "sparsevlm": {"layers": (1, 2, 3)}}  # their shares of the depth fall together in 4 layers
     schedule = Schedule.preset(name, **given.get(name, {}))
     told = str(lightvlm.explain(llava.model, schedule))
     assert ("cache bounded" in told) == (schedule.kv is not None)

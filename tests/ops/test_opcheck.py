@@ -32,7 +32,7 @@ def arguments():
         "hidden": hidden, "previous": hidden.flip(0), "embeds": hidden, "q": q, "k": k, "v": v, "keys": k, "values": v, "size": size,
         "worth": None, "score": score, "rank": rank, "segment": SEGMENT, "mask": None, "scale": 0.5, "budget": BUDGET, "stay": K,
         "index": index, "left": left, "entry": entries, "statistic": torch.rand(2, 3, 2, generator=draw), "layer": 1, "shared": False,
-        "grid": torch.randint(1, 4, (2, 8, 6), generator=draw), "tower": score,
+        "grid": torch.randint(1, 4, (2, 8, 6), generator=draw), "tower": score, "noted": score,
     }  # fmt: skip
     others = values | {"mask": mask, "shared": True, "worth": per_head}
     others |= {name: values[name].bfloat16() for name in ("hidden", "previous", "embeds")}

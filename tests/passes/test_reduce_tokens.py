@@ -4,7 +4,7 @@ from drawn import SCORES, WITHOUT_ATTENTION
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError, UnknownName
 from lightvlm_fx.graph.edit import crossing, first_of_layer
-from lightvlm_fx.graph.match import hidden_state
+from lightvlm_fx.graph.match import before_rope, hidden_state
 from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.graph.program import value
 from lightvlm_fx.methods.registry import COMBINES
@@ -13,7 +13,7 @@ from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import POSITIONS
-from lightvlm_fx.testing import LEAD, one_line, run
+from lightvlm_fx.testing import LEAD, one_line, real_inputs, run, tiny_program
 
 S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones behind LEAD, and what a cut leaves of them
 
@@ -68,6 +68,8 @@ def tap(program, given, *names):
         {"layer": 3, "score": "received", "combine": "recover", "positions": "compact"},
         {"layer": 0, "score": "uniform"},
         {"layer": 2, "combine": "merge", "proportional": True},
+        {"layer": 2, "score": LastQuery(ahead=True)},
+        {"layer": 2, "score": "raters"},
     ],
     ids=lambda options: "-".join(map(str, options.values())).replace(":", "-"),
 )
@@ -108,6 +110,28 @@ def test_variation_reads_the_hidden_states_around_the_layer_before_the_cut(prefi
     for node, layer in zip(score.args[:2], (2, 1), strict=True):
         assert node.name == hidden_state(prefill, crossing(prefill, first_of_layer(prefill, layer)), length).name
 
+
+
+@pytest.mark.parametrize(("family", "rope"), [("llava", True), ("llava", False), ("kimi_k25", True)])  # the last writes keys in place
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_score_may_read_the_layer_behind_the_cut(family, layer, rope):
+    """Of what arrives: the attention marker's queries and keys in the graph without the cut, or those before RoPE."""
+    program = tiny_program(family=family)
+    after = rewritten(program, ReduceTokens(layer=layer, score=LastQuery(ahead=True, rope=rope)))
+    given = dict(zip(after.inputs, real_inputs(after), strict=True))
+    wanted = [x if rope else before_rope(program, x) for x in program.markers()[layer].args[:2]]
+    found = tap(after, given, *(x.name for x in after.node("score_0").args[:2]))
+    for one, expected in zip(found, tap(program, given, *(x.name for x in wanted)), strict=True):
+        assert one.equal(expected)
+
+
+def test_what_a_score_notes_is_computed_once(prefill):
+    """Of the whole prompt, at the tokens that are left."""
+    after = rewritten(prefill, ReduceTokens(layer=1, score="raters"), ReduceTokens(layer=3, score="raters"))
+    given = named_inputs(after, visual_budget_0=8, visual_budget_1=5)
+    assert sum("note_raters" in str(node.target) for node in after.graph.nodes) == 1
+    whole, index, left = tap(after, given, "noted_0", "index_0", after.node("score_1").args[5].name)
+    assert whole.gather(1, index).equal(left)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
