@@ -553,7 +553,7 @@ def own_names(trees):
     """What the package itself defines: functions, classes, variables and attributes."""
     names = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.attr if isinstance(node, ast.Attribute) else node.id)
