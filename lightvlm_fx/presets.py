@@ -72,7 +72,7 @@ from lightvlm_fx.methods.token_scores.unlike_pivots import UnlikePivots
 from lightvlm_fx.methods.token_scores.variation import Variation
 from lightvlm_fx.methods.token_scores.visual_heads import VisualHeads
 from lightvlm_fx.methods.token_scores.weighted_heads import WeightedHeads, Weights
-from lightvlm_fx.schedule import Cut, Keep, Layer, Policy, Schedule
+from lightvlm_fx.schedule import Cut, Keep, KeepOrCount, Layer, Policy, Schedule
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
 STAGES = (0.25, 0.625, 0.875)
@@ -208,7 +208,7 @@ def divprune(keep: Keep = 0.1, layer: Layer = 0, positions: Policy = "input") ->
     return Schedule(name="divprune", cuts=(Cut(layer=layer, keep=keep, score=FarApart(), positions=positions),))
 
 
-def _before(name: str, keep: Keep, score: AnyTokenScore, combine: AnyCombine = Prune(), positions: Policy = "input") -> Schedule:
+def _before(name: str, keep: KeepOrCount, score: AnyTokenScore, combine: AnyCombine = Prune(), positions: Policy = "input") -> Schedule:
     """One cut of what the projector gives, after which the model answers as if the prompt had been that short."""
     return Schedule(name=name, cuts=(Cut(layer=0, keep=keep, score=score, combine=combine, positions=positions),))
 
@@ -274,36 +274,33 @@ def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Ratio = 0.3, stride: Po
     return Schedule(name="feather", cuts=(first, second))
 
 
-def fourier(side: Ratio = 2 / 3) -> Schedule:
+def fourier(side: Ratio = 2 / 3, positions: Policy = "input") -> Schedule:
     """Fourier-VLM (arXiv 2508.06038): before the decoder, the picture's low frequencies on a grid of `side` times its rows and columns.
 
     The source trains the model with it; without training its quality is unknown.
     """
-    cut = Cut(layer=0, keep=SmallGrid(side=side), score=Lattice(), combine=LowPass(), positions="input")
-    return Schedule(name="fourier", cuts=(cut,))
+    return _before("fourier", SmallGrid(side=side), Lattice(), LowPass(), positions)
 
 
-def pool(side: Ratio = 0.5) -> Schedule:
+def pool(side: Ratio = 0.5, positions: Policy = "input") -> Schedule:
     """Baseline: average pooling before the decoder, to `side` times the picture's rows and columns."""
-    return Schedule(name="pool", cuts=(Cut(layer=0, keep=SmallGrid(side=side), score=Lattice(), combine=Pool(), positions="input"),))
+    return _before("pool", SmallGrid(side=side), Lattice(), Pool(), positions)
 
 
-def dynamic_vlm(tokens: Positive = 2048, most: Positive = 144) -> Schedule:
+def dynamic_vlm(tokens: Positive = 2048, most: Positive = 144, positions: Policy = "input") -> Schedule:
     """Dynamic-VLM (arXiv 2412.09530): average pooling before the decoder; frames share `tokens`, and each has `most` at most.
 
     Pictures side by side share them too. The source trains the model with it.
     """
-    cut = Cut(layer=0, keep=SharedTotal(total=tokens, most=most), score=Lattice(), combine=Pool(), positions="input")
-    return Schedule(name="dynamic-vlm", cuts=(cut,))
+    return _before("dynamic-vlm", SharedTotal(total=tokens, most=most), Lattice(), Pool(), positions)
 
 
-def dycoke(keep: Ratio = 0.3) -> Schedule:
+def dycoke(keep: Ratio = 0.3, positions: Policy = "input") -> Schedule:
     """DyCoke (arXiv 2411.15024), its temporal half: of every fourth frame all, of the others `keep`, what changed most.
 
     Still pictures stay whole. Left out: the cache entries that the source chooses anew while decoding.
     """
-    cut = Cut(layer=0, keep=FrameGroups(share=keep), score=GroupChange(), positions="input")
-    return Schedule(name="dycoke", cuts=(cut,))
+    return _before("dycoke", FrameGroups(share=keep), GroupChange(), positions=positions)
 
 
 def framefusion(keep: Ratio = 0.3) -> Schedule:

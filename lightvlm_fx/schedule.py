@@ -219,13 +219,19 @@ class Schedule(Frozen):
         return any(isinstance(cut.keep, TokenCount) and cut.keep.by_grid for cut in self.cuts)
 
     def layers(self, depth: int) -> list[int]:
-        """Layer index of every cut in a decoder of `depth` layers; raises ScheduleError if impossible."""
+        """Layer index of every cut in a decoder of `depth` layers; raises ScheduleError if impossible.
+
+        Shares of the depth that fall on one layer of a shallow decoder take layers of their own, as near as there are.
+        """
         at = [cut.at(depth) for cut in self.cuts]
-        if at != sorted(set(at)):
-            raise ScheduleError(
-                f"the cuts fall on layers {at} of a decoder with {depth} layers; give distinct layers, e.g. layers=(1, 2)"
-            )
-        return at
+        apart = list(at)
+        for i in range(1, len(apart)):
+            apart[i] = max(apart[i], apart[i - 1] + 1)
+        for i in reversed(range(len(apart))):
+            apart[i] = min(apart[i], depth - len(apart) + i)
+        if apart and apart[0] < min(at[0], 1):
+            raise ScheduleError(f"{len(at)} cuts need {len(at)} layers after the first, but the decoder has {depth}; give fewer cuts")
+        return apart
 
     def frozen(self, depth: int) -> tuple[int, ...]:
         """The layers that freeze visual tokens in a decoder of `depth` layers; raises ScheduleError if it has fewer."""

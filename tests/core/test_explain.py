@@ -150,7 +150,7 @@ def test_the_graph_can_be_read_at_any_stage(fast, golden):
     assert fast.lightvlm.graph("prefill", only_pass="reduce-tokens") == golden
 
 
-def test_shares_that_fall_together_are_refused_before_anything_runs(llava):
-    schedule = Schedule(cuts=[Cut(layer=0.3, keep=0.5), Cut(layer=0.35, keep=0.4)])
-    with pytest.raises(lightvlm.LightVLMError, match=r"the cuts fall on layers \[1, 1\]"):
-        lightvlm.explain(llava.model, schedule)
+def test_more_cuts_than_layers_are_refused_before_anything_runs(llava):
+    cuts = [Cut(layer=0.1 * n, keep=1 - 0.1 * n) for n in range(1, 9)]
+    with pytest.raises(lightvlm.LightVLMError, match="8 cuts need 8 layers after the first, but the decoder has 4"):
+        lightvlm.explain(llava.model, Schedule(cuts=cuts))

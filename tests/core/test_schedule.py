@@ -188,8 +188,23 @@ def test_refuses_a_layer_beyond_the_model(layer):
         Schedule(cuts=[Cut(layer=layer, keep=0.5)]).layers(4)
 
 
-def test_refuses_shares_that_fall_on_one_layer():
-    with pytest.raises(ScheduleError, match=r"the cuts fall on layers \[1, 1\] of a decoder with 2 layers"):
+SHARES = [(0.25, 0.625, 0.875), (15 / 36, 17 / 36, 19 / 36, 21 / 36), (0.99, 0.995), (0.01, 0.02, 0.03)]
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_shares_that_fall_on_one_layer_take_the_nearest_layers_of_their_own(shares):
+    schedule = Schedule(cuts=[Cut(layer=share, keep=0.5) for share in shares])
+    for depth in range(len(shares) + 1, 100):
+        layers = schedule.layers(depth)
+        assert layers == sorted(set(layers))
+        assert 1 <= layers[0] <= layers[-1] < depth
+        wanted = [min(depth - 1, max(1, round(share * depth))) for share in shares]
+        if len(set(wanted)) == len(wanted):
+            assert layers == wanted
+
+
+def test_refuses_more_cuts_than_there_are_layers():
+    with pytest.raises(ScheduleError, match="2 cuts need 2 layers after the first, but the decoder has 2; give fewer cuts"):
         Schedule(cuts=[Cut(layer=0.25, keep=0.5), Cut(layer=0.5, keep=0.3)]).layers(2)
 
 

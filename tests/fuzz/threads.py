@@ -112,9 +112,8 @@ def main():
         total.update(found)
         print(f"{what}: {', '.join(f'{n} {kind}' for kind, n in found.items())}", flush=True)
 
-    most = tuple(name for name in PRESETS if name not in ("illava", "sparsevlm"))  # whose cuts fall together in 4 layers
-    for family, names in (("llava", most), ("qwen2_vl", ("lightvlm", "sparsevila", "fastv", "h2o"))):
-        tiny = zoo.build(family, layers=4)
+    for family, names in (("llava", tuple(PRESETS)), ("qwen2_vl", ("lightvlm", "sparsevila", "fastv", "h2o"))):
+        tiny = zoo.build(family, layers=5)
         sizes = (((9,), (1,)), ((9, 6), (1, 2)), ((14,), (2,)))
         batches = [tiny.inputs(text=text, images=images) for text, images in sizes]
         of_source = asked(tiny.model, batches)
@@ -123,9 +122,9 @@ def main():
         before = state(tiny.model)
         for name in names:
             fast = lightvlm.compile(tiny.model, name, backend="eager")
-            for when in ("cold", "warm"):
-                beside = from_each(tiny.model, of_source, 2, given.requests)
-                tell(f"{family}, {name}, {when}", at_once(from_each(fast, questions[name], given.threads, given.requests) + beside))
+            for when, count in (("cold", given.requests), ("warm", -(-given.requests // 4))):
+                jobs = from_each(fast, questions[name], given.threads, count) + from_each(tiny.model, of_source, 2, count)
+                tell(f"{family}, {name}, {when}", at_once(jobs))
         jobs = [compiled_anew(tiny.model, first, name, questions[name]) for name in islice(cycle(names), given.threads)]
         tell(f"{family}, compile and with_schedule", at_once(jobs + from_each(tiny.model, of_source, 1, given.requests)))
         near = asked(first.lightvlm.with_schedule("fastv"), batches, NEAR)
