@@ -107,7 +107,10 @@ def inputs_of(processor: Any, question: str, pictures: list[Image.Image], tensor
 
 def inputs_of_chat(processor: Any, chat: list[dict[str, Any]], pictures: list[Image.Image], tensors: str) -> dict[str, Any]:
     """The same of a whole chat, as chat templates take it, whose parts `{"type": "image"}` stand for the pictures in their order."""
+    token = getattr(processor, "image_token", None)
     try:
+        if token and any(token in part.get("text", "") for turn in chat for part in turn["content"] if isinstance(part, dict)):
+            raise ValueError(f"{token} stands in it")  # older transformers take it where no picture comes
         text = processor.apply_chat_template(chat, add_generation_prompt=True)
         return dict(processor(images=pictures or None, text=[text], return_tensors=tensors))
     except ImportError:

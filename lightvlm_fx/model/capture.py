@@ -37,7 +37,7 @@ from lightvlm_fx.compat import (
     tracing,
     without_stack_traces,
 )
-from lightvlm_fx.errors import CaptureError, RefusedModel
+from lightvlm_fx.errors import CaptureError, NotSupported, RefusedModel
 from lightvlm_fx.graph.edit import module_path, token_dims
 from lightvlm_fx.graph.pretty import typed
 from lightvlm_fx.graph.program import Facts, Program, Stage, value
@@ -342,6 +342,12 @@ def _unlift(exported: Any, names: tuple[str, ...]) -> fx.GraphModule:
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     user = iter(names)
     for node in exported.graph.nodes:
+        if node.op == "get_attr" and isinstance(getattr(exported.graph_module, node.target, None), fx.GraphModule):
+            # torch before 2.12 puts what runs under autocast into a graph of its own
+            raise NotSupported(
+                f"torch {torch.__version__} cannot capture a decoder under autocast; call it outside of torch.autocast, with the model in "
+                "the dtype that you want (model.to(torch.bfloat16)), or install torch 2.12"
+            )
         if node.op != "placeholder":
             new = graph.node_copy(node, lambda n: values[n])
         elif specs[node.name].kind == InputKind.USER_INPUT:

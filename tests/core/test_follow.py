@@ -12,6 +12,7 @@ from lightvlm_fx import zoo
 from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import InputError, NotSupported, RefusedModel
 from lightvlm_fx.exporters.torch_compile import compiled_graphs
+from lightvlm_fx.releases import release
 from lightvlm_fx.runtime.follow import fingerprint
 from lightvlm_fx.schedule import Schedule
 
@@ -239,7 +240,9 @@ def test_a_frozen_model_compiles_nothing(tiny, inputs):
                 same(logits(fast, inputs), expected)
     finally:
         torch.set_num_threads(threads)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="exceeds the buckets that were warmed up"):
+    old = release("torch") < (2, 12)  # whose captures cannot hold autocast
+    error, said = (NotSupported, "call it outside of torch.autocast") if old else (InputError, "exceeds the buckets that were warmed up")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(error, match=said):
         logits(fast, inputs)
     assert compiled_graphs() == graphs
 

@@ -180,6 +180,7 @@ def test_bench_cache_compares_with_the_source(run, monkeypatch):
     assert [line.split()[1] for line in text.splitlines() if line.startswith("│")] == ["source", "none"]
 
 
+@pytest.mark.since(5, 23)
 def test_bench_artifact_prints_ratios(run, monkeypatch):
     monkeypatch.setattr("lightvlm_fx.bench.artifact.SPINNING", 0)  # not a measurement
     code, text, _ = run("bench", "artifact", "--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "fastv:layer=1", "--text", "9")

@@ -117,6 +117,8 @@ def reference_logits(family, inputs, rules, renumber=()):
     n = len(hidden)
     positions = seen.get("position_ids")
     positions = torch.arange(n) if positions is None else positions[..., 0, :][-3:] if positions.ndim == 3 else positions[0]
+    if positions.ndim == 1 and "mrope_section" in (getattr(model.config.get_text_config(), "rope_parameters", None) or {}):
+        positions = positions.expand(3, -1)  # older transformers number text alone once
     ids = inputs["input_ids"][0].numpy()
     spans = [torch.from_numpy(span) for span in images_of(ids, Placeholders.of(model))]
     assert set(inputs["input_ids"][0].tolist()) & set(visual_ids(model)) or not spans
