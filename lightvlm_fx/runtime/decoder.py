@@ -210,7 +210,9 @@ class Decoder:
         kwargs["position_ids"] = positions(kwargs.get("position_ids"), self.placeholders.planes, rows, length, embeds.device)
         mask = kwargs.get("attention_mask")
         flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
-        layout = self._layout(embeds, flat_mask).with_grids(kwargs["position_ids"])
+        layout = self._layout(embeds, flat_mask)
+        if self.effective.by_grid or self.effective.reads("grid"):
+            layout = layout.with_grids(kwargs["position_ids"])
         schedule, plan, kv = self._plan(layout, self.effective)
         masked = set_mask(self.source.config, kwargs, plan, flat_mask)
         make_dense(self.source, kwargs, self.placeholders.deepstack)
