@@ -220,6 +220,8 @@ def visionzip(dominant: Keep = 0.25, contextual: Keep = 0.05, positions: Policy 
     """
     if type(dominant) is not type(contextual):
         raise ScheduleError(f"visionzip: dominant and contextual must be two shares or two counts, got {dominant} and {contextual}")
+    if isinstance(dominant, float) and dominant + contextual > 1:
+        raise ScheduleError(f"visionzip: dominant + contextual must be at most 1.0, the whole picture, got {dominant} + {contextual}")
     share = contextual / (dominant + contextual)
     return _before("visionzip", dominant + contextual, SalientThenEven(even=share), Contextual(share=share), positions)
 

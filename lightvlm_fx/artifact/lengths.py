@@ -33,6 +33,7 @@ class Lengths:
     reach: Array | None
     cut_of: tuple[int, ...]
     of_visual: bool
+    table: str = ""  # the file that `kept` is of
     freezes: bool = False  # some layers run for text alone, whose count the graph is given as well
 
     @staticmethod
@@ -50,7 +51,7 @@ class Lengths:
             if not fits or (name == "kept" and (table > np.arange(count)[:, None]).any()):
                 raise ArtifactError(f"{files.home}: {entry[name]} is no table of what stays of {count - 1} tokens; export again")
         return Lengths(tuple(entry["parts"]), entry["least"], kept, reach, tuple(entry["cut_of"]), entry["of_visual"],
-                       entry.get("freezes", False))  # fmt: skip
+                       f"{files.home}: {entry['kept']}", entry.get("freezes", False))  # fmt: skip
 
     def entry(self) -> dict[str, Any]:
         """What the manifest says, but for the names of the tables' files."""
@@ -66,8 +67,8 @@ class Lengths:
         for n in sorted({n for row in images for n in row}):
             if n and not self.kept[:, n].all():
                 raise InputError(
-                    f"a picture has {n} visual tokens, which are no square, and this schedule keeps rows and columns of it; "
-                    "bring the picture to a square, or export a schedule that keeps a share of the tokens"
+                    f"{self.table} says nothing of a picture of {n} visual tokens, as of one that is no square where a schedule keeps rows "
+                    "and columns; bring the picture to a square, or export a schedule that keeps a share of the tokens"
                 )
         text = real - np.array([sum(row) for row in images])
         after = [real, *(text + np.array([kept[row].sum() for row in images], np.int64) for kept in self.kept)]

@@ -114,12 +114,13 @@ class Tables:
         kept, divided = self.kept.numpy(), tuple(parts(max(n, least), spare) for n in (length, *self.stay))
         kv = schedule.kv
         if kv is None or self.wanted is None:
-            return Lengths(divided, least, kept, None, (), False, bool(schedule.freeze))
+            return Lengths(divided, least, kept, None, (), False, freezes=bool(schedule.freeze))
         numbers = shared_sizes(schedule, len(self.cut_of))
         layers = [numbers.index(number) for number in range(max(numbers) + 1)]  # the first of each group
         reach = self.wanted.numpy()[:, layers]
         reach = np.ceil(SPARE * reach).astype(np.int64) if kv.adaptive else reach
-        return Lengths(divided, least, kept, reach, tuple(self.cut_of[layer] for layer in layers), kv.of == "visual", bool(schedule.freeze))
+        cut_of = tuple(self.cut_of[layer] for layer in layers)
+        return Lengths(divided, least, kept, reach, cut_of, kv.of == "visual", freezes=bool(schedule.freeze))
 
 
 def _fewest(schedule: Schedule) -> int:
