@@ -32,7 +32,6 @@ from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.combines.recover import Centres
 from lightvlm_fx.methods.counts.frame_groups import FrameGroups
 from lightvlm_fx.methods.counts.grid_and_share import GridAndShare
-from lightvlm_fx.methods.counts.grid_and_share import Share as Ratio
 from lightvlm_fx.methods.counts.lattice import Lattice as SmallGrid
 from lightvlm_fx.methods.counts.share_of_arriving import ShareOfArriving
 from lightvlm_fx.methods.counts.share_of_video import ShareOfVideo
@@ -49,7 +48,7 @@ from lightvlm_fx.methods.entry_scores.question import Question
 from lightvlm_fx.methods.entry_scores.text import Text
 from lightvlm_fx.methods.entry_scores.window import Kernel, Window
 from lightvlm_fx.methods.moments import Prefill, Step, Turn
-from lightvlm_fx.methods.options import Part, Power
+from lightvlm_fx.methods.options import Part, Power, Share
 from lightvlm_fx.methods.registry import AnyCombine, AnyEntryMerge, AnyEntryScore, AnyMoment, AnyTokenScore
 from lightvlm_fx.methods.token_scores.density import Density
 from lightvlm_fx.methods.token_scores.determinant import Determinant
@@ -263,7 +262,7 @@ def cdpruner(keep: Keep = 0.1, negated: bool = True, positions: Policy = "input"
     return _before("cdpruner", keep, Determinant(negated=negated), positions=positions)
 
 
-def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Ratio = 0.3, stride: Positive = 3) -> Schedule:
+def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Share = 0.3, stride: Positive = 3) -> Schedule:
     """FEATHER (arXiv 2412.13180): what the last prompt token attends to, scored without RoPE, and a grid of the picture; twice.
 
     Before the first layer of `layers`, every `stride`-th row and column stay, and int(keep * tokens) of the others; before the second,
@@ -276,7 +275,7 @@ def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Ratio = 0.3, stride: Po
     return Schedule(name="feather", cuts=(first, second))
 
 
-def fourier(side: Ratio = 2 / 3, positions: Policy = "input") -> Schedule:
+def fourier(side: Share = 2 / 3, positions: Policy = "input") -> Schedule:
     """Fourier-VLM (arXiv 2508.06038): before the decoder, the picture's low frequencies on a grid of `side` times its rows and columns.
 
     The source trains the model with it; without training its quality is unknown.
@@ -284,7 +283,7 @@ def fourier(side: Ratio = 2 / 3, positions: Policy = "input") -> Schedule:
     return _before("fourier", SmallGrid(side=side), Lattice(), LowPass(), positions)
 
 
-def pool(side: Ratio = 0.5, positions: Policy = "input") -> Schedule:
+def pool(side: Share = 0.5, positions: Policy = "input") -> Schedule:
     """Baseline: average pooling before the decoder, to `side` times the picture's rows and columns."""
     return _before("pool", SmallGrid(side=side), Lattice(), Pool(), positions)
 
@@ -297,7 +296,7 @@ def dynamic_vlm(tokens: Positive = 2048, most: Positive = 144, positions: Policy
     return _before("dynamic-vlm", SharedTotal(total=tokens, most=most), Lattice(), Pool(), positions)
 
 
-def dycoke(keep: Ratio = 0.3, positions: Policy = "input") -> Schedule:
+def dycoke(keep: Share = 0.3, positions: Policy = "input") -> Schedule:
     """DyCoke (arXiv 2411.15024), its temporal half: of every fourth frame all, of the others `keep`, what changed most.
 
     Still pictures stay whole. Left out: the cache entries that the source chooses anew while decoding.
@@ -305,7 +304,7 @@ def dycoke(keep: Ratio = 0.3, positions: Policy = "input") -> Schedule:
     return _before("dycoke", FrameGroups(share=keep), GroupChange(), positions=positions)
 
 
-def framefusion(keep: Ratio = 0.3) -> Schedule:
+def framefusion(keep: Share = 0.3) -> Schedule:
     """FrameFusion (arXiv 2501.01986), its merges: before the decoder, what changed least from frame to frame joins the frame before.
 
     As the source where so much is alike by a cosine of 0.6; else it merges less there, goes on behind the first layers and prunes the

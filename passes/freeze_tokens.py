@@ -76,12 +76,12 @@ class FreezeTokens(Pass):
         if segment not in chosen:
             at = Editor(program, nodes[0])
             chosen[segment] = at.call(f"text_index_{layer}", OPS.text_index.default, segment, rows)
-        made = _Rows(edit, layer, chosen[segment], rows, length)
+        made = _Rows(edit, chosen[segment], rows, length)
         for node in own:
             if value(node) is None or isinstance(value(node), int | SymInt):
                 continue  # checks of all rows; and numbers, which are made where they are read
             if node.target is operator.getitem and node.args[0] not in made.copies:  # a part of what all tokens have
-                made.copies[node] = made.taken(node, token_dims(node, length)[0])
+                made.copies[node] = made.of(node)
                 continue
             args = tuple(made.of(x) for x in node.args)
             if node is marker:
@@ -107,10 +107,11 @@ class FreezeTokens(Pass):
 class _Rows:
     """The values of one layer, made anew for text alone: [.., T, ..] for [.., S, ..]."""
 
-    def __init__(self, edit: Editor, layer: int, index: fx.Node, rows: fx.Node, length: Any) -> None:
-        self.edit, self.layer, self.index, self.rows, self.length = edit, layer, index, rows, length
+    def __init__(self, edit: Editor, index: fx.Node, rows: fx.Node, length: Any) -> None:
+        self.edit, self.index, self.rows, self.length = edit, index, rows, length
         self.copies: dict[fx.Node, fx.Node] = {}
-        self.sizes: dict[fx.Node, fx.Node] = {}
+        self.sizes: dict[fx.Node, fx.Node] = {}  # numbers
+        self.parts: dict[tuple[fx.Node, int], fx.Node] = {}  # of what all tokens have
 
     def of(self, x: Any) -> Any:
         """What stands for the argument `x`."""
@@ -127,7 +128,7 @@ class _Rows:
 
     def taken(self, x: fx.Node, dim: int) -> fx.Node:
         """`x` at the places of text in its token dimension `dim`."""
-        if (x, dim) not in self.sizes:
+        if (x, dim) not in self.parts:
             at = batch_dim(value(x), dim, value(self.index).shape[0])
-            self.sizes[x, dim] = self.edit.call(f"{x.name}_of_text", OPS.take_tokens.default, x, self.index, at, dim)
-        return self.sizes[x, dim]
+            self.parts[x, dim] = self.edit.call(f"{x.name}_of_text", OPS.take_tokens.default, x, self.index, at, dim)
+        return self.parts[x, dim]

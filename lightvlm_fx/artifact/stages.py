@@ -34,7 +34,7 @@ def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
     for every prompt.
     """
     options = runtime.SessionOptions()
-    # products of integer weights round activations to integers as well: the kernels that do not are a hundred times slower for one row
+    # products of integer weights round activations to integers as well: kernels that do not make the whole weight float again for every row
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -55,7 +55,7 @@ File = Annotated[Path | None, typer.Option("--schedule", "-s", help="Schedule fi
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder or hub name (default: the bundled model).")]
 Backend = Annotated[str, typer.Option(help="torch.compile backend, or eager.")]
 Presets = Annotated[list[str] | None, typer.Option("--preset", "-p", help="Preset, with options as in fastv:keep=0.25; may be repeated.")]
-Prepack = Annotated[bool, typer.Option("--prepack", help="Also with weights packed for oneDNN (docs/benchmarks.md).")]
+Prepack = Annotated[bool, typer.Option("--prepack", help="Also with weights packed for oneDNN: compile(prepack=True).")]
 Some = Annotated[int, typer.Option(min=1)]
 Layers = Annotated[int | None, typer.Option(min=1, help="Decoder layers, if not the shape's.")]
 Prompt = Annotated[int, typer.Option(min=2, help="Text tokens around the picture.")]

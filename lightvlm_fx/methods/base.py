@@ -154,7 +154,7 @@ class TokenScore(Method):
 class AttentionScore(TokenScore):
     """Reads queries and keys of the layer before the cut; without `rope`, before rotary embedding (FEATHER, arXiv 2412.13180).
 
-    `ahead`: of the layer behind the cut, from what arrives there (PyramidDrop, arXiv 2410.17247), before layer 0 too; its input norm and
+    `ahead`: of the layer after the cut, from what arrives there (PyramidDrop, arXiv 2410.17247), before layer 0 too; its input norm and
     two projections then run for all that arrives, and once more for what stays.
     """
 

@@ -257,7 +257,8 @@ class Decoder:
         like = layout.segment
         for i, (budget, stay) in enumerate(zip(plan.budgets, plan.stay, strict=True)):
             given |= {f"visual_budget_{i}": budget, f"stay_{i}": like.new_empty(stay)}
-        given["stay_text"] = like.new_empty(plan.text)
+        if schedule.freeze:
+            given["stay_text"] = like.new_empty(plan.text)
         if kv:
             given |= {"kv_count": kv.count, "kv_most": kv.most}
             given |= {f"kv_stay_{n}": like.new_empty(kv.lengths[i]) for i, n in enumerate(shared_sizes(schedule, self.depth))}

@@ -122,9 +122,9 @@ def main():
         before = state(tiny.model)
         for name in names:
             fast = lightvlm.compile(tiny.model, name, backend="eager")
-            for when, count in (("cold", given.requests), ("warm", -(-given.requests // 4))):
-                jobs = from_each(fast, questions[name], given.threads, count) + from_each(tiny.model, of_source, 2, count)
-                tell(f"{family}, {name}, {when}", at_once(jobs))
+            for when in ("cold", "warm"):
+                beside = from_each(tiny.model, of_source, 2, given.requests)
+                tell(f"{family}, {name}, {when}", at_once(from_each(fast, questions[name], given.threads, given.requests) + beside))
         jobs = [compiled_anew(tiny.model, first, name, questions[name]) for name in islice(cycle(names), given.threads)]
         tell(f"{family}, compile and with_schedule", at_once(jobs + from_each(tiny.model, of_source, 1, given.requests)))
         near = asked(first.lightvlm.with_schedule("fastv"), batches, NEAR)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightvlm_fx.methods.base import Picture, TokenCount
-from lightvlm_fx.methods.counts.grid_and_share import Share
+from lightvlm_fx.methods.options import Share
 
 
 class FrameGroups(TokenCount):

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
-from pydantic import Field
-
-from lightvlm_fx.frozen import Number, Positive
+from lightvlm_fx.frozen import Positive
 from lightvlm_fx.methods.base import Picture, TokenCount
-
-Share = Annotated[Number, Field(gt=0, le=1)]
+from lightvlm_fx.methods.options import Share
 
 
 class GridAndShare(TokenCount):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightvlm_fx.methods.base import Picture, TokenCount
-from lightvlm_fx.methods.counts.grid_and_share import Share
+from lightvlm_fx.methods.options import Share
 
 STEPS = 120  # smaller grids have so many parts of the picture's sides; whole for 1/2, 2/3, 3/4, 2/5, 5/6
 
