@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 
 import lightvlm_fx as lightvlm
@@ -195,3 +197,19 @@ def exported_after_kills(shelf, bounded):
         assert done.returncode == 0, done.stderr[-3000:]
 
     return once(shelf, "again", make)
+
+
+OFFLINE = ("Max retries exceeded", "NewConnectionError", "Temporary failure in name resolution", "No matching distribution found")
+
+
+def interpreter_with(home, *packages):
+    """The interpreter of a new environment in `home` with these packages alone, of the versions that are installed here."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    python = home / "bin" / "python"
+    wanted = [f"{name}=={version(name)}" for name in packages]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", *wanted]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if done.returncode and any(line in done.stderr for line in OFFLINE):
+        pytest.skip(f"pip cannot reach the package registry: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return python

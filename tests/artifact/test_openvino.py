@@ -5,16 +5,15 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from artifacts import CUTS, ROOM, arrays, check_same, copied, once, reseal, rewrite, split
+from artifacts import CUTS, ROOM, arrays, check_same, copied, interpreter_with, once, reseal, rewrite, split
 from onnx import TensorProto, helper
-from test_torch_free import ABSENT, OFFLINE, SCRIPT
+from test_torch_free import ABSENT, SCRIPT
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
@@ -241,16 +240,7 @@ def test_says_what_it_cannot_be_given(options, said, cuts):
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
     """The interpreter of a new environment with NumPy and OpenVINO, of the versions that are installed here."""
-    home = tmp_path_factory.mktemp("bare") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
-    python = home / "bin" / "python"
-    wanted = [f"{name}=={version(name)}" for name in ("numpy", "openvino")]
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", *wanted]
-    done = subprocess.run(pip, capture_output=True, text=True, check=False)
-    if done.returncode and any(line in done.stderr for line in OFFLINE):
-        pytest.skip(f"pip cannot reach the package registry: {done.stderr.strip().splitlines()[-1]}")
-    assert done.returncode == 0, done.stderr
-    return python
+    return interpreter_with(tmp_path_factory.mktemp("bare") / "venv", "numpy", "openvino")
 
 
 def test_answers_without_torch(bare_python, cuts):

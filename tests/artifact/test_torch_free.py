@@ -3,18 +3,16 @@
 import json
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
-from artifacts import rewrite
+from artifacts import interpreter_with, rewrite
 from built import build
 
 import lightvlm_fx
 
 ABSENT = ("torch", "transformers", "pydantic", "onnx", "onnx_ir", "onnxscript", "typer", "rich", "PIL", "safetensors")
-OFFLINE = ("Max retries exceeded", "NewConnectionError", "Temporary failure in name resolution", "No matching distribution found")
 SCRIPT = f"""
 import importlib.util, json, sys
 from pathlib import Path
@@ -39,16 +37,7 @@ print(json.dumps({{"present": present, "loaded": loaded, "answers": answers, "ve
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
     """The interpreter of a new environment with the two packages, of the versions that are installed here."""
-    home = tmp_path_factory.mktemp("bare") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
-    python = home / "bin" / "python"
-    wanted = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")]
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", *wanted]
-    done = subprocess.run(pip, capture_output=True, text=True, check=False)
-    if done.returncode and any(line in done.stderr for line in OFFLINE):
-        pytest.skip(f"pip cannot reach the package registry: {done.stderr.strip().splitlines()[-1]}")
-    assert done.returncode == 0, done.stderr
-    return python
+    return interpreter_with(tmp_path_factory.mktemp("bare") / "venv", "numpy", "onnxruntime")
 
 
 def test_answers_without_torch(bare_python, bounded):
