@@ -6,11 +6,13 @@ last line counts answers: clear (equal), wrong (other tokens or logits, or a sou
 
 import argparse
 import faulthandler
+import multiprocessing
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,6 +22,9 @@ import torch
 from lightvlm_fx.compat import attention_name
 
 WAIT = 600  # seconds for all threads together
+SIZES = (((9,), (1,)), ((9, 6), (1, 2)), ((14,), (2,)))  # tokens of text and pictures, of each row
+OTHERS = ("lightvlm", "sparsevila", "fastv", "h2o")  # presets of the second family, whose positions have three parts
+SHARES = 4  # of the presets: what a process answers at a time
 NEAR = 1e-5  # of the largest logit, where an export runs beside: transformers' exporter changes attention kernels for the process
 
 
@@ -96,45 +101,65 @@ def compiled_anew(model, first, schedule, questions):
     return [partial(made, make, ask) for make in makes for ask in questions]
 
 
+def told(what, found):
+    """Say what was found, and hand it on."""
+    print(f"{what}: {', '.join(f'{n} {kind}' for kind, n in found.items())}", flush=True)
+    return found
+
+
+def presets_of(family, names, threads, requests):
+    """Compiled models of these presets, cold and warm, the source beside them; `compile`, `with_schedule` and an export at once."""
+    import lightvlm_fx as lightvlm
+    from lightvlm_fx import zoo
+
+    torch.set_num_threads(1)
+    total, tiny = Counter(), zoo.build(family, layers=5)
+    batches = [tiny.inputs(text=text, images=images) for text, images in SIZES]
+    of_source = asked(tiny.model, batches)
+    first = lightvlm.compile(tiny.model, "none", backend="eager")
+    questions = {name: asked(first.lightvlm.with_schedule(name), batches) for name in names}
+    before = state(tiny.model)
+    for name in names:
+        fast = lightvlm.compile(tiny.model, name, backend="eager")
+        for when in ("cold", "warm"):
+            beside = from_each(tiny.model, of_source, 2, requests)
+            total += told(f"{family}, {name}, {when}", at_once(from_each(fast, questions[name], threads, requests) + beside))
+    jobs = [compiled_anew(tiny.model, first, name, questions[name]) for name in islice(cycle(names), threads)]
+    total += told(f"{family}, compile and with_schedule", at_once(jobs + from_each(tiny.model, of_source, 1, requests)))
+    near = asked(first.lightvlm.with_schedule("fastv"), batches, NEAR)
+    jobs = [export_of(tiny.model, "fastv", batches[0]), compiled_anew(tiny.model, first, "fastv", near),
+            *from_each(tiny.model, asked(tiny.model, batches, NEAR), 1, requests)]  # fmt: skip
+    total += told(f"{family}, export", at_once(jobs))
+    return total + told(f"{family}, the source", Counter(["clear" if state(tiny.model) == before else "wrong: not as it was"]))
+
+
+def by_inductor(family, threads, requests):
+    """Graphs compiled by inductor, which compiles under a lock of its own."""
+    import lightvlm_fx as lightvlm
+    from lightvlm_fx import zoo
+
+    torch.set_num_threads(1)
+    total, tiny = Counter(), zoo.build(family, layers=5)
+    batches = [tiny.inputs(text=text, images=images) for text, images in SIZES]
+    compiled, fast = asked(lightvlm.compile(tiny.model, "lightvlm"), batches, NEAR), lightvlm.compile(tiny.model, "lightvlm")
+    for when in ("cold", "warm"):
+        total += told(f"{family}, inductor, {when}", at_once(from_each(fast, compiled, threads, requests)))
+    return total
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--processes", type=int, default=2, help="how many models are asked at a time, each by so many threads")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    import lightvlm_fx as lightvlm
-    from lightvlm_fx import zoo
     from lightvlm_fx.presets import PRESETS
 
-    total = Counter()
-
-    def tell(what, found):
-        total.update(found)
-        print(f"{what}: {', '.join(f'{n} {kind}' for kind, n in found.items())}", flush=True)
-
-    for family, names in (("llava", tuple(PRESETS)), ("qwen2_vl", ("lightvlm", "sparsevila", "fastv", "h2o"))):
-        tiny = zoo.build(family, layers=5)
-        sizes = (((9,), (1,)), ((9, 6), (1, 2)), ((14,), (2,)))
-        batches = [tiny.inputs(text=text, images=images) for text, images in sizes]
-        of_source = asked(tiny.model, batches)
-        first = lightvlm.compile(tiny.model, "none", backend="eager")
-        questions = {name: asked(first.lightvlm.with_schedule(name), batches) for name in names}
-        before = state(tiny.model)
-        for name in names:
-            fast = lightvlm.compile(tiny.model, name, backend="eager")
-            for when in ("cold", "warm"):
-                beside = from_each(tiny.model, of_source, 2, given.requests)
-                tell(f"{family}, {name}, {when}", at_once(from_each(fast, questions[name], given.threads, given.requests) + beside))
-        jobs = [compiled_anew(tiny.model, first, name, questions[name]) for name in islice(cycle(names), given.threads)]
-        tell(f"{family}, compile and with_schedule", at_once(jobs + from_each(tiny.model, of_source, 1, given.requests)))
-        near = asked(first.lightvlm.with_schedule("fastv"), batches, NEAR)
-        jobs = [export_of(tiny.model, "fastv", batches[0]), compiled_anew(tiny.model, first, "fastv", near),
-                *from_each(tiny.model, asked(tiny.model, batches, NEAR), 1, given.requests)]  # fmt: skip
-        tell(f"{family}, export", at_once(jobs))
-        tell(f"{family}, the source", Counter(["clear" if state(tiny.model) == before else "wrong: not as it was"]))
-    compiled, fast = asked(lightvlm.compile(tiny.model, "lightvlm"), batches, NEAR), lightvlm.compile(tiny.model, "lightvlm")
-    for when in ("cold", "warm"):
-        tell(f"{family}, inductor, {when}", at_once(from_each(fast, compiled, given.threads, given.requests)))
+    names, asks = tuple(PRESETS), (given.threads, given.requests)
+    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
+        shares = [pool.submit(by_inductor, "qwen2_vl", *asks), pool.submit(presets_of, "qwen2_vl", OTHERS, *asks)]
+        shares += [pool.submit(presets_of, "llava", names[n::SHARES], *asks) for n in range(SHARES)]
+        total = sum((share.result() for share in shares), Counter())
     counts = {kind: sum(n for found, n in total.items() if found.startswith(kind)) for kind in ("clear", "wrong", "crash", "hang")}
     print("threads: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     sys.exit(any(counts[kind] for kind in ("wrong", "crash", "hang")))
