@@ -185,7 +185,8 @@ def _place(node: fx.Node) -> str:
     if node.meta.get("lightvlm_pass") == "reduce-tokens":
         return CUT
     path = module_path(node).split(".")
-    return ".".join(path[:2]) if path[0] == "layers" else path[0]
+    number = next((i for i, name in enumerate(path) if name.isdecimal()), 0)
+    return ".".join(path[: number + 1])
 
 
 def _noted(node: fx.Node, fake: Any) -> fx.Node:

@@ -45,12 +45,13 @@ class VisionStage:
     how: dict[str, Any]
     inputs: dict[str, Tensor]
     dynamic: dict[str, dict[int, str]]
+    traced: torch.export.ExportedProgram | None = None  # None: of pictures of one size
 
     def features(self, pictures: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
         """What the stage makes of `pictures`, of the example's sizes, each output filled up with zeros to `rows` visual tokens."""
-        feed, tokens = (self.inputs, rows) if self.how["kind"] == "fixed" else _feed(self.how, pictures)
+        given, tokens = (self.inputs, rows) if self.how["kind"] == "fixed" else feed(self.how, pictures)
         with torch.no_grad():
-            out = self.module(**feed)
+            out = self.module(**given)
         return {name: torch.cat([x[:tokens], x.new_zeros(max(0, rows - tokens), *x.shape[1:])]) for name, x in out.items()}
 
     @property
@@ -205,6 +206,16 @@ def vision_stage(model: Any, pictures: dict[str, Tensor], most: int, static: boo
 
     Raises CaptureError where the tower cannot be traced.
     """
+    found = any_size(model, pictures, most, static, with_salience)
+    if isinstance(found, VisionStage):
+        return found
+    given = {"pixel_values": pictures["pixel_values"]}
+    return VisionStage(fixed_stage(model, pictures, with_salience), {"kind": "fixed", "why": found}, given, {})
+
+
+def any_size(model: Any, pictures: dict[str, Tensor], most: int = 0, static: bool = False, with_salience: bool = False,
+             single: bool = False) -> VisionStage | list[str]:  # fmt: skip
+    """`vision_stage` for pictures of every size, or why there is none. With `single`, for one tile or one grid of patches at a time."""
     expected, reasons = features_of(model, pictures), []
     for kind, (describe, module) in KINDS.items():
         try:
@@ -213,15 +224,21 @@ def vision_stage(model: Any, pictures: dict[str, Tensor], most: int, static: boo
                 raise NotAnySize("score 'salience' knows the tower's patches for one picture size only")
             if static:
                 needed = {"tiles": most // how.get("tokens", 1), "patches": most * how.get("merge", 1) ** 2}
-                how |= {"most": needed.get(kind) or len(_feed(how | {"most_tokens": 0}, pictures)[0]["pixel_values"])}
+                how |= {"most": needed.get(kind) or len(feed(how | {"most_tokens": 0}, pictures)[0]["pixel_values"])}
             how |= {"most_tokens": most if static else 0} if kind == "anyres" else {}
-            return _checked(model, Vision(module(model, how, with_salience).eval(), with_salience), how, pictures, expected, static)
+            stage = Vision(module(model, how, with_salience).eval(), with_salience)
+            return _checked(model, stage, how, pictures, expected, static, single)
         except NotAnySize as error:
             reasons.append(f"not as {kind}: {error}")
         except Exception as error:
             reasons.append(f"not as {kind}: {type(error).__name__}: {str(error)[:300]}")
-    given = {"pixel_values": pictures["pixel_values"]}
-    return VisionStage(fixed_stage(model, pictures, with_salience), {"kind": "fixed", "why": reasons}, given, {})
+    return reasons
+
+
+def is_single(pictures: dict[str, Tensor]) -> bool:
+    """Whether these are one tile, or one grid of patches: a kind of its own, as graphs take a size of one for a constant."""
+    pixels = pictures["pixel_values"]
+    return (len(pictures[GRID]) if GRID in pictures else len(pixels.flatten(0, -4)) if pixels.ndim > 3 else 0) == 1
 
 
 def features_of(model: Any, pictures: dict[str, Tensor]) -> Tensor:
@@ -233,37 +250,53 @@ def features_of(model: Any, pictures: dict[str, Tensor]) -> Tensor:
     return flat(getattr(out, "pooler_output", out))
 
 
-def _feed(how: dict[str, Any], pictures: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    dtype = pictures["pixel_values"].dtype
-    arrays = {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in pictures.items()}
-    feed, tokens = prepare(how, arrays)
-    tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in feed.items()}
-    return tensors | {"pixel_values": tensors["pixel_values"].to(dtype)}, tokens
+def feed(how: dict[str, Any], pictures: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """The inputs of a stage on the pictures' device, and how many visual tokens it makes of them.
+
+    Pixels stay where they are: what is worked out in NumPy is which of them go where.
+
+    Raises InputError for pictures of another form.
+    """
+    pixels = pictures["pixel_values"]
+    apart = pixels.flatten(0, 0 if how["kind"] == "patches" else -4)
+    lead = pixels.shape[: pixels.ndim - apart.ndim + 1]
+    numbers = np.arange(1, len(apart) + 1, dtype=np.int32)
+    if how.get("drops_empty"):
+        numbers *= apart.flatten(1).any(1).cpu().numpy()
+    given = {name: x.float().cpu().numpy() if x.is_floating_point() else x.cpu().numpy() for name, x in pictures.items() if x is not pixels}
+    shaped = numbers.reshape(*lead, *[1] * (pixels.ndim - len(lead)))
+    made, tokens = prepare(how, given | {"pixel_values": np.broadcast_to(shaped, pixels.shape)})
+    chosen = made.pop("pixel_values")
+    chosen = chosen.reshape(len(chosen), -1)[:, 0]
+    if not np.array_equal(chosen, np.arange(1, len(apart) + 1)):
+        at = torch.from_numpy(chosen.astype(np.int64)).to(pixels.device)
+        apart = torch.cat([apart.new_zeros(1, *apart.shape[1:]), apart])[at]
+    more = {name: torch.from_numpy(np.ascontiguousarray(x)).to(pixels.device) for name, x in made.items()}
+    return {"pixel_values": apart} | more, tokens
 
 
-def _checked(
-    model: Any, stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], expected: Tensor, static: bool
-) -> VisionStage:
+def _checked(model: Any, stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], expected: Tensor, static: bool,
+             single: bool) -> VisionStage:  # fmt: skip
     """The stage with a call of it, after comparing it with the model on the example, and on other pictures where there are some."""
     bound = TOLERANCE[expected.dtype]
     tries = [(pictures, expected)] + [(other, features_of(model, other)) for other in others(how, pictures)]
     for given, theirs in tries:
-        inputs, tokens = _feed(how, given)
+        inputs, tokens = feed(how, given)
         with torch.no_grad():
             ours = stage(**inputs)["image_features"][:tokens]
         if ours.shape != theirs.shape or not float((ours.float() - theirs.float()).abs().max() / theirs.abs().max()) <= bound:
             raise NotAnySize("the features are other than the model's own")
-    inputs, _ = _feed(how, pictures)
+    inputs, _ = feed(how, pictures)
     dynamic: dict[str, dict[int, str]] = {}
     if not static:
-        inputs, _ = _feed(how, _traced_at(how, pictures))
-        dynamic = symbolic(how, inputs)
+        inputs, _ = feed(how, _traced_at(how, pictures, 1 if single else 2))
+        dynamic = symbolic(how, inputs, single)
     with torch.no_grad(), InAten(), contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints half-traced graphs
         sizes = (dimensions(dynamic, inputs),) if dynamic else None
         traced = torch.export.export(_Called(stage), (inputs,), dynamic_shapes=sizes, strict=False)
     # as traced: transformers' exporter puts another attention in the place of every packed tower's
     module = _Named(traced.module(check_guards=False)) if how["kind"] == "patches" else stage
-    return VisionStage(module, how, inputs, dynamic)
+    return VisionStage(module, how, inputs, dynamic, traced)
 
 
 class _Called(nn.Module):
@@ -288,14 +321,14 @@ class _Named(nn.Module):
         return self.traced(given)
 
 
-def _traced_at(how: dict[str, Any], pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+def _traced_at(how: dict[str, Any], pictures: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """A few small pictures to trace symbolic sizes with: torch.export takes a size of one for a constant, and equal sizes for one."""
     if how["kind"] == "patches":
-        sizes = torch.tensor([[1, 4, 6], [1, 2, 4]]) * torch.tensor([1, how["merge"], how["merge"]])
+        sizes = torch.tensor([[1, 4, 6], [1, 2, 4]])[:count] * torch.tensor([1, how["merge"], how["merge"]])
         return {"pixel_values": pictures["pixel_values"].new_zeros(int(sizes.prod(1).sum()), how["width"]), how["grid"]: sizes}
     if how["kind"] == "tiles":
         pixels = pictures["pixel_values"]
-        return {"pixel_values": pixels.new_ones(*[1] * (pixels.ndim - 4), 2, *how["shape"])}
+        return {"pixel_values": pixels.new_ones(*[1] * (pixels.ndim - 4), count, *how["shape"])}
     return {name: torch.cat([x[:1]] * 2) for name, x in pictures.items()}
 
 
@@ -310,11 +343,12 @@ def others(how: dict[str, Any], pictures: dict[str, Tensor]) -> list[dict[str, T
     return []
 
 
-def symbolic(how: dict[str, Any], inputs: dict[str, Tensor]) -> dict[str, dict[int, str]]:
+def symbolic(how: dict[str, Any], inputs: dict[str, Tensor], single: bool) -> dict[str, dict[int, str]]:
     """Of each input of a stage, the names of its symbolic dimensions."""
     if how["kind"] == "anyres":
         return {"pixel_values": {0: "tiles"}, "feature_index": {0: "tokens"}}
     if how["kind"] == "tiles":
-        return {name: {0: "tiles"} for name in inputs}
-    axes = {"window_index": {0: "tokens"}, "picture_blocks": {0: "pictures", 1: "longest"}, "window_blocks": {0: "windows"}}
+        return {} if single else {name: {0: "tiles"} for name in inputs}
+    pictures = {1: "longest"} if single else {0: "pictures", 1: "longest"}
+    axes = {"window_index": {0: "tokens"}, "picture_blocks": pictures, "window_blocks": {0: "windows"}}
     return {name: axes.get(name, {0: f"{how['merge'] ** 2}*tokens"}) for name in inputs}

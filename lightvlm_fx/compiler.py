@@ -27,6 +27,7 @@ from lightvlm_fx.passing.report import Report
 from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.runtime.decoder import Decoder
 from lightvlm_fx.runtime.follow import follow, refuse_own_forward
+from lightvlm_fx.runtime.images import ImageFeatures
 from lightvlm_fx.schedule import Schedule, as_schedule
 
 # Tensors of a call that carry no picture; any other argument of a model might, whatever it is called.
@@ -146,9 +147,15 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     source = model.get_submodule(path)
     decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, static=static,
                       prepack=prepack, dump=dump, options=torch_compile_options)  # fmt: skip
-    parent = fast.get_submodule(path.rpartition(".")[0])
+    above = path.rpartition(".")[0]
+    parent = fast.get_submodule(above)
     if schedule.watches_tower:
         object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
+    elif backend != "eager" and hasattr(type(parent), "get_image_features"):
+        own = partial(type(parent).get_image_features, parent)
+        images = ImageFeatures(model, above, parent, report, own, backend=backend, options=torch_compile_options, static=static,
+                               frozen=lambda: decoder.frozen)  # fmt: skip
+        object.__setattr__(parent, "get_image_features", images)
     stand_in = fast.get_submodule(path)
     object.__setattr__(stand_in, "forward", decoder.forward)
     parent.register_forward_pre_hook(decoder.note_ids, with_kwargs=True)

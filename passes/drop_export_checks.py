@@ -33,7 +33,7 @@ class DropExportChecks(Pass):
     """
 
     name = "drop-export-checks"
-    stages = ("prefill", "decode")
+    stages = ("vision", "prefill", "decode")
 
     def requires(self, program: Program) -> None:
         pass

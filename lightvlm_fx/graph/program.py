@@ -16,7 +16,7 @@ from torch import fx
 
 from lightvlm_fx.compat import fake_mode, symbolic_size
 
-Stage = Literal["prefill", "decode"]
+Stage = Literal["vision", "prefill", "decode"]
 EXAMPLE = 7  # the smallest number that a new symbolic size is traced at
 
 
@@ -129,8 +129,8 @@ class Program:
         self.with_facts(outputs=(*self.facts.outputs, what))
 
     def sequence(self) -> fx.Node:
-        """The input embeddings [B, S, D]."""
-        return next(n for n in self.placeholders() if n.name == "inputs_embeds")
+        """The input embeddings [B, S, D]; of a vision program the pixels."""
+        return next(n for n in self.placeholders() if n.name in ("inputs_embeds", "pixel_values"))
 
 
 def value(node: Any) -> Any:

@@ -213,7 +213,7 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
         warnings.simplefilter("ignore")
         with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure
             exported, free = _export(flat, call, wanted, f"{type(decoder).__name__} ({stage}, step 1 of 3: capture)")
-    gm = _unlift(exported, call.names)
+    gm = unlifted(exported, call.names)
     facts = Facts(
         layers=0,
         hidden=kwargs["inputs_embeds"].shape[2],
@@ -334,7 +334,7 @@ def _check_layers(program: Program, decoder: nn.Module) -> None:
             )
 
 
-def _unlift(exported: Any, names: tuple[str, ...]) -> fx.GraphModule:
+def unlifted(exported: Any, names: tuple[str, ...]) -> fx.GraphModule:
     """The exported graph with weights as attributes that share the model's storage, and inputs named."""
     root = nn.Module()
     graph = fx.Graph()

@@ -1,0 +1,140 @@
+"""`get_image_features` of a compiled model: the vision tower and the projector as one compiled graph for pictures of every size.
+
+The stage is the one that artifacts hold (exporters/towers.py). Where a tower is not known to take pictures of every size, or is asked for
+more than features, the model's own code runs, and the report says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightvlm_fx.compat import tracing
+from lightvlm_fx.errors import InputError
+from lightvlm_fx.exporters.torch_compile import Compiled, lower
+from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, is_single
+from lightvlm_fx.graph.program import Facts, Program
+from lightvlm_fx.model.capture import unlifted
+from lightvlm_fx.passes.drop_export_checks import DropExportChecks
+from lightvlm_fx.passing.pipeline import Pipeline
+from lightvlm_fx.passing.report import Bucket, Report
+from lightvlm_fx.releases import releases_first
+from lightvlm_fx.runtime.follow import fingerprint
+
+DEEPSTACK = "deepstack_features"
+SAID = {"last_hidden_state", "hidden_states", "attentions", "pooler_output", DEEPSTACK}  # in an output; a decoder is given the last two
+
+
+@dataclass
+class Stage:
+    """A compiled vision stage. `like`: an output of the model's own code."""
+
+    how: dict[str, Any]
+    program: Program
+    run: Compiled
+    bucket: Bucket
+    like: Any
+
+    def __call__(self, pictures: dict[str, Tensor]) -> Any:
+        given, tokens = feed(self.how, pictures)
+        inputs = [given[name] for name in self.program.inputs]
+        start = time.perf_counter()
+        with torch.inference_mode(False), torch.no_grad():
+            named = dict(zip(self.program.facts.outputs, self.run(*inputs), strict=True))
+        self.bucket.first_s = self.bucket.first_s or time.perf_counter() - start
+        own = (self.like.pooler_output, *(getattr(self.like, DEEPSTACK, None) or ()))  # in the order of the stage's outputs
+        first, *more = (self._shaped(x[:tokens], pictures, like) for x, like in zip(named.values(), own, strict=True))
+        return type(self.like)(pooler_output=first, **({DEEPSTACK: more} if more else {}))
+
+    def _shaped(self, features: Tensor, pictures: dict[str, Tensor], like: Any) -> Any:
+        """Features [N, D] in the form `like`, which the model's own code gives them."""
+        if isinstance(like, Tensor):
+            return features.view(-1, *like.shape[1:])
+        return type(like)(features.split(self._of_each(pictures)))
+
+    def _of_each(self, pictures: dict[str, Tensor]) -> list[int]:
+        """Visual tokens of each picture, or of each row's tiles."""
+        if self.how["kind"] == "patches":
+            return [int(n) // self.how["merge"] ** 2 for n in pictures[self.how["grid"]].prod(1)]
+        count = len(pictures["pixel_values"])
+        return [feed(self.how, {name: x[i : i + 1] for name, x in pictures.items()})[1] for i in range(count)]
+
+
+class ImageFeatures:
+    """Stands in for `get_image_features` of one compiled model; `own` is what runs where no graph can."""
+
+    def __init__(self, model: nn.Module, path: str, holder: nn.Module, report: Report, own: Callable[..., Any], *,
+                 backend: str, options: dict[str, Any], static: bool, frozen: Callable[[], bool]) -> None:  # fmt: skip
+        self.model, self.path, self.holder, self.report, self.own = model, path, holder, report, own
+        self.backend, self.options, self.static, self.frozen = backend, options, static, frozen
+        self.__signature__ = inspect.signature(type(holder).get_image_features.__get__(holder))  # generate() goes by its names
+        self.stages: dict[Any, Stage | None] = {}
+        self.taken: Any = ()
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stage = self._stage(args, kwargs)
+        return stage(self._pictures(args, kwargs)[0]) if stage else self.own(*args, **kwargs)
+
+    def _pictures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of a call, and what else it asks for."""
+        bound = dict(self.__signature__.bind(*args, **kwargs).arguments)
+        given = bound | bound.pop("kwargs", {})
+        tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
+        others = {name: x for name, x in given.items() if x is not None and name not in tensors}
+        return tensors, {name: x for name, x in others.items() if (name, x) != ("return_dict", True)}
+
+    @releases_first()
+    def _stage(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stage | None:
+        pictures, others = self._pictures(args, kwargs)
+        if others or "pixel_values" not in pictures or torch.is_autocast_enabled(pictures["pixel_values"].device.type):
+            return None
+        now = tuple(fingerprint(child) for child in self._encoders())
+        pixels = pictures["pixel_values"]
+        single, sizes = is_single(pictures), tuple(tuple(x.shape) for x in pictures.values()) if self.static else ()
+        key = (single, tuple(pictures), pixels.ndim, pixels.shape[-3:][pixels.ndim < 4 :], pixels.dtype, pixels.device, sizes)
+        if now == self.taken and key in self.stages:
+            return self.stages[key]
+        with tracing():
+            if now != self.taken:
+                self.stages, self.taken = {}, now
+            if key not in self.stages:
+                if self.frozen():
+                    raise InputError(
+                        "pictures of this form were not warmed up, and compiling is frozen; call fast.lightvlm.warm_up(inputs) with such "
+                        "a batch before freezing, or fast.lightvlm.thaw()"
+                    )
+                self.stages[key] = self._made(pictures, single)
+            return self.stages[key]
+
+    def _encoders(self) -> list[nn.Module]:
+        """What makes features: everything beside the decoder."""
+        inner, decoder = self.model.get_submodule(self.path), self.model.get_decoder()  # type: ignore[operator]
+        return [child for child in inner.children() if child is not decoder]
+
+    def _made(self, pictures: dict[str, Tensor], single: bool) -> Stage | None:
+        like = self.own(**pictures, return_dict=True)
+        begun = time.perf_counter()
+        found: VisionStage | list[str] = any_size(self.model, pictures, single=single)
+        more = {name for name, x in like.items() if x is not None} - SAID
+        if isinstance(found, VisionStage) and more:
+            found = [f"its output also holds {', '.join(sorted(more))}"]
+        if not isinstance(found, VisionStage):
+            said = f"vision: the model's own code runs, uncompiled ({'; '.join(found)})"
+            self.report.warnings += [said] * (said not in self.report.warnings)
+            return None
+        assert found.traced is not None
+        names, captured = tuple(found.inputs), time.perf_counter() - begun
+        with torch.no_grad():
+            outputs = found.module(**found.inputs)
+        facts = Facts(layers=0, hidden=outputs["image_features"].shape[-1], outputs=tuple(outputs))
+        program, steps = Pipeline([DropExportChecks()]).run(Program(unlifted(found.traced, names), "vision", facts, names))
+        bucket = Bucket("vision", 1, "one picture" if single else "any pictures", (), (), False, False, captured, 0.0, tuple(steps))
+        self.report.buckets.append(bucket)
+        return Stage(found.how, program, lower(program, self.backend, self.options, self.static), bucket, like)
