@@ -20,12 +20,15 @@ from transformers import AttentionInterface
 
 from lightvlm_fx.artifact.pictures import prepare
 from lightvlm_fx.compat import packed_attention
-from lightvlm_fx.exporters.onnx_graph import dimensions
+from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.exporters.onnx_graph import ANY, dimensions
+from lightvlm_fx.exporters.tower_cuts import Call, Cutting, NotCut, current, tiled
 from lightvlm_fx.exporters.vision import Tower, Vision, fixed_stage, flat
 from lightvlm_fx.model.families.patch_order import GRID
-from lightvlm_fx.model.locate import vision_tower
+from lightvlm_fx.model.locate import has_tower, vision_tower, with_own
 from lightvlm_fx.model.salience import noting, salience
 from lightvlm_fx.ops.bodies import InAten
+from lightvlm_fx.schedule import TowerCut
 
 SIZES = "image_sizes"
 MASKS = ("pixel_attention_mask",)  # of real pixels, of towers whose tiles are padded
@@ -72,12 +75,17 @@ class Whole(TorchFunctionMode):
 class Tiles(nn.Module):
     """Squares [n, C, H, W] to features; `patch_mask` [n, h, w] says which patches of them hold real pixels."""
 
-    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool) -> None:
+    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool, cutting: Cutting | None = None) -> None:
         super().__init__()
-        self.tower = Tower(model, {}, with_salience)
+        self.tower = Tower(model, {}, with_salience and cutting is None)
         self.inner, self.watched = self.tower.inner, self.tower.watched
+        self.cutting, self.tokens = cutting, how["tokens"]
 
     def forward(self, pixel_values: Tensor, patch_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        if self.cutting:
+            with self.cutting.over(tiled(pixel_values, self.tokens, tuple(self.cutting.cuts.values()))):
+                features, *more = self._features(pixel_values, patch_mask)
+                return features, self.cutting.alive().flatten(), *more
         if not self.watched:
             return self._features(pixel_values, patch_mask)
         with noting(self.watched[0]) as noted:
@@ -95,7 +103,7 @@ class Tiles(nn.Module):
 class AnyRes(nn.Module):
     """Tiles [n, C, H, W] of LLaVA-NeXT to features, in the order `feature_index` [M] over all tiles' tokens (-1: the newline)."""
 
-    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool) -> None:
+    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool, cutting: Cutting | None = None) -> None:
         super().__init__()
         self.inner, config = getattr(model, "model", model), model.config
         self.layer, self.strategy = config.vision_feature_layer, config.vision_feature_select_strategy
@@ -120,13 +128,18 @@ class Blocks:
 
 def _attend_packed(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Any = None, **options: Any) -> tuple[Tensor, None]:
     """Attention of q, k, v [1, H, N, d] within the groups that a tower got as `cu_seqlens`: blocks, or a group's number of each patch."""
-    groups, scale = options["cu_seq_lens_q"], options.get("scaling")
+    groups, scale, cutting = options["cu_seq_lens_q"], options.get("scaling"), current()
+    groups = cutting.groups(groups) if cutting else groups
     if not isinstance(groups, Blocks):
         mask = (groups[:, None] == groups)[None, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2), None
-    at = groups.index.clamp_min(0)
-    q, k, v = (x[0].transpose(0, 1)[at].transpose(1, 2) for x in (q, k, v))  # [n, H, w, d]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=(groups.index >= 0)[:, None, None], scale=scale)
+    at, mask = groups.index.clamp_min(0), groups.index >= 0
+    if cutting and (bias := cutting.bias(q)) is not None:
+        mask = bias[0][at].masked_fill(~mask, torch.finfo(q.dtype).min)
+    one, two, three = (x[0].transpose(0, 1)[at].transpose(1, 2) for x in (q, k, v))  # [n, H, w, d]
+    out = F.scaled_dot_product_attention(one, two, three, attn_mask=mask[:, None, None], scale=scale)
+    if cutting:
+        cutting.attended(q, k, q.shape[-1] ** -0.5 if scale is None else float(scale))
     return out.transpose(1, 2).flatten(0, 1)[groups.back].unsqueeze(0), None
 
 
@@ -136,11 +149,22 @@ AttentionInterface.register(PACKED, _attend_packed)
 class Patches(nn.Module):
     """Packed patches [N, W] of pictures of any shape to features [N / merge^2, D], and DeepStack features."""
 
-    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool) -> None:
+    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool, cutting: Cutting | None = None) -> None:
         super().__init__()
-        self.visual = vision_tower(model)
+        self.visual, self.cutting, self.together = vision_tower(model), cutting, how["merge"] ** 2
 
     def forward(self, pixel_values: Tensor, position_ids: Tensor, **more: Tensor) -> tuple[Tensor, ...]:
+        if not self.cutting:
+            return self._features(pixel_values, position_ids, **more)
+        numbers = range(len(self.cutting.cuts))
+        blocks = [Blocks(more[f"left_{i}_blocks"], more[f"left_{i}_back"]) for i in numbers]
+        stay = [group.back.shape[0] // self.together for group in blocks]
+        with self.cutting.over(Call(more["picture_of_unit"][None], [more[f"left_{i}"][None] for i in numbers], stay, blocks)):
+            features, *rest = self._features(pixel_values, position_ids, **more)
+            alive = self.cutting.alive()[0]
+        return features, alive[more["window_index"].argsort()] if "window_index" in more else alive, *rest
+
+    def _features(self, pixel_values: Tensor, position_ids: Tensor, **more: Tensor) -> tuple[Tensor, ...]:
         given: dict[str, Any] = {"position_ids": position_ids, "cu_seqlens": _groups("picture", more), "max_seqlen": 1}
         if "window_index" in more:
             given |= {"window_index": more["window_index"], "cu_window_seqlens": _groups("window", more), "max_window_seqlen": 1}
@@ -197,25 +221,30 @@ KINDS: dict[str, tuple[Callable[..., dict[str, Any]], type[nn.Module]]] = {
 }  # fmt: skip
 
 
-def vision_stage(model: Any, pictures: dict[str, Tensor], most: int, static: bool, with_salience: bool = False) -> VisionStage:
+def vision_stage(model: Any, pictures: dict[str, Tensor], most: int, static: bool, with_salience: bool = False,
+                 cuts: tuple[TowerCut, ...] = ()) -> VisionStage:  # fmt: skip
     """The stage for a bucket of at most `most` visual tokens, all rows together; `pictures` are those of its example.
 
     With `static`, for a target that takes no symbolic size. `with_salience` is for cuts with that score: what the tower attends to
     is another output. A tower that is not known to take pictures of other sizes, or then gives other features than the model itself,
     is exported for the example's sizes alone; `how["why"]` says why.
 
-    Raises CaptureError where the tower cannot be traced.
+    Raises CaptureError where the tower cannot be traced, NotSupported where `cuts` inside it cannot be.
     """
-    found = any_size(model, pictures, most, static, with_salience)
+    found = any_size(model, pictures, most, static, with_salience, cuts=cuts)
     if isinstance(found, VisionStage):
         return found
+    if cuts:
+        raise not_cut(found)
     given = {"pixel_values": pictures["pixel_values"]}
     return VisionStage(fixed_stage(model, pictures, with_salience), {"kind": "fixed", "why": found}, given, {})
 
 
 def any_size(model: Any, pictures: dict[str, Tensor], most: int = 0, static: bool = False, with_salience: bool = False,
-             single: bool = False) -> VisionStage | list[str]:  # fmt: skip
+             single: bool = False, cuts: tuple[TowerCut, ...] = ()) -> VisionStage | list[str]:  # fmt: skip
     """`vision_stage` for pictures of every size, or why there is none. With `single`, for one tile or one grid of patches at a time."""
+    if has_tower(model):  # what is switched on in it, or hooked to it, others do not see
+        model = with_own(model, vision_tower(model))[0]
     expected, reasons = features_of(model, pictures), []
     for kind, (describe, module) in KINDS.items():
         try:
@@ -226,13 +255,55 @@ def any_size(model: Any, pictures: dict[str, Tensor], most: int = 0, static: boo
                 needed = {"tiles": most // how.get("tokens", 1), "patches": most * how.get("merge", 1) ** 2}
                 how |= {"most": needed.get(kind) or len(feed(how | {"most_tokens": 0}, pictures)[0]["pixel_values"])}
             how |= {"most_tokens": most if static else 0} if kind == "anyres" else {}
-            stage = Vision(module(model, how, with_salience).eval(), with_salience)
-            return _checked(model, stage, how, pictures, expected, static, single)
-        except NotAnySize as error:
+            whole = Vision(module(model, how, with_salience).eval(), with_salience)
+            _compare(model, whole, how, pictures, expected)
+            if not cuts:
+                return _traced(whole, how, pictures, static, single)
+            cutting = _cutting(model, kind, how, cuts, static)
+            if kind == "patches":
+                how |= {"left": [cut.keep for cut in cuts], "least": max(3, *(max(cut.score.fewest, cut.combine.fewest) for cut in cuts))}
+            reduced = Vision(module(model, how, True, cutting).eval(), True)
+            _refuse_mixing(reduced, cutting, feed(how, pictures)[0])
+            return _traced(reduced, how, pictures, static, single)
+        except (NotAnySize, NotCut) as error:
             reasons.append(f"not as {kind}: {error}")
         except Exception as error:
-            reasons.append(f"not as {kind}: {type(error).__name__}: {str(error)[:300]}")
+            reasons.append(f"not as {kind}: {type(error).__name__}: {str(error)[:900]}")
     return reasons
+
+
+def not_cut(reasons: list[str]) -> NotSupported:
+    """What to tell of a schedule that cuts inside a tower where that cannot be."""
+    return NotSupported(
+        f"this schedule cuts inside the vision tower, which cannot be done in this model: {'; '.join(reasons)}; use a schedule that cuts "
+        "before the decoder (layer=0) or between its layers"
+    )
+
+
+def _cutting(model: Any, kind: str, how: dict[str, Any], cuts: tuple[TowerCut, ...], static: bool) -> Cutting:
+    """`cuts` installed in the tower of `model`. Raises NotCut or NotAnySize where they cannot be."""
+    if kind == "anyres" or how.get("mask"):
+        raise NotAnySize("which patches become tokens depends on the picture's size, so that a share of a tile is none of the picture")
+    if kind == "patches" and static:
+        raise NotAnySize("a static target pads packed patches, which cuts would count")
+    tower = vision_tower(model)
+    layer = getattr(model.config, "vision_feature_layer", None)
+    depth = tower.config.num_hidden_layers if kind == "tiles" else tower.config.depth
+    if isinstance(layer, list | tuple):
+        raise NotAnySize(f"features of several blocks ({layer}) are put together, and each would have other tokens")
+    used = depth if layer is None else layer if layer >= 0 else depth + 1 + layer
+    return Cutting(tower, used, cuts, how["merge"] ** 2 if kind == "patches" else 0)
+
+
+def _refuse_mixing(stage: Vision, cutting: Cutting, inputs: dict[str, Tensor]) -> None:
+    """Raise NotCut where features of tokens that are left depend on what stands in the place of those that are not."""
+    with torch.no_grad():
+        ours, cutting.fill = stage(**inputs), 1.0
+        theirs, cutting.fill = stage(**inputs), 0.0
+    alive = ours["image_salience"] > 0
+    for name in ours:
+        if not torch.equal(ours[name][alive], theirs[name][alive]):
+            raise NotCut("what comes after its tower makes a token of several patches, of which some are left and some are not")
 
 
 def is_single(pictures: dict[str, Tensor]) -> bool:
@@ -275,9 +346,8 @@ def feed(how: dict[str, Any], pictures: dict[str, Tensor]) -> tuple[dict[str, Te
     return {"pixel_values": apart} | more, tokens
 
 
-def _checked(model: Any, stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], expected: Tensor, static: bool,
-             single: bool) -> VisionStage:  # fmt: skip
-    """The stage with a call of it, after comparing it with the model on the example, and on other pictures where there are some."""
+def _compare(model: Any, stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], expected: Tensor) -> None:
+    """Compare a stage with the model on the example, and on other pictures where there are some. Raises NotAnySize if they differ."""
     bound = TOLERANCE[expected.dtype]
     tries = [(pictures, expected)] + [(other, features_of(model, other)) for other in others(how, pictures)]
     for given, theirs in tries:
@@ -286,14 +356,19 @@ def _checked(model: Any, stage: Vision, how: dict[str, Any], pictures: dict[str,
             ours = stage(**inputs)["image_features"][:tokens]
         if ours.shape != theirs.shape or not float((ours.float() - theirs.float()).abs().max() / theirs.abs().max()) <= bound:
             raise NotAnySize("the features are other than the model's own")
+
+
+def _traced(stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], static: bool, single: bool) -> VisionStage:
+    """The stage with a call of it, and as a graph."""
     inputs, _ = feed(how, pictures)
     dynamic: dict[str, dict[int, str]] = {}
     if not static:
         inputs, _ = feed(how, _traced_at(how, pictures, 1 if single else 2))
         dynamic = symbolic(how, inputs, single)
     with torch.no_grad(), InAten(), contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints half-traced graphs
-        sizes = (dimensions(dynamic, inputs),) if dynamic else None
-        traced = torch.export.export(_Called(stage), (inputs,), dynamic_shapes=sizes, strict=False)
+        sizes = (dimensions(dynamic, inputs, {"tokens": (how.get("least", ANY[0]), ANY[1])}),) if dynamic else None
+        later = {"prefer_deferred_runtime_asserts_over_guards": True} if sizes else {}  # what holds for every size but is not proven
+        traced = torch.export.export(_Called(stage), (inputs,), dynamic_shapes=sizes, strict=False, **later)
     # as traced: transformers' exporter puts another attention in the place of every packed tower's
     module = _Named(traced.module(check_guards=False)) if how["kind"] == "patches" else stage
     return VisionStage(module, how, inputs, dynamic, traced)
@@ -350,5 +425,8 @@ def symbolic(how: dict[str, Any], inputs: dict[str, Tensor], single: bool) -> di
     if how["kind"] == "tiles":
         return {} if single else {name: {0: "tiles"} for name in inputs}
     pictures = {1: "longest"} if single else {0: "pictures", 1: "longest"}
-    axes = {"window_index": {0: "tokens"}, "picture_blocks": pictures, "window_blocks": {0: "windows"}}
+    axes = {"window_index": {0: "tokens"}, "picture_blocks": pictures, "window_blocks": {0: "windows"}, "picture_of_unit": {0: "tokens"}}
+    for i in range(len(how.get("left", ()))):
+        axes |= {f"left_{i}": {} if single else {0: "pictures"}, f"left_{i}_back": {0: f"{how['merge'] ** 2}*left_{i}"}}
+        axes[f"left_{i}_blocks"] = {d: "pictures" if d == 0 else f"longest_{i}" for d in pictures}
     return {name: axes.get(name, {0: f"{how['merge'] ** 2}*tokens"}) for name in inputs}

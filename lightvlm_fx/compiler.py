@@ -17,6 +17,7 @@ from lightvlm_fx.compat import given_cache
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend, check_prepack
+from lightvlm_fx.exporters.towers import not_cut
 from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.methods.budgets.weights import Weights
 from lightvlm_fx.model.incoming import by_name, expect_finite, misfit
@@ -151,10 +152,11 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     parent = fast.get_submodule(above)
     if schedule.watches_tower:
         object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
-    elif backend != "eager" and hasattr(type(parent), "get_image_features"):
-        own = partial(type(parent).get_image_features, parent)
-        images = ImageFeatures(model, above, parent, report, own, backend=backend, options=torch_compile_options, static=static,
-                               frozen=lambda: decoder.frozen)  # fmt: skip
+    elif schedule.tower and not hasattr(type(parent), "get_image_features"):
+        raise not_cut(["it has no get_image_features() beside its decoder"])
+    elif (backend != "eager" or schedule.tower) and hasattr(type(parent), "get_image_features"):  # eager, the same code would run
+        images = ImageFeatures(model, above, parent, report, schedule.tower, decoder.note_left, backend=backend,
+                               options=torch_compile_options, static=static, frozen=lambda: decoder.frozen)  # fmt: skip
         object.__setattr__(parent, "get_image_features", images)
     stand_in = fast.get_submodule(path)
     object.__setattr__(stand_in, "forward", decoder.forward)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import secrets
 import tomllib
@@ -25,6 +24,8 @@ from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.flat import canonical, nested
 from lightvlm_fx.methods.registry import COMBINES, COUNTS, SERIALIZED, TOKEN_SCORES, AnyCombine, AnyTokenScore
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
+from lightvlm_fx.methods.token_scores.survived import Survived
+from lightvlm_fx.spans import share_of
 
 _Positions = Literal["keep", "compact"]
 _Policies = Literal["keep", "compact", "input"]
@@ -61,6 +62,16 @@ def _layer(value: Any) -> Any:
     if value > MOST:
         raise ScheduleError(f"layer must be at most {MOST}, got {shown(value)}")
     return float(value) if isinstance(value, float) else int(value)
+
+
+def _block(value: Any) -> Any:
+    return value if type(value) is int and value == -1 else _layer(value)
+
+
+def _part(value: Any) -> Any:
+    if not isinstance(value, float):
+        raise ScheduleError(f"tower: keep must be a share in (0, 1] of a picture's tokens, as a count differs by tile; got {shown(value)}")
+    return _keep(value)
 
 
 def _version(value: Any) -> Any:
@@ -129,7 +140,7 @@ class Cut(Frozen):
         if isinstance(self.keep, TokenCount):
             return self.keep.tokens(picture, n if arriving is None else arriving)
         if isinstance(self.keep, float):
-            return min(n, max(1, math.floor(n * self.keep + 0.5))) if n else 0
+            return share_of(self.keep, n)
         if self.keep > n:
             raise ScheduleError(
                 f"cut before layer {self.layer}: keep={self.keep} is above the {n} visual tokens of an image; "
@@ -154,6 +165,28 @@ class Cut(Frozen):
         return layer
 
 
+class TowerCut(Frozen):
+    """One token reduction inside the vision tower, in block `layer` (0-based), between its attention and its MLP.
+
+    `layer` is an index, a share of the blocks whose output is used, or -1 for the last of those. `keep` is what is left of every
+    picture after this cut, as a share of its visual tokens; patches that become one token stay together. Scores and combines are those
+    of `Cut`, and see this block's attention. `proportional`: later blocks count merged patches as those that they stand for.
+    """
+
+    layer: Annotated[int | float, BeforeValidator(_block)]
+    keep: Annotated[float, BeforeValidator(_part)]
+    score: AnyTokenScore
+    combine: AnyCombine = Prune()
+    proportional: bool = False
+
+    def at(self, depth: int) -> int:
+        """The block's index in a tower of `depth` blocks. Raises ScheduleError if it has fewer."""
+        at = min(depth - 1, round(self.layer * depth)) if isinstance(self.layer, float) else self.layer
+        if at >= depth:
+            raise ScheduleError(f"tower: block {at} of a vision tower that uses {depth} blocks (0 to {depth - 1}); name one it has")
+        return at % depth
+
+
 class Schedule(Frozen):
     """What a compiled model does to its visual tokens, and how large its caches may get.
 
@@ -164,6 +197,7 @@ class Schedule(Frozen):
     cuts: Annotated[tuple[Cut, ...], BeforeValidator(as_tuple)] = ()
     kv: Kv | None = None
     freeze: Annotated[tuple[Layer, ...], BeforeValidator(as_tuple)] = ()  # layers in which visual tokens keep their hidden state
+    tower: Annotated[tuple[TowerCut, ...], BeforeValidator(as_tuple)] = ()
     schema_version: Annotated[Literal[1], BeforeValidator(_version)] = SCHEMA_VERSION
 
     @model_validator(mode="after")
@@ -173,6 +207,7 @@ class Schedule(Frozen):
                 raise ScheduleError(f"{name} must be all indices or all shares of the depth, got {layers}")
             if layers != sorted(set(layers)):
                 raise ScheduleError(f"{name} must rise and not repeat, got {layers}")
+        self._tower_goes_on()
         for cut in self.cuts[1:]:
             if "tower" in cut.score.reads:
                 raise ScheduleError(
@@ -186,6 +221,21 @@ class Schedule(Frozen):
                     f"from the cut before layer {first.layer}"
                 )
         return self
+
+    def _tower_goes_on(self) -> None:
+        """What leaves inside the tower leaves the prompt before the first decoder layer: the first cut says so."""
+        first = self.cuts[0] if self.cuts else None
+        survived = first is not None and isinstance(first.score, Survived)
+        if not self.tower and not survived:
+            return
+        keeps = [cut.keep for cut in self.tower]
+        if not survived or first is None or first.layer != 0 or keeps[-1:] != [first.keep]:
+            raise ScheduleError(
+                "tower: what leaves inside the vision tower leaves the prompt by a first cut with layer=0, score='survived' and the keep "
+                f"of the last cut in the tower; got {keeps[-1:] or 'no cut'} in the tower, and as first cut {shown(first)}"
+            )
+        if keeps != sorted(keeps, reverse=True):
+            raise ScheduleError(f"tower: keep must not rise from cut to cut, got {keeps}")
 
     @staticmethod
     def preset(name: str, /, **options: Any) -> Schedule:
@@ -202,12 +252,14 @@ class Schedule(Frozen):
             data["kv"] = self.kv.canonical
         if self.freeze:
             data["freeze"] = list(self.freeze)
+        if self.tower:
+            data["tower"] = [cut.model_dump(mode="json") for cut in self.tower]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def watches_tower(self) -> bool:
         """Whether a cut reads what the vision tower attends to."""
-        return self.reads("tower")
+        return self.reads("tower") and not self.tower
 
     def reads(self, what: str) -> bool:
         """Whether a cut reads `what`, one of `ARGUMENTS`, to score or to combine."""
@@ -260,9 +312,9 @@ class Schedule(Frozen):
         """
         lines = [f"schema_version = {self.schema_version}", f"name = {toml(self.name)}"]
         lines += [f"freeze = {toml(self.freeze)}"] * bool(self.freeze)
-        for cut in self.cuts:
-            lines += ["", "[[cuts]]"]
-            lines += [f"{key} = {toml(value)}" for key, value in cut.model_dump().items()]
+        for name, cuts in (("tower", self.tower), ("cuts", self.cuts)):
+            for cut in cuts:
+                lines += ["", f"[[{name}]]", *(f"{key} = {toml(value)}" for key, value in cut.model_dump().items())]
         if self.kv:
             lines += ["", "[kv]", *(f"{key} = {toml(value)}" for key, value in self.kv.model_dump().items() if value is not None)]
         try:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.errors import InputError
+from lightvlm_fx.spans import share_of
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -89,6 +90,9 @@ def _patches(how: dict[str, Any], pictures: Feed) -> tuple[Feed, int]:
         raise InputError(f"{how['grid']} must hold heights and widths that are multiples of {merge}, got {sizes.tolist()}")
     if int(counts.sum()) != len(pixels) or pixels.shape[1:] != (how["width"],):
         raise InputError(f"pixel_values {list(pixels.shape)} are not the patches [{int(counts.sum())}, {how['width']}] of {how['grid']}")
+    if int(counts.sum()) < how.get("least", 0) * merge**2:
+        raise InputError(f"cuts inside the vision tower need {how['least']} visual tokens, got {int(counts.sum()) // merge**2}; "
+                         "use larger pictures, or a schedule without such cuts")  # fmt: skip
     slots = _slots(how, len(pixels), "patches")
     place = np.concatenate([_in_squares(h, w, merge) for h, w in sizes.tolist()])
     feed = {"pixel_values": filled(pixels, slots), "position_ids": filled(place, slots)}
@@ -105,6 +109,10 @@ def _patches(how: dict[str, Any], pictures: Feed) -> tuple[Feed, int]:
     if how["table"]:
         taps, weights = _resampled(place, np.repeat(sizes, counts, 0), how["table"])
         feed |= {"interp_indices": filled(taps, slots), "interp_weights": filled(weights, slots)}
+    for i, keep in enumerate(how.get("left", ())):  # of cuts inside the tower
+        left = np.array([share_of(keep, int(n)) for n in counts // merge**2])
+        feed |= {f"left_{i}": left, "picture_of_unit": np.repeat(np.arange(len(counts)), counts // merge**2)}
+        feed |= _blocks(f"left_{i}", left * merge**2, int(left.max()) * merge**2)
     return feed, len(pixels) // merge**2
 
 

@@ -96,7 +96,8 @@ sides = each(whole(1), 2)
 KINDS: dict[str, Check] = {
     "tiles": record({"tokens": whole(1), "shape": each(whole(1), 3), "drops_empty": one_of(True, False), "most": whole()},
                     {"mask": text(), "patch": whole(1)}),
-    "patches": record({"grid": text(), "merge": whole(1), "window": whole(), "table": whole(), "width": whole(1), "most": whole()}),
+    "patches": record({"grid": text(), "merge": whole(1), "window": whole(), "table": whole(), "width": whole(1), "most": whole()},
+                      {"left": each(share, 1), "least": whole(1)}),
     "anyres": record({"shape": each(whole(1), 3), "side": whole(1), "sizes": each(sides, 1), "most": whole(), "most_tokens": whole()}),
     "fixed": record({"why": each(text("(?s).*"))}),
 }  # fmt: skip

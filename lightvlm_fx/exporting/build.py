@@ -89,7 +89,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
     schedule = pipelines.effective(single_turn(schedule), Placeholders.of(model).planes)
     depth, segment = bucket.prefill.facts.layers, bucket.given["visual_segment"]
-    seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, schedule.watches_tower)
+    seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, schedule.watches_tower, schedule.tower)
     bounds = _bounds(bucket, seen, images)
     tables = Tables.of(bounds, schedule, depth)
     lengths = tables.lengths(schedule, length) if any_length and not bucket.prefill.facts.static_length else None

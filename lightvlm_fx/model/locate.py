@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightvlm_fx.compat import shallow
+from lightvlm_fx.compat import own_configs, shallow
 from lightvlm_fx.errors import RefusedModel
 from lightvlm_fx.model.families.embeds_only import EMBEDS_ONLY
 from lightvlm_fx.releases import releases_first
@@ -29,10 +29,20 @@ def decoder_path(model: nn.Module) -> str:
 @releases_first()
 def vision_tower(model: nn.Module) -> nn.Module:
     """The module that encodes pictures. Raises RefusedModel where there is none."""
-    tower = model.get_encoder(modality="image") if callable(getattr(model, "get_encoder", None)) else None
-    if tower is None or not any(module is tower for name, module in model.named_modules() if name):
-        raise refused(model, "get_encoder(modality='image') names no submodule, and score 'salience' is read off a vision tower")
+    tower = _encoder(model)
+    if tower is None:
+        raise refused(model, "get_encoder(modality='image') names no submodule, and this schedule reads or cuts inside a vision tower")
     return tower
+
+
+def has_tower(model: nn.Module) -> bool:
+    """Whether `vision_tower` finds one."""
+    return _encoder(model) is not None
+
+
+def _encoder(model: nn.Module) -> nn.Module | None:
+    tower = model.get_encoder(modality="image") if callable(getattr(model, "get_encoder", None)) else None
+    return next((module for name, module in model.named_modules() if name and module is tower), None)
 
 
 def refused(model: nn.Module, reason: str) -> RefusedModel:
@@ -97,3 +107,11 @@ def along(model: nn.Module, path: str) -> nn.Module:
         at.register_module(name, twin)
         at = twin
     return top
+
+
+def with_own(model: nn.Module, tower: nn.Module) -> tuple[Any, nn.Module]:
+    """A copy of `model` over the same weights, and its own copy of `tower`, with configs and hooks that others do not see."""
+    path = next(name for name, module in model.named_modules() if module is tower)
+    copied, private, (holder, _, name) = along(model, path), own_configs(tower), path.rpartition(".")
+    copied.get_submodule(holder).register_module(name, private)
+    return copied, private

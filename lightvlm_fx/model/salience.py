@@ -19,10 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lightvlm_fx.compat import attention_name, own_configs
+from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.model.families.patch_order import GRID, merge_side, patch_order, whole_picture_layers
-from lightvlm_fx.model.locate import along
+from lightvlm_fx.model.locate import with_own
 from lightvlm_fx.ops.column_sums import column_sums
 
 NAME = "lightvlm_salience"
@@ -63,6 +63,18 @@ class Noted:
     def fits(self, tokens: int) -> bool:
         """Whether `tokens` visual tokens can be told to come from these patches."""
         return tokens in (self.summarised, self.patches) or self.merged * tokens == self.patches
+
+
+class Given:
+    """Scores [N] float32 that a vision stage gave with its features. Raises NotSupported for pictures that are not tiles of `tile` tokens
+    each, where it says so: shares of tiles are then none of a picture.
+    """
+
+    def __init__(self, scores: Tensor, tile: int | None) -> None:
+        self.scores, self.tile = scores, tile
+
+    def fits(self, tokens: int) -> bool:
+        return len(self.scores) == tokens
 
 
 _noted: ContextVar[Noted] = ContextVar("noted")
@@ -106,14 +118,9 @@ def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Call
         raise NotSupported(f"score 'salience' watches get_image_features(), which {type(model).__name__} has not; use score 'density'")
     whole_picture_layers(tower)
     arguments = inspect.signature(forward)
-    path = next(name for name, module in model.named_modules() if module is tower)
-    holder, _, name = path.rpartition(".")
-
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
-        copied = along(model, path)
-        private = own_configs(model.get_submodule(path))
-        copied.get_submodule(holder).register_module(name, private)
+        copied, private = with_own(model, tower)
         grid = arguments.bind(copied, *args, **kwargs).arguments.get(GRID)
         with noting(private, grid) as noted:
             out = forward(copied, *args, **kwargs)
@@ -123,13 +130,16 @@ def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Call
     return run
 
 
-def salience(noted: Noted, tokens: int) -> Tensor:
+def salience(noted: Noted | Given, tokens: int) -> Tensor:
     """One number for each of `tokens` visual tokens, in their order, float32 [tokens].
 
     A tower with as many patches as tokens, and one summary token before them: the attention that the summary pays.
     Without a summary: the mean attention that a patch receives. Patches that become one token (Qwen-VL) are averaged.
     Raises NotSupported where patches and tokens do not correspond one to one or so.
     """
+    if isinstance(noted, Given):
+        assert noted.fits(tokens), f"the vision stage scored {len(noted.scores)} tokens, the prompt holds {tokens}: a defect of lightvlm_fx"
+        return noted.scores
     if not noted.calls:
         raise NotSupported(
             "score 'salience' reads the attention of the vision tower, but this tower does not attend through transformers' "

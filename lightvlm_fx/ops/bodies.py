@@ -63,7 +63,7 @@ class InAten(TorchFunctionMode):
             return x.scatter_add_(dim, _along(index, dim, source), source)
         if name == "index_fill_":
             x, dim, index, fill = args
-            shape = [*x.shape[:dim], len(index), *x.shape[dim + 1 :]]
+            shape = [*x.shape[:dim], index.shape[0], *x.shape[dim + 1 :]]
             return x.scatter_(dim, _along(index, dim, x.new_empty(shape)), fill)
         if name == "pad":
             given = {"mode": "constant", "value": None} | dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs

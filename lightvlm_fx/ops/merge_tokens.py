@@ -13,7 +13,7 @@ def sums(hidden: Tensor, weight: Tensor, went: Tensor, kept: int) -> tuple[Tenso
 
     went [B, S], -1 for nowhere; weight [B, S].
     """
-    rows, width = len(hidden), hidden.shape[2]
+    rows, width = hidden.shape[0], hidden.shape[2]
     belongs, weight = went.clamp_min(0), weight * (went >= 0)
     total = weight.new_zeros(rows, kept).scatter_add_(1, belongs, weight)
     flat = (belongs + torch.arange(rows, device=hidden.device).unsqueeze(-1) * kept).flatten()

@@ -29,7 +29,7 @@ def rank_in_segment(score: Tensor, segment: Tensor) -> Tensor:
     new = torch.ones_like(order, dtype=torch.bool)
     new[:, 1:] = kinds[:, 1:] != kinds[:, :-1]
     run = new.long().cumsum(1)  # one number a segment, from 1; exporters make a cummax of [B, S, S]
-    first = torch.zeros(len(order), order.shape[1] + 1, dtype=order.dtype, device=order.device)
+    first = torch.zeros(order.shape[0], order.shape[1] + 1, dtype=order.dtype, device=order.device)
     first = first.scatter(1, torch.where(new, run, 0), place).gather(1, run)  # slot 0 takes what begins no segment
     return torch.empty_like(order).scatter_(1, order, place - first)
 

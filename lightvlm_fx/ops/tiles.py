@@ -75,5 +75,5 @@ def pick(x: Tensor, rows: Tensor | None) -> Tensor:
         return x
     if x.ndim == 2:
         return x.gather(1, rows)
-    flat = (rows + torch.arange(len(rows), device=rows.device).unsqueeze(1) * x.shape[1]).flatten()
+    flat = (rows + torch.arange(rows.shape[0], device=rows.device).unsqueeze(1) * x.shape[1]).flatten()
     return x.flatten(0, 1).index_select(0, flat).view(*rows.shape, x.shape[2])  # whole rows: a gather would read an index for each number

@@ -28,7 +28,7 @@ from lightvlm_fx.graph.program import Program
 from lightvlm_fx.model.capture import Call, capture
 from lightvlm_fx.model.families.side_inputs import FEATURES, MASK, make_dense
 from lightvlm_fx.model.layout import Layout, Placeholders, Plan
-from lightvlm_fx.model.salience import Noted, salience
+from lightvlm_fx.model.salience import Given, Noted, salience
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.passing.report import Bucket, Report
 from lightvlm_fx.releases import releases_first
@@ -109,6 +109,11 @@ class Decoder:
     def note_tower(self, noted: Noted) -> None:
         """What the vision tower attended to, for cuts with the score `salience`."""
         self._seen.tower = noted
+
+    def note_left(self, scores: Tensor | None, tile: int | None) -> None:
+        """Which visual tokens cuts inside the tower left [N], tiles having so many each; None: there are no such cuts."""
+        if scores is not None:
+            self._seen.tower = Given(scores, tile)
 
     @torch.compiler.disable  # fast.compile() and the like go around it: what runs here is compiled already
     def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
@@ -275,6 +280,10 @@ class Decoder:
                 "score 'salience' reads what the vision tower attends to in get_image_features(), which did not run: the prompt holds "
                 "a video or finished features; pass pictures as pixels, or use a cut with score 'density', which needs no tower"
             )
+        others = {n for row in layout.images for n in row if isinstance(noted, Given) and n != (noted.tile or n)}
+        if others:
+            raise NotSupported(f"cuts inside the vision tower leave shares of tiles of {noted.tile} tokens, but pictures here have "
+                               f"{sorted(others)}; use a schedule that cuts before the decoder (layer=0)")  # fmt: skip
         ids = getattr(self._seen, "ids", None)
         if ids is not None and any(bool((ids == video).any()) for video in self.placeholders.videos):
             raise NotSupported("score 'salience' reads how the vision tower attends to pictures, but this prompt holds a video; "

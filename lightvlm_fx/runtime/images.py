@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightvlm_fx.compat import tracing
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
-from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, is_single
+from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, is_single, not_cut
 from lightvlm_fx.graph.program import Facts, Program
 from lightvlm_fx.model.capture import unlifted
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
@@ -26,6 +26,7 @@ from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.passing.report import Bucket, Report
 from lightvlm_fx.releases import releases_first
 from lightvlm_fx.runtime.follow import fingerprint
+from lightvlm_fx.schedule import TowerCut
 
 DEEPSTACK = "deepstack_features"
 SAID = {"last_hidden_state", "hidden_states", "attentions", "pooler_output", DEEPSTACK}  # in an output; a decoder is given the last two
@@ -41,13 +42,15 @@ class Stage:
     bucket: Bucket
     like: Any
 
-    def __call__(self, pictures: dict[str, Tensor]) -> Any:
+    def __call__(self, pictures: dict[str, Tensor], tell: Callable[[Tensor | None, int | None], None]) -> Any:
+        """The output of get_image_features; `tell` is told which tokens cuts in the tower left, and how many each tile has."""
         given, tokens = feed(self.how, pictures)
         inputs = [given[name] for name in self.program.inputs]
         start = time.perf_counter()
         with torch.inference_mode(False), torch.no_grad():
             named = dict(zip(self.program.facts.outputs, self.run(*inputs), strict=True))
         self.bucket.first_s = self.bucket.first_s or time.perf_counter() - start
+        tell(named.pop("image_salience", None), self.how.get("tokens"))
         own = (self.like.pooler_output, *(getattr(self.like, DEEPSTACK, None) or ()))  # in the order of the stage's outputs
         first, *more = (self._shaped(x[:tokens], pictures, like) for x, like in zip(named.values(), own, strict=True))
         return type(self.like)(pooler_output=first, **({DEEPSTACK: more} if more else {}))
@@ -67,20 +70,26 @@ class Stage:
 
 
 class ImageFeatures:
-    """Stands in for `get_image_features` of one compiled model; `own` is what runs where no graph can."""
+    """Stands in for `get_image_features` of one compiled model. Raises NotSupported for `cuts` in a tower that cannot have them."""
 
-    def __init__(self, model: nn.Module, path: str, holder: nn.Module, report: Report, own: Callable[..., Any], *,
+    def __init__(self, model: nn.Module, path: str, holder: nn.Module, report: Report, cuts: tuple[TowerCut, ...],
+                 tell: Callable[[Tensor | None, int | None], None], *,
                  backend: str, options: dict[str, Any], static: bool, frozen: Callable[[], bool]) -> None:  # fmt: skip
-        self.model, self.path, self.holder, self.report, self.own = model, path, holder, report, own
+        self.model, self.path, self.report, self.cuts, self.tell = model, path, report, cuts, tell
+        self.own: Callable[..., Any] = type(holder).get_image_features.__get__(holder)
         self.backend, self.options, self.static, self.frozen = backend, options, static, frozen
-        self.__signature__ = inspect.signature(type(holder).get_image_features.__get__(holder))  # generate() goes by its names
+        self.__signature__ = inspect.signature(self.own)  # generate() goes by its names
         self.stages: dict[Any, Stage | None] = {}
         self.taken: Any = ()
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stage = self._stage(args, kwargs)
-        return stage(self._pictures(args, kwargs)[0]) if stage else self.own(*args, **kwargs)
+        if stage:
+            return stage(self._pictures(args, kwargs)[0], self.tell)
+        if self.cuts:
+            raise not_cut(["get_image_features() was called with more than pictures, without pixels, or under autocast"])
+        return self.own(*args, **kwargs)
 
     def _pictures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors of a call, and what else it asks for."""
@@ -115,16 +124,18 @@ class ImageFeatures:
 
     def _encoders(self) -> list[nn.Module]:
         """What makes features: everything beside the decoder."""
-        inner, decoder = self.model.get_submodule(self.path), self.model.get_decoder()  # type: ignore[operator]
+        inner, decoder = self.model.get_submodule(self.path), self.model.get_decoder()
         return [child for child in inner.children() if child is not decoder]
 
     def _made(self, pictures: dict[str, Tensor], single: bool) -> Stage | None:
         like = self.own(**pictures, return_dict=True)
         begun = time.perf_counter()
-        found: VisionStage | list[str] = any_size(self.model, pictures, single=single)
+        found: VisionStage | list[str] = any_size(self.model, pictures, single=single, cuts=self.cuts)
         more = {name for name, x in like.items() if x is not None} - SAID
         if isinstance(found, VisionStage) and more:
             found = [f"its output also holds {', '.join(sorted(more))}"]
+        if not isinstance(found, VisionStage) and self.cuts:
+            raise not_cut(found)
         if not isinstance(found, VisionStage):
             said = f"vision: the model's own code runs, uncompiled ({'; '.join(found)})"
             self.report.warnings += [said] * (said not in self.report.warnings)

@@ -50,7 +50,7 @@ class UnlikePivots(AttentionScore):
             if i < self.image:
                 which, there = visual & (rank == i), i < own
                 # of each image the place of its pivot, one column for what is none
-                at = torch.zeros(len(segment), segment.shape[1] + 1, dtype=torch.int64, device=segment.device)
+                at = torch.zeros(segment.shape[0], segment.shape[1] + 1, dtype=torch.int64, device=segment.device)
                 at = at.scatter(1, torch.where(which, segment + 1, 0), here).gather(1, segment.clamp_min(-1) + 1)
             else:
                 which = asks & (asked == i - self.image)
