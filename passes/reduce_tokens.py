@@ -94,9 +94,9 @@ class ReduceTokens(Pass):
         sizes: dict[fx.Node, fx.Node] = {}  # numbers computed from the length, made anew
         for old in [v for v in values if v is not hidden and v not in (segment, size)]:
             if isinstance(value(old), Tensor):
-                new = self._carry(program, edit, old, index, renumbered, left, length)
+                new = self._carry(program, edit, number, old, given, renumbered, length)
             else:
-                new = sizes[old] = resized(edit, old, stay, length, sizes)
+                new = sizes[old] = resized(edit, str(number), old, stay, length, sizes)
             if new is not old:
                 replace_behind(program, cut, old, new)
         if self.proportional or program.facts.biased:
@@ -185,7 +185,7 @@ class ReduceTokens(Pass):
         return kept, size, went
 
     def _carry(
-        self, program: Program, edit: Editor, old: fx.Node, index: fx.Node, renumbered: fx.Node, left: fx.Node, length: Any
+        self, program: Program, edit: Editor, number: int, old: fx.Node, given: dict[str, Any], renumbered: fx.Node, length: Any
     ) -> fx.Node:
         """The tensor that stands for `old` behind the cut; `old` itself where it has no token dimension."""
         dims = token_dims(old, length)
@@ -194,14 +194,13 @@ class ReduceTokens(Pass):
                 f"{self}: expected dimensions of the sequence length to cross the cut, got {typed(value(old))}\n"
                 + excerpt(program, old)
             )
-        by = renumbered if is_positional(old) else index
-        new, rows = old, value(index).shape[0]
-        number = index.name.rsplit("_", 1)[1]
+        by = renumbered if is_positional(old) else given["index"]
+        new, rows = old, value(by).shape[0]
         for dim in dims:
             at = batch_dim(value(new), dims[0], rows)
             new = edit.call(f"{old.name}_{number}", OPS.take_tokens.default, new, by, at, dim)
         if len(dims) == 2 and program.facts.masked:
-            new = edit.call(f"{old.name}_{number}", OPS.mask_out.default, new, left)
+            new = edit.call(f"{old.name}_{number}", OPS.mask_out.default, new, given["left"])
         return new
 
     def ensures(self, program: Program) -> None:
