@@ -1,8 +1,7 @@
-"""What the parts of a schedule share: frozen pydantic models whose errors read like ours, and TOML values."""
+"""What the parts of a schedule share: frozen pydantic models whose errors read like ours."""
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Annotated, Any
 
@@ -70,13 +69,6 @@ def one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
 def as_tuple(value: Any) -> Any:
     """A list as a tuple, anything else as it is: TOML and JSON have lists only."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def toml(value: Any) -> str:
-    """A string, number, switch, list or table (in one line) as TOML writes it: JSON, but for tables, astral characters and DEL."""
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {toml(item)}' for key, item in value.items())} }}"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def readable(error: ValidationError, what: str, fields: list[str]) -> ScheduleError | UnknownName:

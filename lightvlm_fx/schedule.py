@@ -1,7 +1,6 @@
 """A schedule: what is reduced where, by what score, combined how. Data only; knows no model and no torch.
 
-A schedule is small, reviewable and hashable. `Schedule.load` and `save` use TOML (reading is the standard
-library's; the writer below covers exactly this schema); unknown fields are errors.
+A schedule is small, reviewable and hashable. `Schedule.load` and `save` use TOML; unknown fields are errors.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import tomli_w
 from pydantic import BeforeValidator, model_validator
 
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
-from lightvlm_fx.frozen import MOST, Frozen, as_tuple, one_of, toml, usual
+from lightvlm_fx.frozen import MOST, Frozen, as_tuple, one_of, usual
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.methods.base import Picture, TokenCount
 from lightvlm_fx.methods.combines.prune import Prune
@@ -258,15 +258,9 @@ class Schedule(Frozen):
 
         Raises ScheduleError naming the file where it cannot be written.
         """
-        lines = [f"schema_version = {self.schema_version}", f"name = {toml(self.name)}"]
-        lines += [f"freeze = {toml(self.freeze)}"] * bool(self.freeze)
-        for cut in self.cuts:
-            lines += ["", "[[cuts]]"]
-            lines += [f"{key} = {toml(value)}" for key, value in cut.model_dump().items()]
-        if self.kv:
-            lines += ["", "[kv]", *(f"{key} = {toml(value)}" for key, value in self.kv.model_dump().items() if value is not None)]
+        there = {key: value for key, value in self.model_dump(exclude_none=True).items() if value != ()}
         try:
-            _replace(Path(path), ("\n".join(lines) + "\n").encode())
+            _replace(Path(path), tomli_w.dumps({"schema_version": self.schema_version} | there).encode())
         except (OSError, ValueError, TypeError) as error:
             raise ScheduleError(f"{_named(path)}: the schedule file cannot be written: {error}") from error
 
