@@ -272,6 +272,15 @@ def expression(size: torch.SymInt | torch.SymBool) -> Any:
     return size.node.expr
 
 
+def at_least_one(expr: Any) -> Any:
+    """An expression of sizes that are 1 or more: with n for the Max(1, n) of strides, which torch writes in case there were none."""
+    from torch.utils._sympy.functions import Max
+
+    for part in expr.find(lambda e: isinstance(e, Max) and len(e.args) == 2 and 1 in e.args):
+        expr = expr.xreplace({part: next(x for x in part.args if x != 1)})
+    return expr
+
+
 def hint(size: Any) -> int:
     """The number at which a symbolic size is traced; of a number itself."""
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)

@@ -13,7 +13,7 @@ from lightvlm_fx.compat import shapes_in_python, tracing
 from lightvlm_fx.errors import LightVLMError, OrderError, PostconditionError, PreconditionError, ScheduleError, shown
 from lightvlm_fx.graph.pretty import diff, target_name, text
 from lightvlm_fx.graph.program import Program
-from lightvlm_fx.graph.shapes import Record, infer_shapes, record
+from lightvlm_fx.graph.shapes import Record, check_shapes, infer_shapes, record
 from lightvlm_fx.passing.pass_base import Pass, PassResult, parse_pass
 
 
@@ -108,13 +108,15 @@ def _apply(pass_: Pass, program: Program) -> Step:
         program.graph.lint()
         new = record(program)
         infer_shapes(program, old)
+        if level >= 4:
+            check_shapes(program)
     if (old != new) != result.changed:
         raise PostconditionError(
             f"{pass_}: reports {result.matched} changes, but the graph did {'' if old != new else 'not '}change"
         )
     pass_.ensures(program)
     step = Step(str(pass_), result, _delta(old, new))
-    if level >= 1:  # LIGHTVLM_DEBUG: 1 a line a pass, 2 also a diff, 3 also the whole text
+    if level >= 1:  # LIGHTVLM_DEBUG: 1 a line a pass, 2 also a diff, 3 also the whole text, 4 also compares shapes
         print(step)
     if level >= 2 and result.changed:
         print(diff(old_text, text(program)))
