@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from torch import Tensor
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx.errors import RefusedModel
+from lightvlm_fx.quiet import quiet
 from lightvlm_fx.zoo import FAMILIES, TinyVLM, build, image_text_to_text_types
 from lightvlm_fx.zoo.more import NO_RECIPE
 
@@ -142,23 +140,11 @@ def page(findings: list[Finding]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings, and without torch.export's log of the traces of families that are then refused."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
 def main(types: list[str]) -> int:
     """Examine `types`, or all and write the page. The exit status is 1 where one is neither right nor refused."""
     findings = []
     for model_type in types or sorted(image_text_to_text_types()):
-        with _quiet():
+        with quiet(logging.CRITICAL):  # torch.export logs the traces of families that are then refused
             found = examine(model_type)
         findings.append(found)
         print(f"{found.model_type:<28}{found.status:<11}{found.checked}  {found.note}", flush=True)
