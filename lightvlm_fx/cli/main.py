@@ -56,11 +56,11 @@ def presets() -> None:
     """List the presets, their options and what they do."""
     import inspect
 
-    from lightvlm_fx.presets import PRESETS
+    from lightvlm_fx.presets import PRESETS, defaults
 
     table = Table("preset", "what it is", "options and defaults")
     for name, make in PRESETS.items():
-        options = ", ".join(f"{p.name}={p.default!r}" for p in inspect.signature(make).parameters.values())
+        options = ", ".join(f"{option}={usual!r}" for option, usual in defaults(name).items())
         paragraphs = (inspect.getdoc(make) or "").split("\n\n")
         table.add_row(name, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs), options)
     out.print(table)
