@@ -43,10 +43,3 @@ from lightvlm_fx.presets.inside import (
 )
 from lightvlm_fx.presets.lookup import PRESETS, defaults, make
 from lightvlm_fx.presets.pyramid import lightvlm
-
-__all__ = [
-    "PRESETS", "aircache", "cdpruner", "dart", "defaults", "divprune", "dycoke", "dynamic_vlm", "fastv", "feather", "folder", "fourier",
-    "framefusion", "h2o", "hawk", "illava", "lightvlm", "look_m", "make", "meda", "meteor", "none", "pool", "prumerge", "prumerge_plus",
-    "pyramiddrop", "pyramidkv", "random", "scissorhands", "score", "shortv", "snapkv", "sparsevila", "sparsevlm", "streaming_llm",
-    "uniform", "v2drop", "visionzip", "vl_cache",
-]  # fmt: skip
