@@ -1,4 +1,4 @@
-"""Behind the prompt, every layer hands on the cache entries that stay."""
+"""After the prompt, every layer hands on the cache entries that stay."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, resized, token_dims
+from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_after, resized, token_dims
 from lightvlm_fx.graph.match import before_rope, copied, hidden_state, is_positional
 from lightvlm_fx.graph.pretty import excerpt, typed
 from lightvlm_fx.graph.program import Cut, Program, value
@@ -32,7 +32,7 @@ class ReduceTokens(Pass):
     After:     s[B,S] = score(q, k of layer-1);  i[B,K] = select_tokens(s, segment, budget, K),
                K is the size of a new input, stay_<cut> [K]: one graph for pictures of every size
                h'[B,K,D] = combine(h);  every other value with a token dimension = take_tokens(value, i)
-    Requires:  a layer behind every earlier cut; plain positions for `compact`.
+    Requires:  a layer after every earlier cut; plain positions for `compact`.
     Ensures:   layers from `layer` on write K keys and values, earlier ones S; order of tokens unchanged.
     Source:    FastV arXiv 2403.06764, PyramidDrop 2410.17247, FEATHER 2412.13180, LightVLM 2509.00419 (rebuilt).
     """
@@ -54,7 +54,7 @@ class ReduceTokens(Pass):
         if self.layer == 0 and not self.score.before_layers:
             raise PreconditionError(f"{self}: score {self.score.name!r} reads the layer before, got layer 0")
         if program.facts.cuts and program.facts.cuts[-1].layer >= self.layer:
-            raise PreconditionError(f"{self}: layer must be behind the cut before layer {program.facts.cuts[-1].layer}")
+            raise PreconditionError(f"{self}: layer must be after the cut before layer {program.facts.cuts[-1].layer}")
         if "tower" in self.score.reads and program.facts.cuts:
             raise PreconditionError(f"{self}: only the first cut can use score {self.score.name!r}, which is of every token there was")
         if program.facts.static_length:
@@ -90,7 +90,7 @@ class ReduceTokens(Pass):
         renumbered = index
         if self.positions == "compact":
             renumbered = edit.call(f"renumber_{number}", OPS.compact_index.default, segment, left)
-        replace_behind(program, cut, hidden, new_hidden)
+        replace_after(program, cut, hidden, new_hidden)
         sizes: dict[fx.Node, fx.Node] = {}  # numbers computed from the length, made anew
         for old in [v for v in values if v is not hidden and v not in (segment, size)]:
             if isinstance(value(old), Tensor):
@@ -98,7 +98,7 @@ class ReduceTokens(Pass):
             else:
                 new = sizes[old] = resized(edit, str(number), old, stay, length, sizes)
             if new is not old:
-                replace_behind(program, cut, old, new)
+                replace_after(program, cut, old, new)
         if self.proportional or program.facts.biased:
             self._bias(program, new_size)
         program.with_facts(
@@ -187,7 +187,7 @@ class ReduceTokens(Pass):
     def _carry(
         self, program: Program, edit: Editor, number: int, old: fx.Node, given: dict[str, Any], renumbered: fx.Node, length: Any
     ) -> fx.Node:
-        """The tensor that stands for `old` behind the cut; `old` itself where it has no token dimension."""
+        """The tensor that stands for `old` after the cut; `old` itself where it has no token dimension."""
         dims = token_dims(old, length)
         if not dims and any(depends_on(size, length) for size in value(old).shape):
             raise PreconditionError(

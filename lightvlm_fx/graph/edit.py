@@ -117,7 +117,7 @@ class Editor:
             raise
 
 
-def replace_behind(program: Program, cut: fx.Node, old: fx.Node, new: fx.Node, keep: Iterable[fx.Node] = ()) -> None:
+def replace_after(program: Program, cut: fx.Node, old: fx.Node, new: fx.Node, keep: Iterable[fx.Node] = ()) -> None:
     """Make the users of `old` at or after `cut` read `new`; outputs and the nodes in `keep` stay as they are."""
     order = {n: i for i, n in enumerate(program.graph.nodes)}
     spared = set(keep)

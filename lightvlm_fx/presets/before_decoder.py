@@ -130,7 +130,7 @@ def dycoke(keep: Share = 0.3, positions: Policy = "input") -> Schedule:
 def framefusion(keep: Share = 0.3) -> Schedule:
     """FrameFusion (arXiv 2501.01986), its merges: before the decoder, what changed least from frame to frame joins the frame before.
 
-    As the source where so much is alike by a cosine of 0.6; else it merges less there, goes on behind the first layers and prunes the
+    As the source where so much is alike by a cosine of 0.6; else it merges less there, goes on after the first layers and prunes the
     rest by attention, which depends on the video. Still pictures stay whole.
     """
     cut = Cut(layer=0, keep=ShareOfVideo(share=keep), score=FrameChange(), combine=EarlierFrame())

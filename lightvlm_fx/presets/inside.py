@@ -111,7 +111,7 @@ def sparsevlm(
     """SparseVLM (arXiv 2410.04417), the static budgets of its code's version 1.5: what relevant words of the question attend to.
 
     After layers 2, 6 and 15 of 32, 300, 200 and 110 of 576 tokens: 192 on average. What is pruned is not recycled into clusters, which
-    stand behind the picture there. Version 2.0 keeps positions (positions="keep"), which models with M-RoPE need.
+    stand after the picture there. Version 2.0 keeps positions (positions="keep"), which models with M-RoPE need.
     """
     return stages("sparsevlm", layers, keep, score=Raters(), positions=positions)
 

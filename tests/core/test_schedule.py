@@ -109,7 +109,7 @@ def test_budgets_fall_or_are_refused(schedule, n):
 
 
 @given(ratios, st.integers(100, 900))
-def test_a_count_behind_a_ratio_fits_or_is_refused(ratio, count):
+def test_a_count_after_a_ratio_fits_or_is_refused(ratio, count):
     schedule = Schedule(cuts=[Cut(layer=1, keep=ratio), Cut(layer=2, keep=count)])
     first = schedule.cuts[0].tokens(1000)
     if count <= first:

@@ -8,7 +8,7 @@ import torch
 from lightvlm_fx.compat import equal_sizes, shapes_in_python
 from lightvlm_fx.errors import PostconditionError
 from lightvlm_fx.graph import shapes
-from lightvlm_fx.graph.edit import Editor, crossing, first_of_layer, replace_behind
+from lightvlm_fx.graph.edit import Editor, crossing, first_of_layer, replace_after
 from lightvlm_fx.graph.match import hidden_state
 from lightvlm_fx.graph.pretty import exact
 from lightvlm_fx.graph.program import value
@@ -55,7 +55,7 @@ def test_the_debug_switch_compares_with_torch(prefill, monkeypatch):
     assert checked == [after]
 
 
-def test_most_values_behind_a_cut_are_not_run(prefill, monkeypatch):
+def test_most_values_after_a_cut_are_not_run(prefill, monkeypatch):
     ran = set()
     run = shapes._run
     monkeypatch.setattr(shapes, "_run", lambda program, node: ran.add(node.name) or run(program, node))
@@ -85,7 +85,7 @@ class Forgetful(Edit):
         cut = first_of_layer(program, 1)
         hidden = hidden_state(program, crossing(program, cut), value(program.sequence()).shape[1])
         shorter = Editor(program, cut).call("shorter", torch.ops.aten.slice.Tensor, hidden, 1, 2)
-        replace_behind(program, cut, hidden, shorter)
+        replace_after(program, cut, hidden, shorter)
         return PassResult(1, 1)
 
 
