@@ -12,7 +12,7 @@ from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_after, resized, token_dims
 from lightvlm_fx.graph.match import before_rope, copied, hidden_state, is_positional
 from lightvlm_fx.graph.pretty import excerpt, typed
-from lightvlm_fx.graph.program import Cut, Program, value
+from lightvlm_fx.graph.program import CutNodes, Program, value
 from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
@@ -104,7 +104,7 @@ class ReduceTokens(Pass):
         program.with_facts(
             biased=self.proportional or program.facts.biased,
             size=new_size.name if new_size is not None else "",
-            cuts=(*program.facts.cuts, Cut(self.layer, index.name, left.name, went.name if went else "", self.positions)),
+            cuts=(*program.facts.cuts, CutNodes(self.layer, index.name, left.name, went.name if went else "", self.positions)),
         )
         program.add_output(f"index.{number}", index)
         program.add_output(f"segment.{number}", left)

@@ -25,7 +25,7 @@ from lightvlm_fx.model.layout import Placeholders
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.ops.tiles import parts
 from lightvlm_fx.passes import pipelines
-from lightvlm_fx.passing.pipeline import Step
+from lightvlm_fx.passing.pipeline import PassRun
 from lightvlm_fx.releases import releases_first
 from lightvlm_fx.schedule import Schedule, fixed_capacity
 
@@ -62,7 +62,7 @@ class Built:
     capacity: tuple[int, ...]  # slots of each layer's buffers
     new_tokens: int  # that an answer may have; 0: any number
     period: int  # steps between two runs of `compact`; 0: none
-    steps: dict[str, list[Step]]  # what the passes did
+    steps: dict[str, list[PassRun]]  # what the passes did
 
 
 def single_turn(schedule: Schedule) -> Schedule:

@@ -22,7 +22,7 @@ from lightvlm_fx.methods.token_scores.uniform import Uniform
 from lightvlm_fx.methods.token_scores.unlike_pivots import UnlikePivots
 from lightvlm_fx.methods.token_scores.variation import Variation
 from lightvlm_fx.methods.token_scores.visual_heads import VisualHeads
-from lightvlm_fx.presets.shared import EQUAL_STAGES, STAGES, pyramid, stages
+from lightvlm_fx.presets.shared import PYRAMID, QUARTERS, cuts, pyramid
 from lightvlm_fx.schedule import Cut, Keep, Layer, Policy, Schedule
 
 
@@ -33,7 +33,7 @@ def fastv(keep: Keep = 0.5, layer: Layer = 2, rope: bool = True) -> Schedule:
 
 def pyramiddrop(
     keep: Sequence[Keep] = (0.5, 0.25, 0.125),
-    layers: Sequence[Layer] = EQUAL_STAGES,
+    layers: Sequence[Layer] = QUARTERS,
     positions: Policy = "compact",
     ahead: bool = False,
 ) -> Schedule:
@@ -42,7 +42,7 @@ def pyramiddrop(
     The original ranks with the projections of the layer after the cut: `ahead=True`. The default takes the attention of the layer
     before, which has been computed.
     """
-    return stages("pyramiddrop", layers, keep, score=LastQuery(ahead=ahead), positions=positions)
+    return cuts("pyramiddrop", layers, keep, score=LastQuery(ahead=ahead), positions=positions)
 
 
 def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Share = 0.3, stride: Positive = 3) -> Schedule:
@@ -100,7 +100,7 @@ def v2drop(keep: Sequence[Keep] = (0.5, 0.25, 1), layers: Sequence[Layer] = (3 /
 
     The paper's layers are 3, 16 and 22 of 32; its code for LLaVA-1.5 has 17 in the place of 16.
     """
-    return stages("v2drop", layers, keep, score=Variation())
+    return cuts("v2drop", layers, keep, score=Variation())
 
 
 def sparsevlm(
@@ -113,7 +113,7 @@ def sparsevlm(
     After layers 2, 6 and 15 of 32, 300, 200 and 110 of 576 tokens: 192 on average. What is pruned is not recycled into clusters, which
     stand after the picture there. Version 2.0 keeps positions (positions="keep"), which models with M-RoPE need.
     """
-    return stages("sparsevlm", layers, keep, score=Raters(), positions=positions)
+    return cuts("sparsevlm", layers, keep, score=Raters(), positions=positions)
 
 
 def meteor(keep: Keep = 0.25, layer: Layer = 0.25, heads: Positive = 8) -> Schedule:
@@ -126,13 +126,13 @@ def meteor(keep: Keep = 0.25, layer: Layer = 0.25, heads: Positive = 8) -> Sched
 
 
 def random(
-    keep: Keep = 0.35, layers: Sequence[Layer] = STAGES, combine: AnyCombine = Prune(), seed: Seed = 0
+    keep: Keep = 0.35, layers: Sequence[Layer] = PYRAMID, combine: AnyCombine = Prune(), seed: Seed = 0
 ) -> Schedule:
     """Baseline: random tokens, at the layers and counts of `lightvlm` for the same keep."""
     return pyramid("random", keep, layers, score=Random(seed=seed), combine=combine)
 
 
-def uniform(keep: Keep = 0.35, layers: Sequence[Layer] = STAGES, combine: AnyCombine = Prune()) -> Schedule:
+def uniform(keep: Keep = 0.35, layers: Sequence[Layer] = PYRAMID, combine: AnyCombine = Prune()) -> Schedule:
     """Baseline: evenly spaced tokens, at the layers and counts of `lightvlm` for the same keep."""
     return pyramid("uniform", keep, layers, score=Uniform(), combine=combine)
 

@@ -19,7 +19,7 @@ from lightvlm_fx.methods.moments import Prefill, Step
 from lightvlm_fx.methods.options import Power
 from lightvlm_fx.methods.registry import AnyCombine, AnyEntryMerge, AnyEntryScore, AnyMoment, AnyTokenScore
 from lightvlm_fx.methods.token_scores.density import Density
-from lightvlm_fx.presets.shared import STAGES, pyramid
+from lightvlm_fx.presets.shared import PYRAMID, pyramid
 from lightvlm_fx.schedule import Keep, Layer, Policy, Schedule
 
 METHOD = dict.fromkeys(("rope", "power", "centres", "group"))
@@ -48,7 +48,7 @@ class Options(TypedDict, total=False):
 
 def lightvlm(
     keep: Keep = 0.35,
-    layers: Sequence[Layer] = STAGES,
+    layers: Sequence[Layer] = PYRAMID,
     score: AnyTokenScore = Density(power=0.5),
     combine: AnyCombine = Merge(),
     positions: Policy = "keep",

@@ -10,12 +10,12 @@ from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
 from lightvlm_fx.schedule import Cut, Keep, KeepOrCount, Layer, Policy, Schedule
 
 # Shares of the depth before which the pyramid merges; chosen on the bundled model (docs/benchmarks.md).
-STAGES = (0.25, 0.625, 0.875)
-EQUAL_STAGES = (0.25, 0.5, 0.75)
+PYRAMID = (0.25, 0.625, 0.875)
+QUARTERS = (0.25, 0.5, 0.75)
 
 
 def pyramid(name: str, keep: Keep, layers: Sequence[Layer], **options: object) -> Schedule:
-    """Equal stages: stage s of n leaves keep^(s/n) of an image (a count: the same fall from its size)."""
+    """Equal factors: cut s of n leaves keep^(s/n) of an image (a count: the same fall from its size)."""
     n = len(layers)
     if not n:
         raise ScheduleError("layers must name at least one layer, got none")
@@ -29,10 +29,10 @@ def pyramid(name: str, keep: Keep, layers: Sequence[Layer], **options: object) -
     return Schedule(name=name, cuts=cuts)
 
 
-def stages(name: str, layers: Sequence[Layer], keep: Sequence[Keep], **options: object) -> Schedule:
+def cuts(name: str, layers: Sequence[Layer], keep: Sequence[Keep], **options: object) -> Schedule:
     """A cut before each of `layers`, which leaves its entry of `keep`."""
     if len(keep) != len(layers):
-        raise ScheduleError(f"{name}: keep has {len(keep)} stages and layers {len(layers)}; give one each")
+        raise ScheduleError(f"{name}: keep has {len(keep)} entries and layers {len(layers)}; give one each")
     return Schedule(name=name, cuts=tuple(Cut(layer=at, keep=k, **options) for at, k in zip(layers, keep, strict=True)))
 
 

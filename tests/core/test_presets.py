@@ -83,7 +83,7 @@ def test_refuses_an_unknown_option_with_a_guess():
         ("lightvlm", {"layers": ()}, "layers must name at least one layer"),
         ("lightvlm", {"keep": 64}, r"lightvlm: keep as a count needs a single layer \(layers=\(k,\)\), got"),
         ("pyramiddrop", {"keep": 0.3}, "pyramiddrop: keep must be a list such as"),
-        ("pyramiddrop", {"keep": (0.3,)}, "pyramiddrop: keep has 1 stages and layers 3; give one each"),
+        ("pyramiddrop", {"keep": (0.3,)}, "pyramiddrop: keep has 1 entries and layers 3; give one each"),
     ],
 )
 def test_refuses_options_that_do_not_fit(name, options, message):
