@@ -221,7 +221,7 @@ def any_size(model: Any, pictures: dict[str, Tensor], most: int = 0, static: boo
         try:
             how = describe(model, pictures, len(expected), static) | {"most": 0}
             if with_salience and kind != "tiles":
-                raise NotAnySize("score 'salience' knows the tower's patches for one picture size only")
+                raise NotAnySize("a score by tower attention knows the tower's patches for one picture size only")
             if static:
                 needed = {"tiles": most // how.get("tokens", 1), "patches": most * how.get("merge", 1) ** 2}
                 how |= {"most": needed.get(kind) or len(feed(how | {"most_tokens": 0}, pictures)[0]["pixel_values"])}

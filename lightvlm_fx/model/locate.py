@@ -31,7 +31,7 @@ def vision_tower(model: nn.Module) -> nn.Module:
     """The module that encodes pictures. Raises RefusedModel where there is none."""
     tower = model.get_encoder(modality="image") if callable(getattr(model, "get_encoder", None)) else None
     if tower is None or not any(module is tower for name, module in model.named_modules() if name):
-        raise refused(model, "get_encoder(modality='image') names no submodule, and score 'salience' is read off a vision tower")
+        raise refused(model, "get_encoder(modality='image') names no submodule, and a score by tower attention is read off a vision tower")
     return tower
 
 
