@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from lightvlm_fx.zoo.more import NO_RECIPE
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 COMMAND = "python -m lightvlm_fx.support"
+WIDTH = 119  # of a line
+WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
 CASES: dict[str, dict[str, Any]] = {
     "one row": {"text": (9,), "images": (1,)},
     "batch": {"text": (9, 6), "images": (1, 1)},
@@ -136,8 +139,14 @@ def page(findings: list[Finding]) -> str:
         "| type | status | checked | note |",
         "| --- | --- | --- | --- |",
     ]
-    lines += [f"| `{f.model_type}` | {f.status} | {f.checked} | {f.note.replace('|', '/')} |" for f in rows]
-    return "\n".join(lines) + "\n"
+    below = [""]
+    for f in rows:
+        row = f"| `{f.model_type}` | {f.status} | {f.checked} | {f.note.replace('|', '/')} |"
+        if len(row) > WIDTH:
+            row = f"| `{f.model_type}` | {f.status} | {f.checked} | below |"
+            below += textwrap.wrap(f"- `{f.model_type}`: {f.note}", WIDTH, subsequent_indent="  ", **WHOLE)
+        lines.append(row)
+    return "\n".join(lines + below * (len(below) > 1)) + "\n"
 
 
 def main(types: list[str]) -> int:
