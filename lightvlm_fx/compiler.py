@@ -141,7 +141,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
         check_prepack(model.get_submodule(path), backend, static, torch_compile_options)
         linear = [module.weight for module in model.get_submodule(path).modules() if isinstance(module, nn.Linear)]
         more = sum(x.numel() * x.element_size() for x in linear) / 2**20
-        report.warnings.append(f"prepack: copies of weights take up to {more:.4g} MiB more")
+        report.warnings.append(f"prepack: copies of weights take up to {more:.1f} MiB more")
     refuse_own_forward(model, path)
     fast = along(model, path)
     source = model.get_submodule(path)

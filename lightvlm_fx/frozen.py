@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -43,6 +44,19 @@ class Frozen(BaseModel):
         except ValidationError as error:
             kind = type(self)
             raise readable(error, f"a valid {kind.__name__.lower()}", list(kind.model_fields)) from None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values in some fields, checked as a new one is: pydantic's own takes anything.
+
+        Raises ScheduleError or UnknownName.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update))
+
+    def unchecked(self, **update: Any) -> Self:
+        """`model_copy` without checks: for forms that the package makes of a valid schedule for itself."""
+        return super().model_copy(update=update)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._exact() == other._exact()

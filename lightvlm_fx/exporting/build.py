@@ -68,7 +68,7 @@ class Built:
 def single_turn(schedule: Schedule) -> Schedule:
     """`schedule` for prompts that no second question follows: what a turn would choose to read is all that stays."""
     if schedule.kv and schedule.kv.when.by_turn:
-        return schedule.model_copy(update={"kv": schedule.kv.model_copy(update={"when": Once()})})
+        return schedule.unchecked(kv=schedule.kv.unchecked(when=Once()))
     return schedule
 
 
