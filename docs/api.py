@@ -25,10 +25,10 @@ SECTIONS: dict[str, dict[str, dict[str, tuple[str, ...] | None] | None]] = {
     "Schedules": {
         "schedule.py": {"Schedule": ("preset", "load", "save", "fingerprint"), "Cut": ()}, "kv.py": {"Kv": ()},
     },
-    "Presets": {"presets.py": ALL},
+    "Presets": {f"presets/{file}.py": ALL for file in ("pyramid", "before_decoder", "inside", "caches")},
     "Errors": {"errors.py": ALL},
 }  # fmt: skip
-HELPERS = {"make", "shown"}  # what those files hold beside presets and errors
+HELPERS = {"Options", "shown"}  # what those files hold beside presets and errors
 HEAD = f"""# The public interface
 
 Written by `{COMMAND}` from the docstrings, and a test holds it to them. What is not on this page may change

@@ -12,7 +12,7 @@ PLAIN = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}  # Gemm's attribut
 
 
 def linear_as_gemm(model: ir.Model) -> int:
-    """Replace MatMul(x [..., K], Transpose(W [N, K])), and the bias added behind it, by Reshape, Gemm(transB=1), Reshape.
+    """Replace MatMul(x [..., K], Transpose(W [N, K])), and the bias added after it, by Reshape, Gemm(transB=1), Reshape.
 
     With one row, ONNX Runtime streams such a weight nearly as fast as a rearranged copy, so no session makes one
     (docs/decisions/0008); a tied embedding stays one tensor. Returns how many there were.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -23,6 +22,7 @@ from lightvlm_fx.exporters.linear import gemm_as_matmul, linear_as_gemm
 from lightvlm_fx.exporters.values import new, swap
 from lightvlm_fx.exporters.weights import shrink_constants, transpose_weights
 from lightvlm_fx.ops.bodies import InAten
+from lightvlm_fx.quiet import quiet
 from lightvlm_fx.releases import releases_first
 
 OPSET = 24
@@ -49,15 +49,11 @@ def to_onnx_with_metadata(
     dynamic: dict[str, dict[int, str]] | None = None, ranges: dict[str, tuple[int, int]] | None = None,
 ) -> tuple[ir.Model, Any]:  # fmt: skip
     """`to_onnx`, and what transformers' exporter noted of it."""
-    with warnings.catch_warnings(), torch.no_grad(), InAten(), _parsed_once(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+    with quiet(), torch.no_grad(), InAten(), _parsed_once(), contextlib.redirect_stdout(io.StringIO()):
         try:
             model, metadata = onnx_program(module, dict(inputs), opset, dimensions(dynamic or {}, inputs, ranges))
         except Exception as error:
             raise CaptureError(f"stage {name!r} could not be exported to ONNX: {type(error).__name__}: {str(error)[:500]}") from error
-        finally:
-            logging.disable(logging.NOTSET)
     model.graph.name = name
     common.InlinePass()(model)
     name_sizes(model, dynamic or {})
@@ -110,22 +106,16 @@ def name_sizes(model: ir.Model, axes: dict[str, dict[int, str]]) -> None:
                 value.shape[d] = pattern.sub(lambda found: names[found[0]], str(size.value))
 
 
-FUNCTION_IR = values.TracedOnnxFunction.__dict__["function_ir"]
-PARSED = property(cache(FUNCTION_IR.fget))
+PARSED = property(cache(values.TracedOnnxFunction.__dict__["function_ir"].fget))
 
 
-@contextlib.contextmanager
-def _parsed_once() -> Iterator[None]:
+def _parsed_once() -> AbstractContextManager[Any]:
     """While active, onnxscript parses the source of each of its 500 operators once a process.
 
     The exporter asks for them anew for every graph: an eighth of the export of a small model.
     tests/artifact/test_graphs.py tells when onnxscript does it elsewhere.
     """
-    setattr(values.TracedOnnxFunction, "function_ir", PARSED)  # noqa: B010  (to mypy it is a method)
-    try:
-        yield
-    finally:
-        setattr(values.TracedOnnxFunction, "function_ir", FUNCTION_IR)  # noqa: B010
+    return mock.patch.object(values.TracedOnnxFunction, "function_ir", PARSED)
 
 
 def simplify(model: ir.Model) -> None:

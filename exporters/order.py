@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 
 def least_first(model: ir.Model) -> None:
-    """Put the nodes that nothing reads behind all others, the one that hangs on the most nodes first.
+    """Put the nodes that nothing reads after all others, the one that hangs on the most nodes first.
 
     ONNX Runtime finds its order by walking back from such nodes, from the last in the file. As a prefill stage is traced, the logits
     would come first and the choice of each layer's cache entries after all layers, with all that it reads kept until then: the

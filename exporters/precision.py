@@ -15,6 +15,7 @@ import torch
 
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.exporters.values import initializer, new, swap
+from lightvlm_fx.quiet import quiet
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 BLOCK = 32  # weights that share a scale
@@ -81,9 +82,8 @@ def _quiet() -> Iterator[None]:
     """Importing the quantiser sets up the root logger of whoever calls, and every node is a line: undo and mute that."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    logging.disable(logging.WARNING)
     try:
-        yield
+        with quiet():
+            yield
     finally:
         root.handlers[:], root.level = handlers, level
-        logging.disable(logging.NOTSET)

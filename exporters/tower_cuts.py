@@ -27,7 +27,7 @@ from lightvlm_fx.methods.operators import arguments, operator, options
 from lightvlm_fx.model.families.patch_order import whole_picture_layers
 from lightvlm_fx.ops.column_sums import column_sums
 from lightvlm_fx.ops.segments import TEXT
-from lightvlm_fx.schedule import TowerCut
+from lightvlm_fx.schedule import Schedule, TowerCut
 from lightvlm_fx.spans import share_of
 
 TILED = "lightvlm_tower_cut"  # attention of towers that take tiles, each a row
@@ -55,16 +55,14 @@ class Call:
 class Cutting(TorchFunctionMode):
     """Cuts installed in `tower`, which must be nobody else's. `with self.over(call, ...)`: they act on the calls of the tower inside."""
 
-    def __init__(self, tower: nn.Module, used: int, cuts: tuple[TowerCut, ...], together: int = 1) -> None:
+    def __init__(self, tower: nn.Module, used: int, schedule: Schedule, together: int = 1) -> None:
         """`used`: blocks whose output is used; `together`: packed patches that become one token, 0 where each tile is a row.
 
-        Raises NotCut where the tower is of another kind.
+        Raises NotCut where the tower is of another kind, ScheduleError where it has too few blocks.
         """
         super().__init__()
         blocks = _blocks(tower)
-        self.cuts, self.depth, self.together = {cut.at(used): cut for cut in cuts}, used, together
-        if len(self.cuts) < len(cuts):
-            raise NotCut(f"its tower uses {used} blocks, and two cuts fall on one of them")
+        self.cuts, self.together = dict(zip(schedule.blocks(used), schedule.tower, strict=True)), together
         whole = whole_picture_layers(tower)
         windowed = [i for i in range(min(self.cuts), used) if whole is not None and i not in whole]
         if windowed:

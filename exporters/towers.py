@@ -14,26 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface
 
 from lightvlm_fx.artifact.pictures import prepare
-from lightvlm_fx.compat import packed_attention
-from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.errors import NotSupported, ScheduleError
 from lightvlm_fx.exporters.onnx_graph import ANY, dimensions
-from lightvlm_fx.exporters.tower_cuts import Call, Cutting, NotCut, current, tiled
-from lightvlm_fx.exporters.vision import Tower, Vision, fixed_stage, flat
+from lightvlm_fx.exporters.tower_cuts import Cutting, NotCut
+from lightvlm_fx.exporters.tower_forms import AnyRes, Patches, Tiles
+from lightvlm_fx.exporters.vision import Vision, fixed_stage, flat
 from lightvlm_fx.model.families.patch_order import GRID
 from lightvlm_fx.model.locate import has_tower, vision_tower, with_own
-from lightvlm_fx.model.salience import noting, salience
 from lightvlm_fx.ops.bodies import InAten
-from lightvlm_fx.schedule import TowerCut
+from lightvlm_fx.schedule import Schedule
 
 SIZES = "image_sizes"
 MASKS = ("pixel_attention_mask",)  # of real pixels, of towers whose tiles are padded
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # on features, of the largest
-PACKED = "lightvlm_flash_packed"  # towers hand attention of such a name all patches at once, with what says which belong together
 
 
 class NotAnySize(Exception):
@@ -61,122 +56,6 @@ class VisionStage:
     def unit(self) -> int:
         """A picture's visual tokens are a multiple of this."""
         return int(self.how.get("tokens", 1))
-
-
-class Whole(TorchFunctionMode):
-    """Leave a tensor whole that code takes apart along a symbolic dimension (LLaVA: a list of each picture's features)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.unbind, Tensor.__len__) and isinstance(args[0].shape[0], torch.SymInt):
-            return [args[0]] if func is Tensor.unbind else 1  # a list asks for the length first
-        return func(*args, **(kwargs or {}))
-
-
-class Tiles(nn.Module):
-    """Squares [n, C, H, W] to features; `patch_mask` [n, h, w] says which patches of them hold real pixels."""
-
-    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool, cutting: Cutting | None = None) -> None:
-        super().__init__()
-        self.tower = Tower(model, {}, with_salience and cutting is None)
-        self.inner, self.watched = self.tower.inner, self.tower.watched
-        self.cutting, self.tokens = cutting, how["tokens"]
-
-    def forward(self, pixel_values: Tensor, patch_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        if self.cutting:
-            with self.cutting.over(tiled(pixel_values, self.tokens, tuple(self.cutting.cuts.values()))):
-                features, *more = self._features(pixel_values, patch_mask)
-                return features, self.cutting.alive().flatten(), *more
-        if not self.watched:
-            return self._features(pixel_values, patch_mask)
-        with noting(self.watched[0]) as noted:
-            features, *more = self._features(pixel_values, patch_mask)
-        return features, salience(noted, features.shape[0]), *more
-
-    def _features(self, pixel_values: Tensor, patch_mask: Tensor | None) -> tuple[Tensor, ...]:
-        if patch_mask is None:
-            with Whole():
-                return self.tower._features(pixel_values)
-        hidden = self.inner.vision_model(pixel_values=pixel_values, patch_attention_mask=patch_mask, return_dict=True).last_hidden_state
-        return (flat(self.inner.connector(hidden)),)
-
-
-class AnyRes(nn.Module):
-    """Tiles [n, C, H, W] of LLaVA-NeXT to features, in the order `feature_index` [M] over all tiles' tokens (-1: the newline)."""
-
-    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool, cutting: Cutting | None = None) -> None:
-        super().__init__()
-        self.inner, config = getattr(model, "model", model), model.config
-        self.layer, self.strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-
-    def forward(self, pixel_values: Tensor, feature_index: Tensor) -> tuple[Tensor, ...]:
-        out = self.inner.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
-        layers = [self.layer] if isinstance(self.layer, int) else self.layer
-        hidden = torch.cat([out.hidden_states[i] for i in layers], -1)
-        hidden = hidden[:, 1:] if self.strategy == "default" else hidden
-        features = flat(self.inner.multi_modal_projector(hidden))
-        newline = self.inner.image_newline[None].to(features)
-        return (torch.cat([features, newline])[torch.where(feature_index < 0, features.shape[0], feature_index)],)
-
-
-@dataclass
-class Blocks:
-    """Patches that attend to each other, block by block [n, w] (-1: none), and where in them each patch stands [N]."""
-
-    index: Tensor
-    back: Tensor
-
-
-def _attend_packed(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Any = None, **options: Any) -> tuple[Tensor, None]:
-    """Attention of q, k, v [1, H, N, d] within the groups that a tower got as `cu_seqlens`: blocks, or a group's number of each patch."""
-    groups, scale, cutting = options["cu_seq_lens_q"], options.get("scaling"), current()
-    groups = cutting.groups(groups) if cutting else groups
-    if not isinstance(groups, Blocks):
-        mask = (groups[:, None] == groups)[None, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2), None
-    at, mask = groups.index.clamp_min(0), groups.index >= 0
-    if cutting and (bias := cutting.bias(q)) is not None:
-        mask = bias[0][at].masked_fill(~mask, torch.finfo(q.dtype).min)
-    one, two, three = (x[0].transpose(0, 1)[at].transpose(1, 2) for x in (q, k, v))  # [n, H, w, d]
-    out = F.scaled_dot_product_attention(one, two, three, attn_mask=mask[:, None, None], scale=scale)
-    if cutting:
-        cutting.attended(q, k, q.shape[-1] ** -0.5 if scale is None else float(scale))
-    return out.transpose(1, 2).flatten(0, 1)[groups.back].unsqueeze(0), None
-
-
-AttentionInterface.register(PACKED, _attend_packed)
-
-
-class Patches(nn.Module):
-    """Packed patches [N, W] of pictures of any shape to features [N / merge^2, D], and DeepStack features."""
-
-    def __init__(self, model: Any, how: dict[str, Any], with_salience: bool, cutting: Cutting | None = None) -> None:
-        super().__init__()
-        self.visual, self.cutting, self.together = vision_tower(model), cutting, how["merge"] ** 2
-
-    def forward(self, pixel_values: Tensor, position_ids: Tensor, **more: Tensor) -> tuple[Tensor, ...]:
-        if not self.cutting:
-            return self._features(pixel_values, position_ids, **more)
-        numbers = range(len(self.cutting.cuts))
-        blocks = [Blocks(more[f"left_{i}_blocks"], more[f"left_{i}_back"]) for i in numbers]
-        stay = [group.back.shape[0] // self.together for group in blocks]
-        with self.cutting.over(Call(more["picture_of_unit"][None], [more[f"left_{i}"][None] for i in numbers], stay, blocks)):
-            features, *rest = self._features(pixel_values, position_ids, **more)
-            alive = self.cutting.alive()[0]
-        return features, alive[more["window_index"].argsort()] if "window_index" in more else alive, *rest
-
-    def _features(self, pixel_values: Tensor, position_ids: Tensor, **more: Tensor) -> tuple[Tensor, ...]:
-        given: dict[str, Any] = {"position_ids": position_ids, "cu_seqlens": _groups("picture", more), "max_seqlen": 1}
-        if "window_index" in more:
-            given |= {"window_index": more["window_index"], "cu_window_seqlens": _groups("window", more), "max_window_seqlen": 1}
-        given |= {name: more[name] for name in ("interp_indices", "interp_weights") if name in more}
-        with packed_attention(self.visual, PACKED):
-            out = self.visual(pixel_values.to(self.visual.dtype), grid_thw=None, return_dict=True, **given)
-        return flat(out.pooler_output), *map(flat, getattr(out, "deepstack_features", None) or ())
-
-
-def _groups(name: str, more: dict[str, Tensor]) -> Blocks | Tensor:
-    number = more.get(f"{name}_of_patch")
-    return Blocks(more[f"{name}_blocks"], more[f"{name}_back"]) if number is None else number
 
 
 # --- which of them a model takes ------------------------------------------------------------------------
@@ -221,50 +100,52 @@ KINDS: dict[str, tuple[Callable[..., dict[str, Any]], type[nn.Module]]] = {
 }  # fmt: skip
 
 
-def vision_stage(model: Any, pictures: dict[str, Tensor], most: int, static: bool, with_salience: bool = False,
-                 cuts: tuple[TowerCut, ...] = ()) -> VisionStage:  # fmt: skip
+def vision_stage(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: int, static: bool) -> VisionStage:
     """The stage for a bucket of at most `most` visual tokens, all rows together; `pictures` are those of its example.
 
-    With `static`, for a target that takes no symbolic size. `with_salience` is for cuts with that score: what the tower attends to
-    is another output. A tower that is not known to take pictures of other sizes, or then gives other features than the model itself,
-    is exported for the example's sizes alone; `how["why"]` says why.
+    With `static`, for a target that takes no symbolic size. What the tower attends to is another output where a cut of the schedule
+    reads that; where it cuts inside the tower, what is left is. A tower that is not known to take pictures of other sizes, or then
+    gives other features than the model itself, is exported for the example's sizes alone; `how["why"]` says why.
 
-    Raises CaptureError where the tower cannot be traced, NotSupported where `cuts` inside it cannot be.
+    Raises CaptureError where the tower cannot be traced, NotSupported where the schedule's cuts inside it cannot be.
     """
-    found = any_size(model, pictures, most, static, with_salience, cuts=cuts)
+    found = any_size(model, pictures, schedule, most, static)
     if isinstance(found, VisionStage):
         return found
-    if cuts:
+    if schedule.tower:
         raise not_cut(found)
     given = {"pixel_values": pictures["pixel_values"]}
-    return VisionStage(fixed_stage(model, pictures, with_salience), {"kind": "fixed", "why": found}, given, {})
+    return VisionStage(fixed_stage(model, pictures, schedule.watches_tower), {"kind": "fixed", "why": found}, given, {})
 
 
-def any_size(model: Any, pictures: dict[str, Tensor], most: int = 0, static: bool = False, with_salience: bool = False,
-             single: bool = False, cuts: tuple[TowerCut, ...] = ()) -> VisionStage | list[str]:  # fmt: skip
+def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: int = 0, static: bool = False,
+             single: bool = False) -> VisionStage | list[str]:  # fmt: skip
     """`vision_stage` for pictures of every size, or why there is none. With `single`, for one tile or one grid of patches at a time."""
     if has_tower(model):  # what is switched on in it, or hooked to it, others do not see
         model = with_own(model, vision_tower(model))[0]
-    expected, reasons = features_of(model, pictures), []
+    expected, reasons, with_salience = features_of(model, pictures), [], schedule.watches_tower
     for kind, (describe, module) in KINDS.items():
         try:
             how = describe(model, pictures, len(expected), static) | {"most": 0}
             if with_salience and kind != "tiles":
-                raise NotAnySize("score 'salience' knows the tower's patches for one picture size only")
+                raise NotAnySize("a score by tower attention knows the tower's patches for one picture size only")
             if static:
                 needed = {"tiles": most // how.get("tokens", 1), "patches": most * how.get("merge", 1) ** 2}
                 how |= {"most": needed.get(kind) or len(feed(how | {"most_tokens": 0}, pictures)[0]["pixel_values"])}
             how |= {"most_tokens": most if static else 0} if kind == "anyres" else {}
             whole = Vision(module(model, how, with_salience).eval(), with_salience)
             _compare(model, whole, how, pictures, expected)
-            if not cuts:
+            if not schedule.tower:
                 return _traced(whole, how, pictures, static, single)
-            cutting = _cutting(model, kind, how, cuts, static)
+            cutting = _cutting(model, kind, how, schedule, static)
             if kind == "patches":
-                how |= {"left": [cut.keep for cut in cuts], "least": max(3, *(max(cut.score.fewest, cut.combine.fewest) for cut in cuts))}
+                fewest = max(max(cut.score.fewest, cut.combine.fewest) for cut in schedule.tower)
+                how |= {"left": [cut.keep for cut in schedule.tower], "least": max(3, fewest)}
             reduced = Vision(module(model, how, True, cutting).eval(), True)
             _refuse_mixing(reduced, cutting, feed(how, pictures)[0])
             return _traced(reduced, how, pictures, static, single)
+        except ScheduleError:
+            raise
         except (NotAnySize, NotCut) as error:
             reasons.append(f"not as {kind}: {error}")
         except Exception as error:
@@ -280,8 +161,8 @@ def not_cut(reasons: list[str]) -> NotSupported:
     )
 
 
-def _cutting(model: Any, kind: str, how: dict[str, Any], cuts: tuple[TowerCut, ...], static: bool) -> Cutting:
-    """`cuts` installed in the tower of `model`. Raises NotCut or NotAnySize where they cannot be."""
+def _cutting(model: Any, kind: str, how: dict[str, Any], schedule: Schedule, static: bool) -> Cutting:
+    """The schedule's cuts installed in the tower of `model`. Raises NotCut or NotAnySize where they cannot be."""
     if kind == "anyres" or how.get("mask"):
         raise NotAnySize("which patches become tokens depends on the picture's size, so that a share of a tile is none of the picture")
     if kind == "patches" and static:
@@ -292,7 +173,7 @@ def _cutting(model: Any, kind: str, how: dict[str, Any], cuts: tuple[TowerCut, .
     if isinstance(layer, list | tuple):
         raise NotAnySize(f"features of several blocks ({layer}) are put together, and each would have other tokens")
     used = depth if layer is None else layer if layer >= 0 else depth + 1 + layer
-    return Cutting(tower, used, cuts, how["merge"] ** 2 if kind == "patches" else 0)
+    return Cutting(tower, used, schedule, how["merge"] ** 2 if kind == "patches" else 0)
 
 
 def _refuse_mixing(stage: Vision, cutting: Cutting, inputs: dict[str, Tensor]) -> None:

@@ -142,7 +142,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
         check_prepack(model.get_submodule(path), backend, static, torch_compile_options)
         linear = [module.weight for module in model.get_submodule(path).modules() if isinstance(module, nn.Linear)]
         more = sum(x.numel() * x.element_size() for x in linear) / 2**20
-        report.warnings.append(f"prepack: copies of weights take up to {more:.4g} MiB more")
+        report.warnings.append(f"prepack: copies of weights take up to {more:.1f} MiB more")
     refuse_own_forward(model, path)
     fast = along(model, path)
     source = model.get_submodule(path)
@@ -155,7 +155,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     elif schedule.tower and not hasattr(type(parent), "get_image_features"):
         raise not_cut(["it has no get_image_features() beside its decoder"])
     elif (backend != "eager" or schedule.tower) and hasattr(type(parent), "get_image_features"):  # eager, the same code would run
-        images = ImageFeatures(model, above, parent, report, schedule.tower, decoder.note_left, backend=backend,
+        images = ImageFeatures(model, above, parent, report, schedule, decoder.note_left, backend=backend,
                                options=torch_compile_options, static=static, frozen=lambda: decoder.frozen)  # fmt: skip
         object.__setattr__(parent, "get_image_features", images)
     stand_in = fast.get_submodule(path)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightvlm_fx.methods.base import TokenCount
 from lightvlm_fx.model.layout import Layout, Placeholders
 from lightvlm_fx.model.locate import check_supported, decoder_path
 from lightvlm_fx.runtime.kv_plan import KvPlan
@@ -59,13 +58,13 @@ class Explanation:
             if i:
                 cut = self.schedule.cuts[i - 1]
                 what = f"{cut.combine.name} by {cut.score.name}" + ("" if getattr(cut.score, "rope", True) else " without RoPE")
-                what += f", keep {cut.keep if isinstance(cut.keep, TokenCount) else format(cut.keep, '.3g')}"
+                what += f", keep {format(cut.keep, '.3g') if isinstance(cut.keep, float) else cut.keep}"
                 what += {"keep": "", "compact": ", renumbered", "input": ", positions as of a short prompt"}[cut.positions]
                 what += ", proportional attention" * cut.proportional
             if end > first:
                 lines.append(f"{span:<10}{self.tokens_per_layer[first]:>8.0f}{self.visual_per_layer[first]:>8.0f}   {what}")
         lines.append(
-            f"prefill FLOPs {self.flops / 1e9:.4g} of {self.full_flops / 1e9:.4g} GFLOP "
+            f"prefill FLOPs {_figures(self.flops / 1e9)} of {_figures(self.full_flops / 1e9)} GFLOP "
             f"({100 * self.flops_ratio:.1f} %, ideal speed-up {self.ideal_speedup:.2f}x); "
             f"mean visual tokens {self.mean_visual_tokens:.1f}; "
             f"KV cache {_bytes(self.kv_bytes)} of {_bytes(self.full_kv_bytes)}"
@@ -91,9 +90,14 @@ class Explanation:
 def _bytes(n: int) -> str:
     for unit in ("B", "KiB", "MiB"):
         if n < 1024:
-            return f"{n:.4g} {unit}"
+            return f"{_figures(n)} {unit}"
         n /= 1024  # type: ignore[assignment]
-    return f"{n:.4g} GiB"
+    return f"{_figures(n)} GiB"
+
+
+def _figures(x: float) -> str:
+    """Four figures, or all of those before the point: 12345 is no 1.234e+04."""
+    return f"{x:.4g}" if x < 9999.5 else f"{x:.0f}"
 
 
 def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explanation:

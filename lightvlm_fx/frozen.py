@@ -1,10 +1,10 @@
-"""What the parts of a schedule share: frozen pydantic models whose errors read like ours, and TOML values."""
+"""What the parts of a schedule share: frozen pydantic models whose errors read like ours."""
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -45,6 +45,19 @@ class Frozen(BaseModel):
             kind = type(self)
             raise readable(error, f"a valid {kind.__name__.lower()}", list(kind.model_fields)) from None
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values in some fields, checked as a new one is: pydantic's own takes anything.
+
+        Raises ScheduleError or UnknownName.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update))
+
+    def unchecked(self, **update: Any) -> Self:
+        """`model_copy` without checks: for forms that the package makes of a valid schedule for itself."""
+        return super().model_copy(update=update)
+
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._exact() == other._exact()
 
@@ -70,13 +83,6 @@ def one_of(what: str, known: tuple[str, ...]) -> BeforeValidator:
 def as_tuple(value: Any) -> Any:
     """A list as a tuple, anything else as it is: TOML and JSON have lists only."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def toml(value: Any) -> str:
-    """A string, number, switch, list or table (in one line) as TOML writes it: JSON, but for tables, astral characters and DEL."""
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {toml(item)}' for key, item in value.items())} }}"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def readable(error: ValidationError, what: str, fields: list[str]) -> ScheduleError | UnknownName:

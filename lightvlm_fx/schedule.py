@@ -1,7 +1,6 @@
 """A schedule: what is reduced where, by what score, combined how. Data only; knows no model and no torch.
 
-A schedule is small, reviewable and hashable. `Schedule.load` and `save` use TOML (reading is the standard
-library's; the writer below covers exactly this schema); unknown fields are errors.
+A schedule is small, reviewable and hashable. `Schedule.load` and `save` use TOML; unknown fields are errors.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import tomli_w
 from pydantic import BeforeValidator, model_validator
 
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
-from lightvlm_fx.frozen import MOST, Frozen, as_tuple, one_of, toml, usual
+from lightvlm_fx.frozen import MOST, Frozen, as_tuple, one_of, usual
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.methods.base import Picture, TokenCount
 from lightvlm_fx.methods.combines.prune import Prune
@@ -203,7 +203,7 @@ class Schedule(Frozen):
     @model_validator(mode="after")
     def _cuts_in_order(self) -> Schedule:
         for name, layers in (("layers", [c.layer for c in self.cuts]), ("freeze", list(self.freeze))):
-            if len({type(x) for x in layers}) > 1:
+            if len({type(x) for x in layers if x != 0}) > 1:  # before the first layer is an index and a share
                 raise ScheduleError(f"{name} must be all indices or all shares of the depth, got {layers}")
             if layers != sorted(set(layers)):
                 raise ScheduleError(f"{name} must rise and not repeat, got {layers}")
@@ -276,14 +276,17 @@ class Schedule(Frozen):
         Shares of the depth that fall on one layer of a shallow decoder take layers of their own, as near as there are.
         """
         at = [cut.at(depth) for cut in self.cuts]
-        apart = list(at)
-        for i in range(1, len(apart)):
-            apart[i] = max(apart[i], apart[i - 1] + 1)
-        for i in reversed(range(len(apart))):
-            apart[i] = min(apart[i], depth - len(apart) + i)
-        if apart and apart[0] < min(at[0], 1):
+        spread = apart(at, depth)
+        if spread and spread[0] < min(at[0], 1):
             raise ScheduleError(f"{len(at)} cuts need {len(at)} layers after the first, but the decoder has {depth}; give fewer cuts")
-        return apart
+        return spread
+
+    def blocks(self, depth: int) -> list[int]:
+        """Block index of every cut in a vision tower of which `depth` blocks are used; raises ScheduleError if impossible."""
+        at = [cut.at(depth) for cut in self.tower]
+        if len(at) > depth or sorted(at) != at:
+            raise ScheduleError(f"tower: {len(at)} cuts in blocks {at} of a vision tower that uses {depth}; they must rise, one a block")
+        return apart(at, depth)
 
     def frozen(self, depth: int) -> tuple[int, ...]:
         """The layers that freeze visual tokens in a decoder of `depth` layers; raises ScheduleError if it has fewer."""
@@ -310,15 +313,9 @@ class Schedule(Frozen):
 
         Raises ScheduleError naming the file where it cannot be written.
         """
-        lines = [f"schema_version = {self.schema_version}", f"name = {toml(self.name)}"]
-        lines += [f"freeze = {toml(self.freeze)}"] * bool(self.freeze)
-        for name, cuts in (("tower", self.tower), ("cuts", self.cuts)):
-            for cut in cuts:
-                lines += ["", f"[[{name}]]", *(f"{key} = {toml(value)}" for key, value in cut.model_dump().items())]
-        if self.kv:
-            lines += ["", "[kv]", *(f"{key} = {toml(value)}" for key, value in self.kv.model_dump().items() if value is not None)]
+        there = {key: value for key, value in self.model_dump(exclude_none=True).items() if value != ()}
         try:
-            _replace(Path(path), ("\n".join(lines) + "\n").encode())
+            _replace(Path(path), tomli_w.dumps({"schema_version": self.schema_version} | there).encode())
         except (OSError, ValueError, TypeError) as error:
             raise ScheduleError(f"{_named(path)}: the schedule file cannot be written: {error}") from error
 
@@ -338,6 +335,14 @@ class Schedule(Frozen):
         except (ScheduleError, UnknownName) as error:
             error.add_note(f"in schedule file {path}")
             raise
+
+
+def apart(at: list[int], depth: int) -> list[int]:
+    """Rising indices below `depth`, as near to those `at` as there are: shares of a shallow depth may fall on one layer."""
+    spread = list(at)
+    for i in range(1, len(spread)):
+        spread[i] = max(spread[i], spread[i - 1] + 1)
+    return [min(x, depth - len(spread) + i) for i, x in enumerate(spread)]
 
 
 def as_schedule(schedule: Schedule | str | Path) -> Schedule:

@@ -46,8 +46,8 @@ def _join_rows(ids: NDArray[np.int64], runs: list[NDArray[np.int64]], ends_last_
     end = int(ids[last]) if ends_last_row and last < len(ids) else None
     joined = [runs[0]]
     for run in runs[1:]:
-        behind = joined[-1][-1] + 1
-        if run[0] == behind + 1 and ids[behind] != end:
+        after = joined[-1][-1] + 1
+        if run[0] == after + 1 and ids[after] != end:
             joined[-1] = np.concatenate([joined[-1], run])
         else:
             joined.append(run)

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
+import textwrap
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,14 @@ from torch import Tensor
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx.errors import RefusedModel
+from lightvlm_fx.quiet import quiet
 from lightvlm_fx.zoo import FAMILIES, TinyVLM, build, image_text_to_text_types
 from lightvlm_fx.zoo.more import NO_RECIPE
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 COMMAND = "python -m lightvlm_fx.support"
+WIDTH = 119  # of a line
+WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
 CASES: dict[str, dict[str, Any]] = {
     "one row": {"text": (9,), "images": (1,)},
     "batch": {"text": (9, 6), "images": (1, 1)},
@@ -138,27 +139,21 @@ def page(findings: list[Finding]) -> str:
         "| type | status | checked | note |",
         "| --- | --- | --- | --- |",
     ]
-    lines += [f"| `{f.model_type}` | {f.status} | {f.checked} | {f.note.replace('|', '/')} |" for f in rows]
-    return "\n".join(lines) + "\n"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings, and without torch.export's log of the traces of families that are then refused."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
+    below = [""]
+    for f in rows:
+        row = f"| `{f.model_type}` | {f.status} | {f.checked} | {f.note.replace('|', '/')} |"
+        if len(row) > WIDTH:
+            row = f"| `{f.model_type}` | {f.status} | {f.checked} | below |"
+            below += textwrap.wrap(f"- `{f.model_type}`: {f.note}", WIDTH, subsequent_indent="  ", **WHOLE)
+        lines.append(row)
+    return "\n".join(lines + below * (len(below) > 1)) + "\n"
 
 
 def main(types: list[str]) -> int:
     """Examine `types`, or all and write the page. The exit status is 1 where one is neither right nor refused."""
     findings = []
     for model_type in types or sorted(image_text_to_text_types()):
-        with _quiet():
+        with quiet(logging.CRITICAL):  # torch.export logs the traces of families that are then refused
             found = examine(model_type)
         findings.append(found)
         print(f"{found.model_type:<28}{found.status:<11}{found.checked}  {found.note}", flush=True)

@@ -1,4 +1,4 @@
-"""Behind the prompt, every layer hands on the cache entries that stay."""
+"""After the prompt, every layer hands on the cache entries that stay."""
 
 from __future__ import annotations
 
@@ -133,9 +133,11 @@ class BoundPrefill(Pass):
         if self.merge.joins:
             merged = operators.call(edit, f"kv_merge_{layer}", self.merge, "merge", keys=keys, values=values, size=size, worth=worth,
                                     segment=segment, index=index, entry=entry)  # fmt: skip
-            names = ("keys", "values", "size", "scores")[: (3 + (worth is not None)) if self.merge.counts else 2]
-            parts = edit.parts(merged, *(f"kv_{name}_{layer}" for name in names))
-            outputs |= zip((f"{what}.{layer}" for what in ("keys", "values", "kv_size", "score")), parts, strict=False)
+            made = {"keys": "keys", "values": "values"}  # outputs by the names of their nodes, in the op's order
+            if self.merge.counts:
+                made |= {"size": "kv_size"} | ({} if worth is None else {"scores": "score"})
+            parts = edit.parts(merged, *(f"kv_{name}_{layer}" for name in made))
+            outputs |= zip((f"{what}.{layer}" for what in made.values()), parts, strict=True)
             if self.merge.counts:
                 return
         else:

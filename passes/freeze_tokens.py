@@ -124,7 +124,7 @@ class _Rows:
         if isinstance(value(x), Tensor):
             dims = token_dims(x, self.length)
             return self.taken(x, dims[0]) if dims else x
-        return resized(self.edit, x, self.rows, self.length, self.sizes)
+        return resized(self.edit, "text", x, self.rows, self.length, self.sizes)
 
     def taken(self, x: fx.Node, dim: int) -> fx.Node:
         """`x` at the places of text in its token dimension `dim`."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_behind, resized, token_dims
+from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_after, resized, token_dims
 from lightvlm_fx.graph.match import before_rope, copied, hidden_state, is_positional
 from lightvlm_fx.graph.pretty import excerpt, typed
-from lightvlm_fx.graph.program import Cut, Program, value
+from lightvlm_fx.graph.program import CutNodes, Program, value
 from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
@@ -32,7 +32,7 @@ class ReduceTokens(Pass):
     After:     s[B,S] = score(q, k of layer-1);  i[B,K] = select_tokens(s, segment, budget, K),
                K is the size of a new input, stay_<cut> [K]: one graph for pictures of every size
                h'[B,K,D] = combine(h);  every other value with a token dimension = take_tokens(value, i)
-    Requires:  a layer behind every earlier cut; plain positions for `compact`.
+    Requires:  a layer after every earlier cut; plain positions for `compact`.
     Ensures:   layers from `layer` on write K keys and values, earlier ones S; order of tokens unchanged.
     Source:    FastV arXiv 2403.06764, PyramidDrop 2410.17247, FEATHER 2412.13180, LightVLM 2509.00419 (rebuilt).
     """
@@ -54,7 +54,7 @@ class ReduceTokens(Pass):
         if self.layer == 0 and not self.score.before_layers:
             raise PreconditionError(f"{self}: score {self.score.name!r} reads the layer before, got layer 0")
         if program.facts.cuts and program.facts.cuts[-1].layer >= self.layer:
-            raise PreconditionError(f"{self}: layer must be behind the cut before layer {program.facts.cuts[-1].layer}")
+            raise PreconditionError(f"{self}: layer must be after the cut before layer {program.facts.cuts[-1].layer}")
         if "tower" in self.score.reads and program.facts.cuts:
             raise PreconditionError(f"{self}: only the first cut can use score {self.score.name!r}, which is of every token there was")
         if program.facts.static_length:
@@ -90,21 +90,21 @@ class ReduceTokens(Pass):
         renumbered = index
         if self.positions == "compact":
             renumbered = edit.call(f"renumber_{number}", OPS.compact_index.default, segment, left)
-        replace_behind(program, cut, hidden, new_hidden)
+        replace_after(program, cut, hidden, new_hidden)
         sizes: dict[fx.Node, fx.Node] = {}  # numbers computed from the length, made anew
         for old in [v for v in values if v is not hidden and v not in (segment, size)]:
             if isinstance(value(old), Tensor):
-                new = self._carry(program, edit, old, index, renumbered, left, length)
+                new = self._carry(program, edit, number, old, given, renumbered, length)
             else:
-                new = sizes[old] = resized(edit, old, stay, length, sizes)
+                new = sizes[old] = resized(edit, str(number), old, stay, length, sizes)
             if new is not old:
-                replace_behind(program, cut, old, new)
+                replace_after(program, cut, old, new)
         if self.proportional or program.facts.biased:
             self._bias(program, new_size)
         program.with_facts(
             biased=self.proportional or program.facts.biased,
             size=new_size.name if new_size is not None else "",
-            cuts=(*program.facts.cuts, Cut(self.layer, index.name, left.name, went.name if went else "", self.positions)),
+            cuts=(*program.facts.cuts, CutNodes(self.layer, index.name, left.name, went.name if went else "", self.positions)),
         )
         program.add_output(f"index.{number}", index)
         program.add_output(f"segment.{number}", left)
@@ -185,23 +185,22 @@ class ReduceTokens(Pass):
         return kept, size, went
 
     def _carry(
-        self, program: Program, edit: Editor, old: fx.Node, index: fx.Node, renumbered: fx.Node, left: fx.Node, length: Any
+        self, program: Program, edit: Editor, number: int, old: fx.Node, given: dict[str, Any], renumbered: fx.Node, length: Any
     ) -> fx.Node:
-        """The tensor that stands for `old` behind the cut; `old` itself where it has no token dimension."""
+        """The tensor that stands for `old` after the cut; `old` itself where it has no token dimension."""
         dims = token_dims(old, length)
         if not dims and any(depends_on(size, length) for size in value(old).shape):
             raise PreconditionError(
                 f"{self}: expected dimensions of the sequence length to cross the cut, got {typed(value(old))}\n"
                 + excerpt(program, old)
             )
-        by = renumbered if is_positional(old) else index
-        new, rows = old, value(index).shape[0]
-        number = index.name.rsplit("_", 1)[1]
+        by = renumbered if is_positional(old) else given["index"]
+        new, rows = old, value(by).shape[0]
         for dim in dims:
             at = batch_dim(value(new), dims[0], rows)
             new = edit.call(f"{old.name}_{number}", OPS.take_tokens.default, new, by, at, dim)
         if len(dims) == 2 and program.facts.masked:
-            new = edit.call(f"{old.name}_{number}", OPS.mask_out.default, new, left)
+            new = edit.call(f"{old.name}_{number}", OPS.mask_out.default, new, given["left"])
         return new
 
     def ensures(self, program: Program) -> None:

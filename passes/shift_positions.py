@@ -8,7 +8,7 @@ from functools import partial
 from torch import fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.graph.edit import crossing, first_of_layer, replace_behind
+from lightvlm_fx.graph.edit import crossing, first_of_layer, replace_after
 from lightvlm_fx.graph.match import ancestors, is_positional
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.ops.cached_attention import shifted
@@ -63,7 +63,7 @@ class ShiftPositions(Pass):
                     if node.op == "call_function" and is_positional(node):
                         copies[node] = program.graph.node_copy(node, partial(_current, copies))
             for original, latest in list(current.items()):
-                replace_behind(program, cut, latest, copies[original], copies.values())
+                replace_after(program, cut, latest, copies[original], copies.values())
                 current[original] = copies[original]
             matched += 1
         return PassResult(matched, len(self.layers), "" if matched else "no layers given")

@@ -31,7 +31,7 @@ QUICK = {
     "test_openai.py::test_the_command": "",
     "test_openvino.py::test_answers_as_the_compiled_model": r"llava-(none|cuts)|qwen2_5_vl-h2o",
     **{f"test_methods_inside.py::test_{name}": r".*two pictures.*" for name in (
-        "pyramiddrop_ranks_by_the_layer_behind_the_cut", "dart", "illava", "v2drop", "sparsevlm", "hawk", "meteor",
+        "pyramiddrop_ranks_by_the_layer_after_the_cut", "dart", "illava", "v2drop", "sparsevlm", "hawk", "meteor",
     )},
     "test_pipelines.py::test_the_ci_job_runs": "",
     "test_pipelines.py::test_the_python_call_runs": "",

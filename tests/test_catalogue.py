@@ -29,7 +29,7 @@ OP_FILES = sorted(p for p in (PACKAGE / "ops").glob("*.py") if p.stem not in {"_
 # Rooms of the package from the ground up; a file imports from rooms below its own, and from its own.
 LEVELS = (
     ("errors", "spans"),
-    ("frozen", "releases"),
+    ("frozen", "quiet", "releases"),
     ("compat", "artifact"),  # what runs artifacts knows of nothing but errors and spans
     ("methods", "ops"),
     ("kv",),

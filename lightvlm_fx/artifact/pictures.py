@@ -3,7 +3,7 @@
 How a model takes pictures stands in the manifest, one of four kinds (`vision` of a bucket):
 
     tiles    squares of one size, each of which becomes `tokens` visual tokens; with `mask`, which pixels of them are real
-    patches  pictures of any shape as patches one behind the other, with a grid of heights and widths (Qwen-VL)
+    patches  pictures of any shape as patches one after the other, with a grid of heights and widths (Qwen-VL)
     anyres   a small whole picture and a grid of tiles, whose padding is cut off and whose rows end in a learned token (LLaVA-NeXT)
     fixed    only pictures of the example's sizes: the stage holds everything else as constants
 

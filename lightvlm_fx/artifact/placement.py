@@ -1,4 +1,4 @@
-"""Which nodes of a graph ONNX Runtime's CUDA provider leaves to the CPU, with copies before and behind: told without a GPU.
+"""Which nodes of a graph ONNX Runtime's CUDA provider leaves to the CPU, with copies before and after: told without a GPU.
 
 From the kernels that ONNX Runtime documents (docs/OperatorKernels.md at its commit 001d12d): for the operators that
 artifacts use, the types of their data at the newest opset that it has them for. Sizes, and what is computed from sizes alone, stay on the

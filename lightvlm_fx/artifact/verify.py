@@ -99,7 +99,7 @@ def parity(
                 raise InputError(why)
             run = vlm.stages(number).start(ids, mask, pictures, manifest["pad_token_id"])
             found["logits"] = max(found["logits"], _apart(run.logits, wanted))
-            found["tokens_apart"] = max(found["tokens_apart"], _behind(vlm, run, sequences, length))
+            found["tokens_apart"] = max(found["tokens_apart"], _after(vlm, run, sequences, length))
         except InputError as error:
             raise ArtifactError(f"{files.home}: the samples of bucket {number} are not what it takes: {error}; export again") from error
         found["tokens_equal"] &= bool(np.array_equal(said, sequences))
@@ -130,7 +130,7 @@ def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def _behind(vlm: VLM, run: Any, sequences: np.ndarray, length: int) -> float:
+def _after(vlm: VLM, run: Any, sequences: np.ndarray, length: int) -> float:
     """How far a token of sequences [B, S + new] is at most from being the likeliest after those before it, of the largest logit."""
     sampling, worst = Sampling.of({k: v for k, v in vlm.defaults.items() if k == "repetition_penalty"}), 0.0
     for at in range(length, sequences.shape[1]):

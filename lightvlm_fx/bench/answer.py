@@ -27,7 +27,7 @@ LEAST = SETTLED + 4 * BLOCK
 
 
 @dataclass
-class Answer(BaseStreamer):
+class Watched(BaseStreamer):
     """When each token came, and what had been compiled and how much memory had been taken at most by then."""
 
     name: str
@@ -79,7 +79,7 @@ def peak_memory(device: str) -> int:
 def answer(
     shape: Shape, schedule: Schedule, *, new: int = 4096, text: int = 64, backend: str = "inductor",
     dtype: torch.dtype = torch.bfloat16, device: str = "cpu", tell: Callable[[int], None] = lambda n: None,
-) -> Answer:  # fmt: skip
+) -> Watched:  # fmt: skip
     """`new` greedy tokens after a prompt of `shape.visual` visual and `text` text tokens; random weights.
 
     Raises InputError for an answer too short to settle, NotSupported for a schedule whose steps do not overwrite.
@@ -95,7 +95,7 @@ def answer(
     fast = lightvlm.compile(model, schedule, backend=backend)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    made = Answer(schedule.name, device, tell)
+    made = Watched(schedule.name, device, tell)
     with torch.inference_mode():
         out = fast.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, streamer=made, return_dict_in_generate=True)
         made.choice = choice_seconds(out.past_key_values, schedule, backend)

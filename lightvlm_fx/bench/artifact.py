@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import multiprocessing
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from lightvlm_fx.bench.prefill import Shape, build, example
 from lightvlm_fx.errors import NotSupported, UnknownName
 from lightvlm_fx.explanation import explain
 from lightvlm_fx.exporting.export import Artifact, export
+from lightvlm_fx.quiet import quiet
 from lightvlm_fx.schedule import Schedule
 
 LENGTHS = (64, 1024, 4096)
@@ -179,15 +178,10 @@ def _theirs(model: Any, inputs: dict[str, Any], home: Path) -> None:
 
     if not hasattr(OnnxExporter, "save_program"):
         raise NotSupported("bench artifact compares with transformers' own export, as transformers 5.23 and later write it; install one")
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            exported = OnnxExporter().export_for_generation(model, dict(inputs), OnnxConfig(dynamic=True, opset_version=23))
-            for name in ("language_model", "decode"):
-                OnnxExporter.save_program(exported.components[name].program, home / f"{name}.onnx")
-        finally:
-            logging.disable(logging.NOTSET)
+    with contextlib.redirect_stdout(io.StringIO()), quiet():
+        exported = OnnxExporter().export_for_generation(model, dict(inputs), OnnxConfig(dynamic=True, opset_version=23))
+        for name in ("language_model", "decode"):
+            OnnxExporter.save_program(exported.components[name].program, home / f"{name}.onnx")
 
 
 class Theirs:

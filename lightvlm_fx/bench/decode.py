@@ -25,7 +25,7 @@ WARM = 3  # untimed steps before each measurement
 
 
 @dataclass
-class Variant:
+class Decoding:
     """One way to decode. `at(n)` prepares a cache as it is after `n` new tokens and returns one step of it."""
 
     name: str
@@ -60,7 +60,7 @@ def decode(
     shape: Shape, schedules: dict[str, Schedule], *, lengths: tuple[int, ...] = (64, 1024, 4096), batch: int = 1, text: int = 64,
     repeats: int = 7, backend: str = "inductor", dtype: torch.dtype = torch.bfloat16, device: str = "cpu",
     prepack: bool = False, tell: Callable[[str], None] = lambda what: None,
-) -> list[Variant]:  # fmt: skip
+) -> list[Decoding]:  # fmt: skip
     """Time steps of every variant after 0 to the longest of `lengths` new tokens; with `prepack` also those with packed weights."""
     import lightvlm_fx as lightvlm
 
@@ -89,7 +89,7 @@ def decode(
     return variants
 
 
-def _timed(variant: Variant, point: int, steps: int, device: str) -> float:
+def _timed(variant: Decoding, point: int, steps: int, device: str) -> float:
     step = variant.at(point)
     for _ in range(WARM):
         step()
@@ -114,7 +114,7 @@ def _fill(model: Any, cache: Any, batch: int, tokens: int) -> None:
         cache.update(keys, values, layer)
 
 
-def _eager(model: Any, prompt: int, batch: int, points: tuple[int, ...]) -> Variant:
+def _eager(model: Any, prompt: int, batch: int, points: tuple[int, ...]) -> Decoding:
     held: list[Any] = [None]
 
     def at(new: int) -> Callable[[], Any]:
@@ -123,10 +123,10 @@ def _eager(model: Any, prompt: int, batch: int, points: tuple[int, ...]) -> Vari
         _fill(model, cache, batch, prompt + new)
         return lambda: model(input_ids=_token(model, batch), past_key_values=cache, use_cache=True)
 
-    return Variant("DynamicCache, eager", at, lambda: _bytes([x for layer in held[0].layers for x in (layer.keys, layer.values)]), points)
+    return Decoding("DynamicCache, eager", at, lambda: _bytes([x for layer in held[0].layers for x in (layer.keys, layer.values)]), points)
 
 
-def _static(model: Any, prompt: int, batch: int, longest: int, backend: str) -> Variant:
+def _static(model: Any, prompt: int, batch: int, longest: int, backend: str) -> Decoding:
     """Its step costs the same at every length: attention runs over the whole buffer."""
     cache = StaticCache(config=model.config.text_config, max_cache_len=prompt + longest + 1024)
     model(input_ids=_token(model, batch).expand(-1, 8), past_key_values=cache, use_cache=True)  # allocates the buffers
@@ -136,10 +136,10 @@ def _static(model: Any, prompt: int, batch: int, longest: int, backend: str) -> 
         return compiled(input_ids=_token(model, batch), past_key_values=cache, use_cache=True)
 
     used = lambda: _bytes([x for layer in cache.layers for x in (layer.keys, layer.values)])  # noqa: E731
-    return Variant("StaticCache, compiled", lambda new: step, used, (0,))
+    return Decoding("StaticCache, compiled", lambda new: step, used, (0,))
 
 
-def _compiled(fast: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor], points: tuple[int, ...]) -> Variant:
+def _compiled(fast: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor], points: tuple[int, ...]) -> Decoding:
     cache = fast(**inputs, use_cache=True, logits_to_keep=1).past_key_values
     start, batch = cache.layers[0].state.seen, len(inputs["input_ids"])
 
@@ -153,4 +153,4 @@ def _compiled(fast: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor
         return lambda: fast(input_ids=_token(fast, batch), past_key_values=cache, use_cache=True)
 
     used = lambda: _bytes([x for layer in cache.layers for x in (layer.keys, layer.values)])  # noqa: E731
-    return Variant(name, at, used, points)
+    return Decoding(name, at, used, points)

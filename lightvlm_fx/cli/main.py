@@ -56,11 +56,11 @@ def presets() -> None:
     """List the presets, their options and what they do."""
     import inspect
 
-    from lightvlm_fx.presets import PRESETS
+    from lightvlm_fx.presets import PRESETS, defaults
 
     table = Table("preset", "what it is", "options and defaults")
     for name, make in PRESETS.items():
-        options = ", ".join(f"{p.name}={p.default!r}" for p in inspect.signature(make).parameters.values())
+        options = ", ".join(f"{option}={usual!r}" for option, usual in defaults(name).items())
         paragraphs = (inspect.getdoc(make) or "").split("\n\n")
         table.add_row(name, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs), options)
     out.print(table)
@@ -97,8 +97,8 @@ def demo(
         items = opened or [(p.stem, open_picture(p), question or asked) for p, asked in program.bundled()]
         out.print(str(lightvlm.explain(source, schedule)))
         fast = lightvlm.compile(source, schedule, backend=backend)
-        answers: list[program.Answer] = []
-        for a in program.run(source, fast, processor, items, telling(status)):
+        answers: list[program.Answered] = []
+        for a in program.answers(source, fast, processor, items, telling(status)):
             if not answers or answers[-1].picture != a.picture:
                 out.print(f"\n{a.picture}", style="bold")
             out.print(f"  {a.question}", style="cyan")
@@ -180,11 +180,11 @@ def evaluate(
             progress.update(tasks[name], advance=n)
 
         if turns:
-            table = _turns_table(dialogues.run(schedules, samples, seed=seed, tick=tick))
+            table = _turns_table(dialogues.turns(schedules, samples, seed=seed, tick=tick))
         elif drift:
-            table = _drift_table(drifting.run(schedules, samples, kinds=kinds, seed=seed, tick=tick))
+            table = _drift_table(drifting.drifts(schedules, samples, kinds=kinds, seed=seed, tick=tick))
         else:
-            table = _score_table(program.run(schedules, samples, kinds=kinds, seed=seed, tick=tick), schedules)
+            table = _score_table(program.scores(schedules, samples, kinds=kinds, seed=seed, tick=tick), schedules)
     table.title = f"{table.title}, {samples} held-out {'dialogues' if turns else 'questions a kind'}"
     Console(width=max(out.width, 140)).print(table)
 
@@ -202,12 +202,12 @@ def _score_table(scores: list[Any], schedules: dict[str, Schedule]) -> Table:
 
 
 def _artifact_table(folders: list[Path], samples: int, kinds: tuple[str, ...], seed: int) -> Table:
-    from lightvlm_fx.eval.artifact import run
+    from lightvlm_fx.eval.artifact import scores
 
-    scores = run(folders, samples, kinds=kinds, seed=seed, tick=lambda name, n: None)
+    found = scores(folders, samples, kinds=kinds, seed=seed, tick=lambda name, n: None)
     table = Table("artifact", *kinds, "mean", "compiled model's mean", "same tokens as the compiled model",
-                  title=f"exact match on {scores[0].questions} held-out questions")  # fmt: skip
-    for score in scores:
+                  title=f"exact match on {found[0].questions} held-out questions")  # fmt: skip
+    for score in found:
         mean = sum(score.right.values()) / len(score.right)
         table.add_row(score.name, *(f"{share:.3f}" for share in score.right.values()), f"{mean:.3f}", f"{score.compiled_right:.3f}",
                       f"{score.identical:.3f}")  # fmt: skip

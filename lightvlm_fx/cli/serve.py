@@ -47,7 +47,8 @@ def serve(
     lacking = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if lacking:
         raise ImportError(f"this command needs {', '.join(lacking)}: pip install 'lightvlm-fx[serve]', or the packages alone")
-    from lightvlm_fx.serving.app import build, run
+    from lightvlm_fx.serving.app import build
+    from lightvlm_fx.serving.app import serve as listen
     from lightvlm_fx.serving.limits import Limits
     from lightvlm_fx.serving.sources import Sources
 
@@ -66,7 +67,8 @@ def serve(
         engine: Any = _artifact(source, providers, called)
     else:
         engine = _model(source, schedule_of(preset or "lightvlm", keep, file), backend, device, called)
-    run(build(engine, limits, sources), host, port, grace, lambda address: out.print(f"serving {called} at {address}/v1", soft_wrap=True))
+    app = build(engine, limits, sources)
+    listen(app, host, port, grace, lambda address: out.print(f"serving {called} at {address}/v1", soft_wrap=True))
 
 
 def _is_artifact(source: str) -> bool:

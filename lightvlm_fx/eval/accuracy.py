@@ -118,7 +118,7 @@ def mean_visual_tokens(schedule: Schedule, tokens: int, depth: int) -> float:
     return sum(left[sum(layer >= first for first in firsts)] for layer in range(depth)) / depth
 
 
-def run(
+def scores(
     schedules: dict[str, Schedule],
     per_kind: int,
     *,

@@ -28,7 +28,7 @@ class ArtifactScore:
     questions: int
 
 
-def run(
+def scores(
     folders: Sequence[Path], samples: int, *, kinds: Sequence[str], seed: int, tick: Callable[[str, int], None] = lambda name, n: None
 ) -> list[ArtifactScore]:
     """Ask every artifact, and the compiled float32 model under the artifact's schedule, one question at a time."""

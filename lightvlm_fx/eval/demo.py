@@ -15,7 +15,7 @@ from lightvlm_fx.pictures import inputs_of
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answered:
     """One question about one picture."""
 
     picture: str
@@ -45,9 +45,9 @@ def ask(model: Any, processor: Any, picture: Image.Image, question: str, **optio
     return processor.batch_decode(new, skip_special_tokens=True)[0].strip(), seconds
 
 
-def run(
+def answers(
     model: Any, fast: Any, processor: Any, items: list[tuple[str, Image.Image, list[str]]], tell: Callable[[str], None]
-) -> Iterator[Answer]:
+) -> Iterator[Answered]:
     """Warm both up, then answer every question with both."""
     tell("running the full model once")
     ask(model, processor, items[0][1], items[0][2][0])
@@ -59,4 +59,4 @@ def run(
             full, full_s = ask(model, processor, picture, question)
             compiled, compiled_s = ask(fast, processor, picture, question)
             last = [b for b in fast.lightvlm.report.buckets if b.stage == "prefill"][-1]
-            yield Answer(name, question, full, compiled, full_s, compiled_s, last.tokens_per_layer)
+            yield Answered(name, question, full, compiled, full_s, compiled_s, last.tokens_per_layer)

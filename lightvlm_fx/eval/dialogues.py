@@ -64,7 +64,7 @@ def answers(model: Any, processor: Any, dialogue: Dialogue) -> tuple[str, str]:
     return first_answer, second_answer
 
 
-def run(
+def turns(
     schedules: dict[str, Schedule], count: int, *, seed: int = SEED, backend: str = "eager",
     tick: Callable[[str, int], None] = lambda name, n: None,
 ) -> list[Turns]:  # fmt: skip

@@ -59,7 +59,7 @@ class Drift:
     nats: dict[str, NDArray[np.float64]]
 
 
-def run(
+def drifts(
     schedules: dict[str, Schedule], per_kind: int, *, kinds: Sequence[str] = KINDS, seed: int = SEED, backend: str = "eager",
     tick: Callable[[str, int], None] = lambda name, n: None,
 ) -> list[Drift]:  # fmt: skip

@@ -1,4 +1,4 @@
-"""A picture of what a schedule does: which patches survive each stage, and which were merged into which."""
+"""A picture of what a schedule does: which patches survive each cut, and which were merged into which."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PANEL = 384  # pixels a side
 MARGIN, HEAD = 12, 40
 
 
-def stages(fast: Any) -> list[Tensor]:
+def holders(fast: Any) -> list[Tensor]:
     """For each cut of the latest prefill, the survivor of every visual token of the first picture, or -1.
 
     Each entry is [N] int64 on the original tokens: equal numbers were merged into one survivor, whose own
@@ -43,7 +43,7 @@ def stages(fast: Any) -> list[Tensor]:
 
 
 def draw(fast: Any, picture: Image.Image) -> Image.Image:
-    """Panels side by side: the picture, then each stage. Call after the model has answered about `picture`.
+    """Panels side by side: the picture, then what each cut leaves. Call after the model has answered about `picture`.
 
     Survivors are framed in their colour, what was merged into them is tinted with it, what was dropped is dark.
     Raises InputError where the visual tokens do not form a square.
@@ -55,7 +55,7 @@ def draw(fast: Any, picture: Image.Image) -> Image.Image:
     side = math.isqrt(n)
     if side * side != n:
         raise InputError(f"the picture became {n} visual tokens, which is no square grid; show draws square grids only")
-    maps = stages(fast)
+    maps = holders(fast)
     layers = fast.lightvlm.report.buckets[0].tokens_per_layer
     firsts = fast.lightvlm.schedule.layers(len(layers))
     base = picture.convert("RGB").resize((PANEL, PANEL), Image.Resampling.BICUBIC)

@@ -25,7 +25,7 @@ from lightvlm_fx.model.layout import Placeholders
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.ops.tiles import parts
 from lightvlm_fx.passes import pipelines
-from lightvlm_fx.passing.pipeline import Step
+from lightvlm_fx.passing.pipeline import PassRun
 from lightvlm_fx.releases import releases_first
 from lightvlm_fx.schedule import Schedule, fixed_capacity
 
@@ -62,13 +62,13 @@ class Built:
     capacity: tuple[int, ...]  # slots of each layer's buffers
     new_tokens: int  # that an answer may have; 0: any number
     period: int  # steps between two runs of `compact`; 0: none
-    steps: dict[str, list[Step]]  # what the passes did
+    steps: dict[str, list[PassRun]]  # what the passes did
 
 
 def single_turn(schedule: Schedule) -> Schedule:
     """`schedule` for prompts that no second question follows: what a turn would choose to read is all that stays."""
     if schedule.kv and schedule.kv.when.by_turn:
-        return schedule.model_copy(update={"kv": schedule.kv.model_copy(update={"when": Once()})})
+        return schedule.unchecked(kv=schedule.kv.unchecked(when=Once()))
     return schedule
 
 
@@ -89,7 +89,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
     schedule = pipelines.effective(single_turn(schedule), Placeholders.of(model).planes)
     depth, segment = bucket.prefill.facts.layers, bucket.given["visual_segment"]
-    seen = vision_stage(model, bucket.pictures, bucket.rows * bucket.visual, static, schedule.watches_tower, schedule.tower)
+    seen = vision_stage(model, bucket.pictures, schedule, bucket.rows * bucket.visual, static)
     bounds = _bounds(bucket, seen, images)
     tables = Tables.of(bounds, schedule, depth)
     lengths = tables.lengths(schedule, length) if any_length and not bucket.prefill.facts.static_length else None

@@ -1,4 +1,4 @@
-"""What a causal mask lets a prefill stage leave out: the keys behind its rows, half of all.
+"""What a causal mask lets a prefill stage leave out: the keys after its rows, half of all.
 
 And what attention by blocks gives for nothing: the probabilities that a layer's cache score sums up.
 """

@@ -117,7 +117,7 @@ class Editor:
             raise
 
 
-def replace_behind(program: Program, cut: fx.Node, old: fx.Node, new: fx.Node, keep: Iterable[fx.Node] = ()) -> None:
+def replace_after(program: Program, cut: fx.Node, old: fx.Node, new: fx.Node, keep: Iterable[fx.Node] = ()) -> None:
     """Make the users of `old` at or after `cut` read `new`; outputs and the nodes in `keep` stay as they are."""
     order = {n: i for i, n in enumerate(program.graph.nodes)}
     spared = set(keep)
@@ -126,13 +126,13 @@ def replace_behind(program: Program, cut: fx.Node, old: fx.Node, new: fx.Node, k
             user.replace_input_with(old, new)
 
 
-def resized(edit: Editor, old: fx.Node, stay: fx.Node, length: Any, made: dict[fx.Node, fx.Node]) -> fx.Node:
-    """The number `old` computed from the new length `stay`; itself where it does not depend on the old one."""
+def resized(edit: Editor, suffix: str, old: fx.Node, stay: fx.Node, length: Any, made: dict[fx.Node, fx.Node]) -> fx.Node:
+    """The number `old` computed from the new length `stay`, called `old`_`suffix`; itself where it does not depend on the old one."""
     val = value(old)
     if old in made or not depends_on(val, length):
         return made.get(old, old)
     if expression(val) == expression(length):
         return stay
-    args = [resized(edit, a, stay, length, made) if isinstance(a, fx.Node) else a for a in old.args]
-    made[old] = edit.call(f"{old.name}_{stay.name.rsplit('_', 1)[1]}", old.target, *args)
+    args = [resized(edit, suffix, a, stay, length, made) if isinstance(a, fx.Node) else a for a in old.args]
+    made[old] = edit.call(f"{old.name}_{suffix}", old.target, *args)
     return made[old]

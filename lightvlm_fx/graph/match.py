@@ -30,13 +30,13 @@ def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 def copied(edit: Editor, wanted: list[Any], reader: fx.Node, suffix: str) -> list[Any]:
     """What nodes among `wanted` hold when `reader` runs, computed once more at the editor's place; anything else as it is."""
     order = list(edit.program.graph.nodes)
-    behind = order[order.index(edit.before) : order.index(reader)]
+    after = order[order.index(edit.before) : order.index(reader)]
     needed = ancestors(x for x in wanted if isinstance(x, fx.Node))
-    for node in behind:
+    for node in after:
         if _is_mutable(node) and not needed.isdisjoint(ancestors(node.args[:1])):  # it writes what is needed
             needed |= ancestors([node])
     copies: dict[fx.Node, fx.Node] = {}
-    for node in behind:
+    for node in after:
         if node in needed:
             args, kwargs = pytree.tree_map_only(fx.Node, lambda x: copies.get(x, x), (node.args, dict(node.kwargs)))
             copies[node] = edit.call(f"{node.name}_{suffix}", node.target, *args, **kwargs)

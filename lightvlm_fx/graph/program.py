@@ -21,7 +21,7 @@ EXAMPLE = 7  # the smallest number that a new symbolic size is traced at
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutNodes:
     """What a token reduction left in the graph; every field but `layer` names a node."""
 
     layer: int
@@ -37,7 +37,7 @@ class Facts:
 
     layers: int  # decoder layers
     hidden: int  # width D
-    cuts: tuple[Cut, ...] = ()
+    cuts: tuple[CutNodes, ...] = ()
     size: str = ""  # node [B, S] float32: original tokens that each one stands for
     biased: bool = False  # keys after the latest cut carry the log of their size
     outputs: tuple[str, ...] = ()  # what each graph output is

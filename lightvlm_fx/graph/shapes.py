@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from lightvlm_fx.compat import equal_sizes, expression, fake_mode, on_fakes, pytree
+from lightvlm_fx.compat import at_least_one, equal_sizes, expression, fake_mode, on_fakes, pytree
 from lightvlm_fx.errors import PostconditionError
 from lightvlm_fx.graph.pretty import exact, excerpt, typed
 from lightvlm_fx.graph.program import Program, value
@@ -26,15 +27,14 @@ def record(program: Program) -> Record:
     return {n: (n.target, n.args, dict(n.kwargs)) for n in program.graph.nodes}
 
 
-def infer_shapes(program: Program, before: Record | None = None) -> None:
-    """Make `meta["val"]` of every node true again after an edit; without `before`, a record made ahead of it, run all nodes.
+def infer_shapes(program: Program, before: Record) -> None:
+    """Make `meta["val"]` of every node true again after an edit; `before` is a record made ahead of it.
 
     Starts from the nodes that changed and follows their users as long as a value changes.
     Raises PostconditionError with the neighbourhood of the node that no longer fits.
     """
     mode = next(fake_mode(v) for n in program.placeholders() if isinstance(v := n.meta.get("val"), Tensor))
     nodes = [n for n in program.graph.nodes if n.op == "call_function"]
-    before = before or {}
     todo = {n for n in nodes if before.get(n) != (n.target, n.args, dict(n.kwargs))}
     shifts = _Shifts(before)
     with mode:
@@ -47,6 +47,42 @@ def infer_shapes(program: Program, before: Record | None = None) -> None:
             if new is not None or exact(old) != exact(node.meta["val"]):
                 shifts.was[node] = old
                 todo |= node.users.keys()
+
+
+def check_shapes(program: Program) -> None:
+    """Raise PostconditionError where a node's value is of another dtype or size than torch's own inference over all nodes gives.
+
+    For tests and LIGHTVLM_DEBUG=4: `infer_shapes` runs few of them.
+    """
+    inputs = [value(n) for n in program.placeholders()]
+    plain = program.clone()
+    _Plain(plain.graph_module, next(filter(None, map(fake_mode, inputs)))).propagate_dont_convert_inputs(*inputs)
+    symbols = sorted({s for x in inputs for n in x.shape if isinstance(n, SymInt) for s in expression(n).free_symbols}, key=str)
+    numbers = {symbol: 77 + 101 * i for i, symbol in enumerate(symbols)}
+
+    def at_numbers(val: Any) -> Any:
+        if isinstance(val, tuple | list):
+            return tuple(map(at_numbers, val))
+        if isinstance(val, Tensor):
+            return val.dtype, at_numbers(val.shape)
+        return int(expression(val).subs(numbers)) if isinstance(val, SymInt) else val
+
+    for ours, theirs in zip(program.graph.nodes, plain.graph.nodes, strict=True):
+        if ours.op == "call_function" and at_numbers(value(ours)) != at_numbers(value(theirs)):
+            raise PostconditionError(
+                f"expected {exact(value(theirs))} at %{ours.name}, as torch infers it, found {exact(value(ours))}\n"
+                f"{excerpt(program, ours)}\nThis is a defect of lightvlm_fx; dump=... keeps the graphs."
+            )
+
+
+class _Plain(FakeTensorProp):
+    """Weights are as fake as the inputs, and operators called as everywhere here."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        return n.meta["val"] if n.op == "get_attr" else super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return on_fakes(target, args, kwargs)
 
 
 def _run(program: Program, node: fx.Node) -> Any:
@@ -155,9 +191,7 @@ def _linear(size: Any) -> tuple[Any, Any, Any] | None:
 
 @cache
 def _coefficients(expr: Any) -> tuple[Any, Any, Any] | None:
-    for part in expr.find(lambda e: type(e).__name__ == "Max"):  # the stride over n tokens reads Max(1, n), in case there were none
-        if len(part.args) == 2 and 1 in part.args:
-            expr = expr.xreplace({part: next(x for x in part.args if x != 1)})
+    expr = at_least_one(expr)
     if len(expr.free_symbols) != 1:
         return None
     [symbol] = expr.free_symbols

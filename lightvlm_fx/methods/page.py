@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from lightvlm_fx.methods.registry import BUDGETS, COMBINES, COUNTS, ENTRY_MERGES
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 HEAD = """# Methods
 
-Written by `make docs` from `lightvlm_fx/methods/`; one file each, whose docstring says more. A schedule names a method, or gives it
-options: `score = "density"`, `score = { name = "density", power = 0.5 }`. Presets put them together: `lightvlm presets`.
+Written by `make docs` from `lightvlm_fx/methods/`; one file each, whose docstring says more. A schedule names a
+method, or gives it options: `score = "density"`, `score = { name = "density", power = 0.5 }`. Presets put them
+together: `lightvlm presets`.
 """
 PARTS: tuple[tuple[str, str, Registry[Any]], ...] = (
     ("Token scores", "`Cut(score=)`: what a cut ranks visual tokens by.", TOKEN_SCORES),
@@ -25,22 +27,21 @@ PARTS: tuple[tuple[str, str, Registry[Any]], ...] = (
 )
 
 
-def row(kind: type[Method]) -> str:
-    """One line of a table."""
+def entry(kind: type[Method]) -> str:
+    """One item of a list."""
     options = [f"`{name}`" if field.is_required() else f"`{name}={field.get_default()}`" for name, field in kind.model_fields.items()]
     first = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-    reads = ", ".join(kind.reads) or "-"
-    if issubclass(kind, TokenScore) and kind().before_layers:
-        reads += " (also before layer 0)"
-    return f"| `{kind.name}` | {first} | {', '.join(options) or '-'} | {reads} | {kind.source} |"
+    said = [f"`{kind.name}`: {first} ({kind.source})"]
+    said += [f"Options: {', '.join(options)}."] * bool(options) + [f"Reads: {', '.join(kind.reads)}."] * bool(kind.reads)
+    said += ["Also before layer 0."] * (issubclass(kind, TokenScore) and kind().before_layers)
+    return textwrap.fill(" ".join(said), 119, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def page() -> str:
-    """The page, with a table for each kind of method."""
+    """The page, with a list for each kind of method."""
     lines = [HEAD]
     for title, what, registry in PARTS:
-        lines += [f"## {title}", "", what, "", "| name | what it does | options | reads | source |", "| --- | --- | --- | --- | --- |"]
-        lines += [*(row(kind) for kind in registry.all()), ""]
+        lines += [f"## {title}", "", what, "", *map(entry, registry.all()), ""]
     return "\n".join(lines)
 
 

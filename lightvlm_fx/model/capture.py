@@ -1,4 +1,4 @@
-"""A model's text decoder, and the arguments of one real call, to a `Program`. The only caller of torch.export.
+"""A model's text decoder, and the arguments of one real call, to a `Program`, by torch.export.
 
 Capture is semantic: the decoder runs with an attention implementation that emits one marker op a layer, a
 mask implementation that emits the mask only where the batch needs one, and a cache that records the keys

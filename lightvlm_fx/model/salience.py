@@ -115,7 +115,8 @@ def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Call
     """
     forward = getattr(type(model), "get_image_features", None)
     if forward is None:
-        raise NotSupported(f"score 'salience' watches get_image_features(), which {type(model).__name__} has not; use score 'density'")
+        why = f"a score by tower attention watches get_image_features(), which {type(model).__name__} has not"
+        raise NotSupported(f"{why}; use score 'density'")
     whole_picture_layers(tower)
     arguments = inspect.signature(forward)
     @functools.wraps(forward)
@@ -142,13 +143,13 @@ def salience(noted: Noted | Given, tokens: int) -> Tensor:
         return noted.scores
     if not noted.calls:
         raise NotSupported(
-            "score 'salience' reads the attention of the vision tower, but this tower does not attend through transformers' "
+            "a score by tower attention was asked for, but this vision tower does not attend through transformers' "
             "AttentionInterface, so nothing of it can be seen; use a cut with score 'density', which needs no tower"
         )
     if not noted.fits(tokens):
         raise NotSupported(
-            f"score 'salience' needs to know which patches of the vision tower a visual token comes from, but {noted.patches} patches "
-            f"became {tokens} tokens (tiles, pooling or row breaks lie between, or a video stands beside them); "
+            f"a score by tower attention needs to know which patches of the vision tower a visual token comes from, but "
+            f"{noted.patches} patches became {tokens} tokens (tiles, pooling or row breaks lie between, or a video stands beside them); "
             "use a cut with score 'density', which needs no tower"
         )
     if noted.summarised == tokens:

@@ -6,7 +6,7 @@ of the image (or video) it belongs to within its row. Scores and merges accumula
 Importing this package registers them under `torch.ops.lightvlm`; those of methods follow from their classes (methods/operators.py).
 """
 
-from lightvlm_fx.ops import (  # noqa: F401
+from lightvlm_fx.ops import (
     attention,
     cached_attention,
     compact_index,

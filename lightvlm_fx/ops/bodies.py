@@ -91,8 +91,8 @@ def _whole(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 def _padded(x: Tensor, room: Sequence[int], value: float) -> Tensor:
     """`x` with its last axis extended on both sides by `value`."""
-    before, behind = (x.new_full((*x.shape[:-1], n), value) for n in room[:2])
-    return torch.cat([before, x, behind], -1)
+    before, after = (x.new_full((*x.shape[:-1], n), value) for n in room[:2])
+    return torch.cat([before, x, after], -1)
 
 
 def _along(index: Tensor, dim: int, like: Tensor) -> Tensor:

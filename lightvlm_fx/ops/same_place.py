@@ -12,7 +12,7 @@ from lightvlm_fx.ops.tiles import pick, tiles
 def same_place(place: Tensor, segment: Tensor, index: Tensor, left: Tensor, earlier: bool = False) -> Tensor:
     """For each token the last survivor [B, S] of its image with the same `place` [B, S], as its place among them; -1 for none.
 
-    segment [B, S], index and left [B, K] from `select_tokens`; with `earlier`, survivors behind a token are not looked at. Survivors
+    segment [B, S], index and left [B, K] from `select_tokens`; with `earlier`, survivors after a token are not looked at. Survivors
     belong to themselves.
     """
     here, slots = (torch.arange(n, device=index.device) for n in (segment.shape[1], index.shape[1]))

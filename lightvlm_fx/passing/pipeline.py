@@ -13,12 +13,12 @@ from lightvlm_fx.compat import shapes_in_python, tracing
 from lightvlm_fx.errors import LightVLMError, OrderError, PostconditionError, PreconditionError, ScheduleError, shown
 from lightvlm_fx.graph.pretty import diff, target_name, text
 from lightvlm_fx.graph.program import Program
-from lightvlm_fx.graph.shapes import Record, infer_shapes, record
+from lightvlm_fx.graph.shapes import Record, check_shapes, infer_shapes, record
 from lightvlm_fx.passing.pass_base import Pass, PassResult, parse_pass
 
 
 @dataclass(frozen=True)
-class Step:
+class PassRun:
     """What one pass of a run did."""
 
     pass_text: str
@@ -57,7 +57,7 @@ class Pipeline:
     @tracing()
     def run(
         self, program: Program, *, strict: bool = True, dump: str | Path | None = None, stop_after: int | None = None
-    ) -> tuple[Program, list[Step]]:
+    ) -> tuple[Program, list[PassRun]]:
         """A rewritten copy of `program`, and what each pass did. `program` itself is not changed.
 
         With `dump`, the text before and after every pass is written to that folder. A pass that matches
@@ -92,7 +92,7 @@ def _dump(folder: Path | None, number: int, name: str, program: Program) -> None
         (folder / f"{program.stage}-{number:02d}-{name}.txt").write_text(text(program))
 
 
-def _apply(pass_: Pass, program: Program) -> Step:
+def _apply(pass_: Pass, program: Program) -> PassRun:
     """Run one pass on the pipeline's own copy, and check what it did."""
     if program.stage not in pass_.stages:
         raise PreconditionError(f"{pass_}: applies to {' and '.join(pass_.stages)} programs, got a {program.stage} program")
@@ -108,13 +108,15 @@ def _apply(pass_: Pass, program: Program) -> Step:
         program.graph.lint()
         new = record(program)
         infer_shapes(program, old)
+        if level >= 4:
+            check_shapes(program)
     if (old != new) != result.changed:
         raise PostconditionError(
             f"{pass_}: reports {result.matched} changes, but the graph did {'' if old != new else 'not '}change"
         )
     pass_.ensures(program)
-    step = Step(str(pass_), result, _delta(old, new))
-    if level >= 1:  # LIGHTVLM_DEBUG: 1 a line a pass, 2 also a diff, 3 also the whole text
+    step = PassRun(str(pass_), result, _delta(old, new))
+    if level >= 1:  # LIGHTVLM_DEBUG: 1 a line a pass, 2 also a diff, 3 also the whole text, 4 also compares shapes
         print(step)
     if level >= 2 and result.changed:
         print(diff(old_text, text(program)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightvlm_fx.passing.pipeline import Step
+from lightvlm_fx.passing.pipeline import PassRun
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Bucket:
     static_length: bool
     capture_s: float
     rewrite_s: float
-    steps: tuple[Step, ...]
+    steps: tuple[PassRun, ...]
     first_s: float = 0.0  # its first run, in which torch.compile compiles it
 
     def __str__(self) -> str:

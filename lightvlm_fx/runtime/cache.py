@@ -278,8 +278,8 @@ def _grown(x: Tensor, dim: int, size: int, fill: int) -> Tensor:
     assert size >= x.shape[dim], f"a buffer of {x.shape[dim]} slots cannot shrink to {size}: a defect of lightvlm_fx"
     if size == x.shape[dim] and x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes:
         return x
-    behind = x.ndim - 1 - dim % x.ndim
-    return F.pad(x, [0, 0] * behind + [0, size - x.shape[dim]], value=fill).contiguous()
+    after = x.ndim - 1 - dim % x.ndim
+    return F.pad(x, [0, 0] * after + [0, size - x.shape[dim]], value=fill).contiguous()
 
 
 def _grown_from_any(x: Tensor, dim: int, size: int, fill: int) -> Tensor:
@@ -294,6 +294,6 @@ def _grown_from_any(x: Tensor, dim: int, size: int, fill: int) -> Tensor:
         shape[dim] = more
         return torch.cat([x, x.new_full(shape, fill)], dim) if more else x
     here = torch.arange(size, device=x.device)
-    behind = x.ndim - 1 - dim % x.ndim
-    there = (here < slots).view(-1, *[1] * behind)
+    after = x.ndim - 1 - dim % x.ndim
+    there = (here < slots).view(-1, *[1] * after)
     return torch.where(there, x.index_select(dim, here.clamp_max(slots - 1)), fill)

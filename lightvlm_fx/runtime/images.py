@@ -26,7 +26,7 @@ from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.passing.report import Bucket, Report
 from lightvlm_fx.releases import releases_first
 from lightvlm_fx.runtime.follow import fingerprint
-from lightvlm_fx.schedule import TowerCut
+from lightvlm_fx.schedule import Schedule
 
 DEEPSTACK = "deepstack_features"
 SAID = {"last_hidden_state", "hidden_states", "attentions", "pooler_output", DEEPSTACK}  # in an output; a decoder is given the last two
@@ -70,12 +70,12 @@ class Stage:
 
 
 class ImageFeatures:
-    """Stands in for `get_image_features` of one compiled model. Raises NotSupported for `cuts` in a tower that cannot have them."""
+    """Stands in for `get_image_features` of one compiled model. Raises NotSupported for cuts in a tower that cannot have them."""
 
-    def __init__(self, model: nn.Module, path: str, holder: nn.Module, report: Report, cuts: tuple[TowerCut, ...],
+    def __init__(self, model: nn.Module, path: str, holder: nn.Module, report: Report, schedule: Schedule,
                  tell: Callable[[Tensor | None, int | None], None], *,
                  backend: str, options: dict[str, Any], static: bool, frozen: Callable[[], bool]) -> None:  # fmt: skip
-        self.model, self.path, self.report, self.cuts, self.tell = model, path, report, cuts, tell
+        self.model, self.path, self.report, self.schedule, self.tell = model, path, report, schedule, tell
         self.own: Callable[..., Any] = type(holder).get_image_features.__get__(holder)
         self.backend, self.options, self.static, self.frozen = backend, options, static, frozen
         self.__signature__ = inspect.signature(self.own)  # generate() goes by its names
@@ -87,7 +87,7 @@ class ImageFeatures:
         stage = self._stage(args, kwargs)
         if stage:
             return stage(self._pictures(args, kwargs)[0], self.tell)
-        if self.cuts:
+        if self.schedule.tower:
             raise not_cut(["get_image_features() was called with more than pictures, without pixels, or under autocast"])
         return self.own(*args, **kwargs)
 
@@ -130,11 +130,11 @@ class ImageFeatures:
     def _made(self, pictures: dict[str, Tensor], single: bool) -> Stage | None:
         like = self.own(**pictures, return_dict=True)
         begun = time.perf_counter()
-        found: VisionStage | list[str] = any_size(self.model, pictures, single=single, cuts=self.cuts)
+        found: VisionStage | list[str] = any_size(self.model, pictures, self.schedule, single=single)
         more = {name for name, x in like.items() if x is not None} - SAID
         if isinstance(found, VisionStage) and more:
             found = [f"its output also holds {', '.join(sorted(more))}"]
-        if not isinstance(found, VisionStage) and self.cuts:
+        if not isinstance(found, VisionStage) and self.schedule.tower:
             raise not_cut(found)
         if not isinstance(found, VisionStage):
             said = f"vision: the model's own code runs, uncompiled ({'; '.join(found)})"

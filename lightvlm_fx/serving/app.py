@@ -62,7 +62,7 @@ async def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse(said.body(), error.status_code, headers=dict(error.headers or {}))
 
 
-def run(app: Any, host: str, port: int, grace: int, tell: Any) -> None:
+def serve(app: Any, host: str, port: int, grace: int, tell: Any) -> None:
     """Serve `app` until a signal ends it; answers that run have `grace` seconds then. `tell` is called with the address in use.
 
     Raises OSError where the address is taken, or not of this machine.

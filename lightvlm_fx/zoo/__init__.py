@@ -5,8 +5,8 @@ tiny = zoo.build("llava")
 tiny.model.generate(**tiny.inputs(text=(7,), images=(1,)))
 """
 
-from lightvlm_fx.zoo import more  # noqa: F401  (adds the further families to FAMILIES)
-from lightvlm_fx.zoo.tiny import (  # noqa: F401
+from lightvlm_fx.zoo import more
+from lightvlm_fx.zoo.tiny import (
     BOI,
     BOS,
     EOI,

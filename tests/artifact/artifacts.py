@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from filelock import FileLock
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
@@ -37,25 +37,15 @@ def once(shelf, name, make):
     """The folder `name` of the shelf, by `make(folder)` of whichever worker comes first."""
     shelf.mkdir(parents=True, exist_ok=True)
     folder, note = shelf / name, shelf / f"{name}.done"
-    try:
-        os.close(os.open(shelf / f"{name}.lock", os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        end = time.monotonic() + WAIT
-        while not note.exists():
-            assert time.monotonic() < end, f"the worker that makes {name} never ended"
-            time.sleep(0.2)
-    else:
-        said = "it was cut off"
-        try:
-            make(folder)
-            said = ""
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            spare = note.with_suffix(".note")
-            spare.write_text(said)
-            spare.rename(note)
+    with FileLock(shelf / f"{name}.lock", timeout=WAIT):
+        if not note.exists():
+            note.write_text("it was cut off")
+            try:
+                make(folder)
+            except Exception as error:
+                note.write_text(f"{type(error).__name__}: {error}")
+                raise
+            note.write_text("")
     assert not note.read_text(), f"{name} could not be exported: {note.read_text()}"
     return folder
 

@@ -165,7 +165,7 @@ def test_onnx_runtime_computes_each_layers_outputs_before_the_next_layer(tmp_pat
         session.run(None, {"x": np.zeros((2, 8), np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         orders.append([e["args"]["op_name"] for e in events if e["name"].endswith("_kernel_time")])
-    assert orders[0][-8:] == ["Softmax", "ReduceMax"] * 4  # left alone: all of it behind the last layer
+    assert orders[0][-8:] == ["Softmax", "ReduceMax"] * 4  # left alone: all of it after the last layer
     assert [name for name in orders[1] if name in ("Tanh", "Softmax", "ReduceMax")] == ["Tanh", "Softmax", "ReduceMax"] * 4
 
 

@@ -72,7 +72,7 @@ def _near(options, logits, before):
 
 
 @given(cases())
-def test_greedy_is_the_largest_behind_the_penalty(case):
+def test_greedy_is_the_largest_after_the_penalty(case):
     options, logits, before = case
     want = theirs({"repetition_penalty": options["repetition_penalty"]}, logits, before).argmax(1)
     assert Sampling(**options).choose(logits, before, np.random.default_rng(0)).tolist() == want.tolist()

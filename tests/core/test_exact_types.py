@@ -200,7 +200,7 @@ def test_a_name_that_no_file_can_hold_leaves_the_old_file(tmp_path):
     path, old = tmp_path / "s.toml", Schedule.preset("fastv")
     old.save(path)
     with pytest.raises(ScheduleError, match="cannot be written"):
-        old.model_copy(update={"name": "\ud800"}).save(path)
+        old.unchecked(name="\ud800").save(path)
     assert Schedule.load(path) == old
 
 

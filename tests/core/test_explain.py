@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,6 +110,16 @@ def test_says_how_a_cache_is_bounded_and_what_it_takes(llava):
     )
     every = lightvlm.explain(llava.model, Schedule.preset("sparsevila", keep=1.0, capacity=0.25))
     assert every.kv_bytes == every.full_kv_bytes * (1 + every.entries_per_layer[0] / every.tokens_per_layer[0])
+
+
+def test_counts_and_figures_are_written_out(llava, monkeypatch):
+    """A count of 2000 is not 2e+03, and 12345 GFLOP are not 1.234e+04."""
+    ids = torch.full((1, 3000), zoo.FIRST_TEXT)
+    ids[:, 1:2501] = zoo.IMAGE
+    monkeypatch.setattr(llava.model.config, "image_seq_length", 2500, raising=False)
+    told = lightvlm.explain(llava.model, Schedule.preset("fastv", layer=1, keep=2000), {"input_ids": ids})
+    assert "keep 2000" in str(told)
+    assert "prefill FLOPs 12345 of 45678 GFLOP" in str(replace(told, flops=12345.4e9, full_flops=45678e9))
 
 
 def test_runs_nothing(llava, monkeypatch):

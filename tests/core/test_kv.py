@@ -232,7 +232,7 @@ def test_a_list_shares_the_budget_in_proportion(capacity, shares):
     ],
 )
 def test_a_plan_bounds_every_row_and_layer(options, cuts, count, lengths):
-    """Of a row with 6 text and 10 visual tokens, and one with 2 and 4 behind padding."""
+    """Of a row with 6 text and 10 visual tokens, and one with 2 and 4 after padding."""
     rows = [[TEXT] * 3 + [0] * 10 + [TEXT] * 3, [PADDING] * 10 + [TEXT, *[0] * 4, TEXT]]
     layout, schedule = Layout(torch.tensor(rows), ((10,), (4,))), Schedule(cuts=cuts, kv=Kv(**options, **OPEN))
     made = KvPlan.of(layout, layout.plan(schedule), schedule, 3)

@@ -65,7 +65,7 @@ def test_rows_with_breaks_are_one_picture():
     assert layout([T, *rows, T, *rows, T], ends_last_row=True).images == ((6, 6),)
 
 
-def test_the_token_behind_the_last_row_ends_a_picture():
+def test_the_token_after_the_last_row_ends_a_picture():
     one, two = [P, P, END], [P, BREAK, P, END]
     assert layout([T, *one, *one, T], ends_last_row=True).images == ((2, 2),)
     assert layout([T, *two, *one, *two, T], ends_last_row=True).images == ((2, 2, 2),)

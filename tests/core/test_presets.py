@@ -1,6 +1,10 @@
+import inspect
+
 import pytest
 
+from lightvlm_fx import presets
 from lightvlm_fx.errors import ScheduleError, UnknownName
+from lightvlm_fx.methods.moments import Prefill
 from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import Schedule
 
@@ -79,7 +83,7 @@ def test_refuses_an_unknown_option_with_a_guess():
         ("lightvlm", {"layers": ()}, "layers must name at least one layer"),
         ("lightvlm", {"keep": 64}, r"lightvlm: keep as a count needs a single layer \(layers=\(k,\)\), got"),
         ("pyramiddrop", {"keep": 0.3}, "pyramiddrop: keep must be a list such as"),
-        ("pyramiddrop", {"keep": (0.3,)}, "pyramiddrop: keep has 1 stages and layers 3; give one each"),
+        ("pyramiddrop", {"keep": (0.3,)}, "pyramiddrop: keep has 1 entries and layers 3; give one each"),
     ],
 )
 def test_refuses_options_that_do_not_fit(name, options, message):
@@ -89,3 +93,20 @@ def test_refuses_options_that_do_not_fit(name, options, message):
 
 def test_a_count_fits_a_single_layer():
     assert Schedule.preset("lightvlm", keep=64, layers=(2,)).budgets(576) == [64]
+
+
+def test_a_preset_is_also_a_function_of_its_options():
+    kv = presets.lightvlm(0.5, (1,), capacity=0.25, sinks=2, when=Prefill()).kv
+    assert (kv.capacity, kv.sinks, kv.recent, kv.when) == (0.25, 2, 1, Prefill())
+    assert {presets.defaults(name).keys() >= inspect.signature(make).parameters.keys() for name, make in PRESETS.items()
+            if name != "lightvlm"} == {True}  # fmt: skip
+    assert all(getattr(presets, make.__name__) is make for make in PRESETS.values())
+
+
+def test_options_of_methods_and_of_the_cache_are_named_one_by_one():
+    """`lightvlm` takes them beside its own; each has a default that `lightvlm presets` shows."""
+    options = presets.defaults("lightvlm")
+    assert list(options)[:7] == ["keep", "layers", "score", "combine", "positions", "proportional", "capacity"]
+    assert Schedule.preset("lightvlm", **options) == Schedule.preset("lightvlm")
+    with pytest.raises(UnknownName, match="did you mean 'kv_merge'"):
+        Schedule.preset("lightvlm", capacity=64, kv_merg="none")

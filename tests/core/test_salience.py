@@ -123,7 +123,7 @@ def test_refuses_a_video_beside_a_picture_of_as_many_tokens():
 
 def test_refuses_a_tower_whose_patches_are_not_its_tokens():
     tiny = zoo.build("internvl", layers=3)
-    with pytest.raises(NotSupported, match=r"score 'salience' needs to know .* patches became .* tokens .* with score 'density'"):
+    with pytest.raises(NotSupported, match=r"a score by tower attention needs to know .* patches became .* tokens .* with score 'density'"):
         answer(compiled(tiny.model, keep=0.5), tiny.inputs(text=(9,), images=(1,)), 2)
 
 

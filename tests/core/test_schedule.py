@@ -83,6 +83,18 @@ def test_the_fingerprint_is_the_same_in_every_release(golden):
     assert Schedule.preset("fastv", layer=2, keep=25).fingerprint == golden
 
 
+def test_a_copy_with_other_fields_is_checked():
+    schedule = Schedule.preset("lightvlm", capacity=64, recent=8)
+    assert schedule.model_copy(update={"name": "mine"}) == Schedule(name="mine", cuts=schedule.cuts, kv=schedule.kv)
+    assert schedule.model_copy() == schedule
+    assert schedule.cuts[0].model_copy(update={"score": "random"}).score.seed == 0
+    for update, message in (({"cuts": "none"}, "cuts"), ({"freeze": (2, 1)}, "freeze must rise"), ({"colour": 1}, "colour")):
+        with pytest.raises(ScheduleError, match=message):
+            schedule.model_copy(update=update)
+    with pytest.raises(ScheduleError, match="is below sinks"):
+        schedule.kv.model_copy(update={"capacity": 3})
+
+
 def test_a_schedule_can_be_hashed_and_not_changed():
     schedule = Schedule.preset("lightvlm")
     assert {schedule: 1}[Schedule.preset("lightvlm")] == 1
@@ -109,7 +121,7 @@ def test_budgets_fall_or_are_refused(schedule, n):
 
 
 @given(ratios, st.integers(100, 900))
-def test_a_count_behind_a_ratio_fits_or_is_refused(ratio, count):
+def test_a_count_after_a_ratio_fits_or_is_refused(ratio, count):
     schedule = Schedule(cuts=[Cut(layer=1, keep=ratio), Cut(layer=2, keep=count)])
     first = schedule.cuts[0].tokens(1000)
     if count <= first:

@@ -95,7 +95,7 @@ def test_samples_the_same_tokens_at_keep_1(box):
     assert texts[0] == texts[1]
 
 
-def test_image_before_or_behind_the_text_is_one_prompt(box):
+def test_image_before_or_after_the_text_is_one_prompt(box):
     parts = [{"type": "image"}, {"type": "text", "text": "hello"}]
     prompts = {box[1].apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True) for c in (parts, parts[::-1])}
     assert len(prompts) == 1

@@ -14,7 +14,7 @@ def turns():
         "lightvlm": {"capacity": 0.25}, "sparsevila": {}, "aircache": {"capacity": 0.1},
         "sparsevila merged": {"capacity": 0.05, "keep": 1.0}, "sparsevila unmerged": {"capacity": 0.05, "keep": 1.0, "merge": "none"},
     }  # fmt: skip
-    made = dialogues.run({name: Schedule.preset(name.split()[0], **options) for name, options in presets.items()}, COUNT)
+    made = dialogues.turns({name: Schedule.preset(name.split()[0], **options) for name, options in presets.items()}, COUNT)
     return {score.name: score for score in made}
 
 

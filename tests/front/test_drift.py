@@ -31,14 +31,14 @@ def test_predictions_are_those_of_a_forward_pass_over_prompt_and_answer(box, sam
 
 
 def test_a_schedule_that_reduces_nothing_does_not_drift():
-    (same,) = drift.run({"none": lightvlm.Schedule.preset("none")}, 2, kinds=["where", "describe"])
+    (same,) = drift.drifts({"none": lightvlm.Schedule.preset("none")}, 2, kinds=["where", "describe"])
     assert set(same.nats) == {"where", "describe", "describe: places"}
     assert all(abs(nats).max() < 1e-4 for nats in same.nats.values())
 
 
 def test_fewer_tokens_drift_further_and_places_are_a_part_of_it():
     schedules = {str(keep): lightvlm.Schedule.preset("random", keep=keep) for keep in (0.35, 0.03)}
-    mild, hard = drift.run(schedules, 6, kinds=["describe"])
+    mild, hard = drift.drifts(schedules, 6, kinds=["describe"])
     more, error = drift.compared(hard, mild, "describe")
     assert more > 0
     assert error > 0

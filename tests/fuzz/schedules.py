@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import decimal
 import enum
-import inspect
 import random
 import re
 import sys
@@ -32,7 +31,7 @@ from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_
 from lightvlm_fx.methods.registry import WHEN as MOMENTS
 from lightvlm_fx.passes import CATALOGUE, EXAMPLES
 from lightvlm_fx.passing.pipeline import Pipeline
-from lightvlm_fx.presets import PRESETS
+from lightvlm_fx.presets import PRESETS, defaults
 from lightvlm_fx.schedule import POSITIONS, Cut, Schedule
 
 
@@ -189,7 +188,7 @@ class Fuzz:
 
     def preset(self) -> None:
         name = self.random.choice(list(PRESETS))
-        options, fields = self.options({}, inspect.signature(PRESETS[name]).parameters)
+        options, fields = self.options({}, defaults(name))
         fields += ["sinks", "recent"] if len(fields) > 1 else []
         if self.random.random() < 0.1:
             name = self.random.choice(HOSTILE)
@@ -198,7 +197,7 @@ class Fuzz:
 
     def preset_text(self) -> None:
         name = self.random.choice([*PRESETS, "h2", ""])
-        known = [*inspect.signature(PRESETS[name]).parameters, "name", "self"] if name in PRESETS else ["keep"]
+        known = [*defaults(name), "name", "self"] if name in PRESETS else ["keep"]
         equals = ("=", "=", "=", "")
         parts = [f"{self.random.choice(known)}{self.random.choice(equals)}{self.text()}" for _ in range(self.random.randint(0, 3))]
         written = ":".join([name, *parts])

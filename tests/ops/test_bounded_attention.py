@@ -42,7 +42,7 @@ def draw(seed, n, rows=1):
 
 
 def cache(k, v, used, spare, rule, shared, start, seed, sized=False):
-    """The tokens of k, v [B, G, S, d] in `used` slots of any order, other numbers in empty ones; `spare` slots behind."""
+    """The tokens of k, v [B, G, S, d] in `used` slots of any order, other numbers in empty ones; `spare` slots after."""
     generator, start = torch.Generator().manual_seed(seed), torch.tensor(start)
     shape, last = (len(k), 1 if shared else GROUPS), k.shape[2] - 1
     place = torch.rand(*shape, used, generator=generator).argsort(-1)  # -1 where it is padding, or beyond the tokens

@@ -52,13 +52,13 @@ def test_entropy_is_that_of_the_rows(batch: Batch):
 
 
 @given(batches())
-def test_density_counts_what_the_text_behind_the_picture_uses(batch: Batch):
+def test_density_counts_what_the_text_after_the_picture_uses(batch: Batch):
     attended, seen = direct(batch)
     made = OPS.kv_spread_density(*batch.qk(), batch.segment, None, SCALE)
     for b in range(batch.rows):
         visual = torch.nonzero(batch.segment[b] >= 0).flatten()
-        behind = int(visual[-1]) if len(visual) else -1
-        rows = [i for i in range(behind + 1, batch.segment.shape[1]) if batch.segment[b, i] == TEXT]
+        after = int(visual[-1]) if len(visual) else -1
+        rows = [i for i in range(after + 1, batch.segment.shape[1]) if batch.segment[b, i] == TEXT]
         used = sum(((row >= 0.01 * row.max()) & seen[b, i]).sum().item() for i in rows for row in attended[b, :, i])
         torch.testing.assert_close(float(made[b]), used / attended.shape[1] / max(1, sum(int(seen[b, i].sum()) for i in rows)))
 

@@ -63,7 +63,7 @@ def test_received_is_the_column_mean_over_rows_that_see_the_token(batch: Batch, 
 
 @pytest.mark.usefixtures("tile")
 @given(batches(), kinds)
-def test_text_mean_is_the_mean_row_of_the_text_behind_the_first_picture(batch: Batch, kind):
+def test_text_mean_is_the_mean_row_of_the_text_after_the_first_picture(batch: Batch, kind):
     (q, k), allowed = batch.qk(), causal(batch)
     score = OPS.score_text_mean(q, k, batch.segment, as_mask(allowed, kind), SCALE)
     rows = attention(q, k, allowed)
@@ -182,8 +182,8 @@ def test_uniform_spreads_evenly(n, data):
     chosen = torch.nonzero(OPS.score_uniform(segment, torch.full_like(segment, budget))[0]).flatten()
     steps = set(chosen.diff().tolist())
     assert steps <= {n // budget, -(-n // budget)}
-    before, behind = int(chosen[0]), n - 1 - int(chosen[-1])
-    assert abs(before - behind) <= 1
+    before, after = int(chosen[0]), n - 1 - int(chosen[-1])
+    assert abs(before - after) <= 1
 
 
 @given(batches(rows=(2, 3)), st.sampled_from(["last-query", "received", "text-mean", "density", "peak", "uniform"]))

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.usefixtures("tile")
 SCALE = WIDTH**-0.5
 
 
-def behind(batch: Batch, row):
-    """Places of the text behind the row's last visual token."""
+def after(batch: Batch, row):
+    """Places of the text after the row's last visual token."""
     visual = torch.nonzero(batch.segment[row] >= 0).flatten().tolist()
     return [i for i, kind in enumerate(batch.segment[row].tolist()) if kind == TEXT and i > max(visual, default=-1)]
 
@@ -45,7 +45,7 @@ def test_log_sum_exp_is_that_of_the_row_of_each_token(batch: Batch, kind):
 def test_raters_are_the_words_of_more_than_average_relevance(batch: Batch):
     noted = OPS.note_raters(batch.segment, batch.hidden())
     for row in range(batch.rows):
-        words, visual = behind(batch, row), torch.nonzero(batch.segment[row] >= 0).flatten().tolist()
+        words, visual = after(batch, row), torch.nonzero(batch.segment[row] >= 0).flatten().tolist()
         relevance = (batch.hidden()[row, visual] @ batch.hidden()[row, words].T).softmax(1).mean(0)
         raters = [word for word, x in zip(words, relevance, strict=True) if x > relevance.mean() * (1 + 1e-5)] or words
         assert torch.nonzero(noted[row]).flatten().tolist() == raters
@@ -63,13 +63,13 @@ def test_raters_score_is_their_mean_row(batch: Batch, kind):
 
 @given(batches())
 def test_weighted_heads_are_of_length_one(batch: Batch):
-    """One head alone: mean products of the text behind, over the picture of length one."""
+    """One head alone: mean products of the text after, over the picture of length one."""
     q, k = batch.qk()
     for head in range(q.shape[1]):
         score = OPS.score_weighted_heads(q, k, batch.segment, SCALE, [float(head == i) for i in range(q.shape[1])])
         for row in range(batch.rows):
             visual = batch.segment[row] >= 0
-            products = (q[row, head, behind(batch, row)] @ k[row, head // 2, visual].T).mean(0)
+            products = (q[row, head, after(batch, row)] @ k[row, head // 2, visual].T).mean(0)
             torch.testing.assert_close(score[row, visual], torch.nn.functional.normalize(products, dim=0), atol=1e-5, rtol=1e-4)
 
 
@@ -81,7 +81,7 @@ def test_visual_heads_are_those_that_pay_the_pictures_most(batch: Batch, kind, h
     each = logits.masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
     for row in range(batch.rows):
         visual = batch.segment[row] >= 0
-        paid = each[row][:, behind(batch, row)].mean(1)
+        paid = each[row][:, after(batch, row)].mean(1)
         most = paid[:, visual].sum(1).topk(min(heads, len(paid))).indices
         if visual.any():
             torch.testing.assert_close(score[row], paid[most].mean(0))

@@ -1,4 +1,4 @@
-"""Tier 4: under any schedule a row says the same alone, in a batch, and behind padding."""
+"""Tier 4: under any schedule a row says the same alone, in a batch, and after padding."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def padded(inputs, columns):
 
 
 def check_rows(tiny, fast, *, text, images, columns, seed=0, new=8):
-    """Assert that each row's logits and tokens are the same in the batch, alone, and behind `columns` of padding."""
+    """Assert that each row's logits and tokens are the same in the batch, alone, and after `columns` of padding."""
     together = answer(fast, tiny.inputs(text=text, images=images, seed=seed), new)
     for row in range(len(text)):
         one = tiny.inputs(text=text[row : row + 1], images=images[row : row + 1], seed=seed + row)
@@ -69,7 +69,7 @@ def bounded(**options):
 RAGGED = {"text": (30, 9, 6), "images": (1, 1, 0)}
 FOUND = {  # by hand: each mixed its rows, or counted padding, once
     "density by column": bounded(when="prefill", score="density", capacity=1.0, budgets=[0.5, 1.0, 1.5], sinks=0, recent=1),
-    "density behind the prompt": bounded(score="marks", window=8, prompt="density", sinks=0),
+    "density after the prompt": bounded(score="marks", window=8, prompt="density", sinks=0),
     "pyramid by mask": bounded(when="mask", budgets="pyramid", sinks=0),
     "pyramid by period": bounded(when="periodic", budgets="pyramid", sinks=0, every=4),
     "periods of a longer row": bounded(when="periodic", capacity=48, every=4),
@@ -95,8 +95,8 @@ def test_padding_beyond_the_capacity_drops_nothing_that_is_new(tiny, unreduced, 
     fast = unreduced.lightvlm.with_schedule(schedule)
     for text, images in ((9, 0), (9, 1)):
         inputs = tiny.inputs(text=(text,), images=(images,))
-        plain, behind = answer(fast, inputs, 6), answer(fast, padded(inputs, columns), 6)
-        assert (torch.stack(plain.logits) - torch.stack(behind.logits)).abs().max() <= ALONE * torch.stack(plain.logits).abs().max()
+        plain, after = answer(fast, inputs, 6), answer(fast, padded(inputs, columns), 6)
+        assert (torch.stack(plain.logits) - torch.stack(after.logits)).abs().max() <= ALONE * torch.stack(plain.logits).abs().max()
 
 
 def test_an_answer_does_not_depend_on_earlier_prompts(tiny, unreduced):

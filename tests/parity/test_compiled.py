@@ -78,7 +78,7 @@ def test_one_row_is_a_kind_of_its_own_and_every_other_number_is_one(tiny, fast):
 
 @pytest.mark.compat
 def test_a_bounded_cache_is_one_step_for_every_length(tiny):
-    """Its buffers never change size: answers that turn the cache over, behind shorter and longer prompts."""
+    """Its buffers never change size: answers that turn the cache over, after shorter and longer prompts."""
     schedule = Schedule.preset("h2o", capacity=24, recent=4)
     fast, eager = (lightvlm.compile(tiny.model, schedule, backend=backend) for backend in ("inductor", "eager"))
     fast.lightvlm.warm_up(tiny.inputs(text=(8,), images=(1,)))

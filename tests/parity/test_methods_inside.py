@@ -30,7 +30,7 @@ def rounded(n, share):
 
 @cases
 @families
-def test_pyramiddrop_ranks_by_the_layer_behind_the_cut(family, case):
+def test_pyramiddrop_ranks_by_the_layer_after_the_cut(family, case):
     positions = "compact" if family in PLAIN else "keep"
     keep = {1: 0.5, 3: 0.2}
     schedule = Schedule.preset("pyramiddrop", layers=tuple(keep), keep=tuple(keep.values()), positions=positions, ahead=True)
@@ -55,8 +55,8 @@ def dart(seen, budgets):
     """By turns every pivot takes the tokens least like it of what is left, all equally many (the first ones one more)."""
     _, keys, _ = seen.attention()
     norm, x = keys.float().abs().sum((0, 2)), unit(seen.hidden)
-    behind = [i for i in range(len(x)) if seen.text[i] and i > max(int(span[-1]) for span in seen.spans)]
-    by_norm = sorted(behind, key=lambda i: (-float(norm[i]), i))[:4]
+    after = [i for i in range(len(x)) if seen.text[i] and i > max(int(span[-1]) for span in seen.spans)]
+    by_norm = sorted(after, key=lambda i: (-float(norm[i]), i))[:4]
     out = []
     for span, budget in zip(seen.spans, budgets, strict=True):
         tokens = span.tolist()
@@ -148,7 +148,7 @@ def test_v2drop(family, case):
 # --- SparseVLM -------------------------------------------------------------------------------------------
 
 
-def words_behind(seen):
+def words_after(seen):
     return [i for i in range(len(seen.hidden)) if seen.text[i] and i > max(int(span[-1]) for span in seen.spans)]
 
 
@@ -162,7 +162,7 @@ def test_sparsevlm(family, case):
     chosen = []
 
     def rule(seen):
-        words = words_behind(seen)
+        words = words_after(seen)
         if seen.layer == 1:
             picture, question = seen.embeds[torch.cat(seen.spans)], seen.embeds[words]
             relevance = (picture @ question.T).softmax(1).mean(0)
@@ -192,7 +192,7 @@ def test_hawk(family, case, weighed):
     def rule(seen):
         q, k, _ = seen.attention(layer=0, rope=False)
         picture = torch.cat(seen.spans)
-        asked = (q[:, words_behind(seen)] @ k[:, picture].transpose(1, 2)).float().mean(1)  # [H, visual]
+        asked = (q[:, words_after(seen)] @ k[:, picture].transpose(1, 2)).float().mean(1)  # [H, visual]
         scores = (unit(asked) * torch.tensor(weights or [1.0] * heads)[:, None]).sum(0)
         return [best(s, rounded(n, 0.3)) for s, n in zip(scores.split(seen.sizes), seen.sizes, strict=True)]
 
@@ -214,7 +214,7 @@ def test_meteor(family, case, heads):
         q, k, _ = seen.attention()
         logits = (q @ k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
         blind = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
-        paid = logits.masked_fill(blind, -torch.inf).softmax(-1)[:, words_behind(seen)].mean(1)  # [H, n]
+        paid = logits.masked_fill(blind, -torch.inf).softmax(-1)[:, words_after(seen)].mean(1)  # [H, n]
         most = paid[:, torch.cat(seen.spans)].sum(1).topk(min(heads, len(paid))).indices
         return [best(paid[most].mean(0)[span], rounded(n, 0.3)) for span, n in zip(seen.spans, seen.sizes, strict=True)]
 

@@ -15,7 +15,7 @@ from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import POSITIONS
 from lightvlm_fx.testing import LEAD, one_line, real_inputs, run, tiny_program
 
-S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones behind LEAD, and what a cut leaves of them
+S, VISUAL, STAY = 24, 12, 5  # tokens, visual ones after LEAD, and what a cut leaves of them
 
 
 def rewritten(program, *passes):
@@ -114,7 +114,7 @@ def test_variation_reads_the_hidden_states_around_the_layer_before_the_cut(prefi
 
 @pytest.mark.parametrize(("family", "rope"), [("llava", True), ("llava", False), ("kimi_k25", True)])  # the last writes keys in place
 @pytest.mark.parametrize("layer", [0, 2])
-def test_a_score_may_read_the_layer_behind_the_cut(family, layer, rope):
+def test_a_score_may_read_the_layer_after_the_cut(family, layer, rope):
     """Of what arrives: the attention marker's queries and keys in the graph without the cut, or those before RoPE."""
     program = tiny_program(family=family)
     after = rewritten(program, ReduceTokens(layer=layer, score=LastQuery(ahead=True, rope=rope)))
@@ -166,7 +166,7 @@ def test_pruning_before_layer_0_is_the_model_on_the_survivors(prefill, score, po
 
 @pytest.mark.parametrize("combine", COMBINES.names)
 @pytest.mark.parametrize("score", SCORES)
-def test_layers_before_the_cut_are_untouched_and_those_behind_it_are_short(prefill, score, combine):
+def test_layers_before_the_cut_are_untouched_and_those_after_it_are_short(prefill, score, combine):
     removed = VISUAL - STAY
     after = rewritten(prefill, ReduceTokens(layer=2, score=score, combine=combine))
     given = named_inputs(after)
@@ -270,8 +270,8 @@ def test_refuses_attention_before_layer_0(prefill, score):
 
 
 @pytest.mark.parametrize("layer", [1, 2])
-def test_refuses_a_layer_that_is_not_behind_the_cut_before(prefill, layer):
-    with pytest.raises(PreconditionError, match="layer must be behind the cut before layer 2"):
+def test_refuses_a_layer_that_is_not_after_the_cut_before(prefill, layer):
+    with pytest.raises(PreconditionError, match="layer must be after the cut before layer 2"):
         rewritten(prefill, ReduceTokens(layer=2), ReduceTokens(layer=layer))
 
 

@@ -13,12 +13,12 @@ MORE = 1e-5  # of an average: words that are equally relevant are all average, w
 
 
 class Raters(AttentionScore):
-    """Mean attention, over heads, of the raters: text behind the pictures whose relevance is above its average.
+    """Mean attention, over heads, of the raters: text after the pictures whose relevance is above its average.
 
     Relevance of a word: softmax over the words of the product of a visual token's input embedding with theirs, mean over the visual
     tokens. Read from the source's code (branch v1.5, 2026-11-26): raters are found once, before the decoder, and rate at every cut.
 
-    Ours: pictures of a row share their raters, found over all its visual tokens, in the text behind the last; where no word is above
+    Ours: pictures of a row share their raters, found over all its visual tokens, in the text after the last; where no word is above
     average, as for a single one, all of it rates (there the mean of nothing).
     """
 

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class UnlikePivots(AttentionScore):
-    """`image` pivots of each image and `text` ones of the text behind, by L1 norm of keys; each adds the tokens least like it.
+    """`image` pivots of each image and `text` ones of the text after, by L1 norm of keys; each adds the tokens least like it.
 
     Confirmed by ports of the authors' code (read 2026-11-26): keys of the layer before the cut, rotated; likeness is the cosine of hidden
     states before the cut; a pivot passes over what pivots before it took; text pivots take part, but are text and stay anyway.
 
     Ours: image pivots come first, then text pivots, each by falling norm (there a Python set's order); ties go to the earlier token;
     cosines are of hidden states as they are (there after the decoder's last norm, whose weights scale the channels); pictures of a row
-    share the text pivots, which lie behind the last; and of the `budget` tokens all that are no pivots are shared out among the pivots
+    share the text pivots, which lie after the last; and of the `budget` tokens all that are no pivots are shared out among the pivots
     there are, one more for the first where they do not divide. With keep = image + (image + text) * n each adds n, as there.
     """
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class VisualHeads(AttentionScore):
-    """Mean attention from the text behind the pictures, over the `heads` of most attention to visual tokens (all, of fewer).
+    """Mean attention from the text after the pictures, over the `heads` of most attention to visual tokens (all, of fewer).
 
     The source has no code; its summary leaves open which layer and how many heads. Its number of tokens grows with what those heads pay
     the picture; a cut's is known before, so `keep` is a ceiling, ours. Pictures of a row share the heads, ours.

@@ -23,7 +23,7 @@ class WeightedHeads(AttentionScore):
     softmax; so `ahead` and not `rope`, which a cut before layer 0 can have. The weights are measured offline, for each model; () is
     equal ones, ours.
 
-    Ours: the text is all that lies behind the row's pictures, the template's tokens too (there from the picture's end mark on to the
+    Ours: the text is all that lies after the row's pictures, the template's tokens too (there from the picture's end mark on to the
     turn's end mark), and pictures of a row share one length.
     """
 

@@ -37,8 +37,8 @@ def whole_picture_layers(tower: Any) -> frozenset[int] | None:
         return None
     if not layers:
         raise NotSupported(
-            f"score 'salience' compares the attention that patches receive over a whole picture, but every layer of the vision tower "
-            f"({config.model_type}) attends within windows; use a cut with score 'density', which needs no tower"
+            "a score by tower attention compares the attention that patches receive over a whole picture, but every layer of the vision "
+            f"tower ({config.model_type}) attends within windows; use a cut with score 'density', which needs no tower"
         )
     return frozenset(layers)
 
@@ -53,8 +53,8 @@ def patch_order(tower: Any, grid: Tensor | None) -> Tensor | None:
         return None
     if grid is None:
         raise NotSupported(
-            f"score 'salience' needs the {GRID} of the pictures to put the patches of the vision tower ({tower.config.model_type}) in "
-            "order, but get_image_features() was called without it; pass everything that the processor returned"
+            f"a score by tower attention needs the {GRID} of the pictures to put the patches of its vision tower in order "
+            f"({tower.config.model_type}), but get_image_features() was called without it; pass everything that the processor returned"
         )
     order = _from_windows(tower, grid) if by_window else torch.arange(int(grid.prod(1).sum()))
     return order[_squares(grid, side)] if by_row else order

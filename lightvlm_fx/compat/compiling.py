@@ -1,0 +1,57 @@
+"""torch.compile, inductor, and oneDNN's packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def maybe_dynamic(x: torch.Tensor, dim: int) -> None:
+    """Tell torch.compile to keep a dimension symbolic where it can. `torch.compiler` has no public way."""
+    import torch._dynamo
+
+    torch._dynamo.maybe_mark_dynamic(x, dim)
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has compiled in this process (those of `ByLayer` are not among them)."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def aoti_compile(exported: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a package of AOTInductor, whose documented entry stands in a private module."""
+    import torch._inductor
+
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+
+
+def inductor(graph: torch.fx.GraphModule, inputs: list[Any], mode: Any) -> Callable[..., Any]:
+    """What inductor makes of a graph, whose outputs are a tuple, for fake inputs of `mode`; conditions on sizes are noted there."""
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx
+
+    with tracing(TracingContext(mode)):
+        compiled: Any = compile_fx(graph, inputs)
+    return compiled
+
+
+def packed_weight(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """`weight` [m, n] in the layout that oneDNN wants for a product of so many rows."""
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return packed
+
+
+def packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear of a packed weight. torch has no public operators for these two."""
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
+    return out
+
+
+def packs_bfloat16() -> bool:
+    """Whether oneDNN has products of bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

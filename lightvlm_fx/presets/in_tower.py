@@ -1,0 +1,50 @@
+"""Presets that cut inside the vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightvlm_fx.errors import ScheduleError
+from lightvlm_fx.methods.combines.fold import Fold
+from lightvlm_fx.methods.options import Share
+from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
+from lightvlm_fx.methods.token_scores.fold_keys import FoldKeys
+from lightvlm_fx.methods.token_scores.survived import Survived
+from lightvlm_fx.presets.shared import QUARTERS
+from lightvlm_fx.schedule import Cut, Layer, Policy, Schedule, TowerCut
+
+
+def tower_cuts(keep: float, layers: Sequence[Layer], scores: Sequence[AnyTokenScore], combine: AnyCombine,
+               proportional: bool) -> tuple[TowerCut, ...]:  # fmt: skip
+    """Cuts that each leave the same share of what arrives, `keep` of a picture at last."""
+    n = len(layers)
+    kept = [keep ** ((i + 1) / n) for i in range(n - 1)] + [keep]
+    each = zip(layers, kept, scores, strict=True)
+    return tuple(TowerCut(layer=at, keep=k, score=score, combine=combine, proportional=proportional) for at, k, score in each)
+
+
+def survivors(keep: float, positions: Policy = "input") -> Cut:
+    """The cut by which the prompt loses what left in the tower."""
+    return Cut(layer=0, keep=keep, score=Survived(), positions=positions)
+
+
+def after_tower(schedule: Schedule, tower: float, layers: Sequence[Layer], scores: Sequence[AnyTokenScore],
+                combine: AnyCombine) -> Schedule:  # fmt: skip
+    """`schedule` for what cuts inside the tower leave, the share `tower`; itself where that is everything."""
+    if tower == 1:
+        return schedule
+    if any(not isinstance(cut.keep, float) for cut in schedule.cuts):
+        raise ScheduleError(f"{schedule.name}: keep must be a share beside tower={tower}, which it is a share of")
+    later = tuple(cut.model_copy(update={"keep": cut.keep * tower}) for cut in schedule.cuts if isinstance(cut.keep, float))
+    cuts = (survivors(tower, "keep"), *later)
+    return schedule.model_copy(update={"tower": tower_cuts(tower, layers, scores, combine, False), "cuts": cuts})
+
+
+def tome(keep: Share = 0.5, layers: Sequence[Layer] = QUARTERS, positions: Policy = "input") -> Schedule:
+    """ToMe (arXiv 2210.09461) in the vision tower: patches of like keys become one, which later attention counts by its size.
+
+    The paper merges in every block, some each (`layers` names all of them then), and mixes the order of tokens; here it stays.
+    """
+    score = FoldKeys(folds=1, penalty=0.0)
+    tower = tower_cuts(float(keep), layers, [score] * len(layers), Fold(louder=False), True)
+    return Schedule(name="tome", tower=tower, cuts=(survivors(float(keep), positions),))
