@@ -39,8 +39,9 @@ TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_value
 class Handle:
     """`fast.lightvlm`: what a compiled model can tell and do beyond its class."""
 
-    def __init__(self, decoder: Decoder, model: nn.Module, again: Callable[[Schedule | str | Path], Any]) -> None:
-        self._decoder, self._model, self._again = decoder, model, again
+    def __init__(self, decoder: Decoder, images: ImageFeatures | None, model: nn.Module,
+                 again: Callable[[Schedule | str | Path], Any]) -> None:  # fmt: skip
+        self._decoder, self._images, self._model, self._again = decoder, images, model, again
 
     @property
     def schedule(self) -> Schedule:
@@ -53,10 +54,11 @@ class Handle:
 
     def graph(self, stage: str = "prefill", only_pass: str | None = None) -> str:
         """Readable text of the latest rewritten graph of `stage`; `only_pass="*"` shows inserted lines only."""
-        for entry in reversed(list(self._decoder.entries.values())):
+        made = [*self._decoder.entries.values(), *(x for x in (self._images.stages.values() if self._images else ()) if x)]
+        for entry in reversed(made):
             if entry.program.stage == stage:
                 return text(entry.program, only_pass)
-        raise InputError(f"no {stage} graph yet: call warm_up(inputs) or generate() first (stages: prefill, decode)")
+        raise InputError(f"no {stage} graph yet: call warm_up(inputs) or generate() first (stages: vision, prefill, decode)")
 
     def explain(self, inputs: Any = None) -> Explanation:
         return explain(self._model, self.schedule, inputs)
@@ -149,7 +151,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     decoder = Decoder(source, schedule, report, Placeholders.of(model), backend=backend, strict=strict, static=static,
                       prepack=prepack, dump=dump, options=torch_compile_options)  # fmt: skip
     above = path.rpartition(".")[0]
-    parent = fast.get_submodule(above)
+    parent, images = fast.get_submodule(above), None
     if schedule.watches_tower:
         object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
     elif schedule.tower and not hasattr(type(parent), "get_image_features"):
@@ -171,7 +173,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     again = partial(compile, model, backend=backend, strict=strict, static=static, prepack=prepack, dump=dump, **torch_compile_options)
     object.__setattr__(fast, "__deepcopy__", lambda memo: _copy(fast, model, again.keywords, memo))
     object.__setattr__(fast, "__reduce_ex__", _refuse_pickling)
-    object.__setattr__(fast, "lightvlm", Handle(decoder, fast, again))
+    object.__setattr__(fast, "lightvlm", Handle(decoder, images, fast, again))
     return fast
 
 

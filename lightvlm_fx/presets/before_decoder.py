@@ -77,10 +77,11 @@ def folder(
     """
     if tower and not isinstance(keep, float):
         raise ScheduleError(f"folder: keep must be a share with tower=True, got {keep}")
-    if tower and isinstance(keep, float):
-        cut = TowerCut(layer=-1, keep=keep, score=FoldKeys(penalty=penalty), combine=FoldedMean(louder=False), proportional=True)
-        return Schedule(name="folder", tower=(cut,), cuts=(survivors(keep, positions),))
     folds = math.ceil(-math.log2(keep)) + 1 if isinstance(keep, float) else 16  # as many as any picture's rounding can need
+    if tower and isinstance(keep, float):
+        score, merged = FoldKeys(folds=folds, penalty=penalty), FoldedMean(louder=False)
+        cut = TowerCut(layer=-1, keep=keep, score=score, combine=merged, proportional=True)
+        return Schedule(name="folder", tower=(cut,), cuts=(survivors(keep, positions),))
     return before("folder", keep, Fold(folds=folds), FoldedMean(louder=louder), positions)
 
 

@@ -1,0 +1,315 @@
+"""Tier 5: cuts inside the vision tower, against a short, plain, independent tower that runs one picture, block by block."""
+
+import copy
+import math
+from functools import cache
+
+import pytest
+import references
+import torch
+from references import CASES, run_reference
+from torch.nn import functional as F
+
+import lightvlm_fx as lightvlm
+from lightvlm_fx import zoo
+from lightvlm_fx.errors import NotSupported, ScheduleError
+from lightvlm_fx.model.locate import vision_tower
+from lightvlm_fx.schedule import Cut, Schedule, TowerCut
+from lightvlm_fx.support import answer, difference
+
+EXACT = 1e-5  # of the largest logit
+PACKED = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("llava", "paligemma", *PACKED)  # the reference knows no DeepStack
+BLOCKS = 4
+
+
+def blocks_of(tower):
+    return tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers
+
+
+@cache
+def deep(family):
+    """The tiny model with a tower of four blocks, of which LLaVA uses three; those from the second on attend to whole pictures."""
+    tiny = zoo.build(family, layers=4)
+    tower, draw = vision_tower(tiny.model), torch.Generator().manual_seed(1)
+    blocks = blocks_of(tower)
+    while len(blocks) < BLOCKS:
+        blocks.append(copy.deepcopy(blocks[1], {id(tower.config): tower.config}))
+        for weight in blocks[-1].parameters():
+            weight.data += 0.02 * torch.randn(weight.shape, generator=draw)
+    config = tower.config
+    setattr(config, "depth" if hasattr(config, "depth") else "num_hidden_layers", BLOCKS)
+    if hasattr(tower, "fullatt_block_indexes"):
+        tower.fullatt_block_indexes = config.fullatt_block_indexes = [1, 2, 3]
+    return tiny
+
+
+@cache
+def unreduced(family):
+    return lightvlm.compile(deep(family).model, "none", backend="eager")
+
+
+@pytest.fixture(autouse=True)
+def deep_towers(monkeypatch):
+    monkeypatch.setattr(references, "tiny", deep)
+    monkeypatch.setattr(references, "unreduced", unreduced)
+
+
+# --- the reference ---------------------------------------------------------------------------------------
+
+
+def attend(block, x, turned, sizes):
+    """What a block's attention adds to x [n, D], its probabilities and keys [H, n, .]; keys count as `sizes` [n]."""
+    n = len(x)
+    if turned is None:
+        own = block.self_attn
+        x = block.layer_norm1(x)
+        q, k, v = (getattr(own, f"{name}_proj")(x).view(n, own.num_heads, -1).transpose(0, 1) for name in "qkv")
+        out = own.out_proj
+    else:
+        own, out = block.attn, block.attn.proj
+        q, k, v = own.qkv(block.norm1(x)).view(n, 3, own.num_heads, -1).permute(1, 2, 0, 3)
+        cos, sin = turned
+
+        def half(y):
+            a, b = y.chunk(2, -1)
+            return torch.cat([-b, a], -1)
+
+        q, k = (y * cos + half(y) * sin for y in (q, k))
+    logits = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
+    seen = logits.softmax(-1), k
+    return out((logits + sizes.log()).softmax(-1).matmul(v).transpose(0, 1).reshape(n, -1)), seen
+
+
+@torch.no_grad()
+def tower_reference(model, pixels, grid, rules, keep, proportional):
+    """Of one picture the places of the visual tokens that are left, and their features.
+
+    `rules`, by block, say which groups of tokens become one, each in the place of its last; `keep`, how many are left of all.
+    """
+    tower, got = vision_tower(model), {}
+    blocks, first = blocks_of(tower), min(rules)
+    hook = blocks[first].register_forward_pre_hook(lambda m, a, k: got.update(hidden=a[0], **k), with_kwargs=True)
+    own = model.model.get_image_features(pixels, *[grid] * (grid is not None))
+    hook.remove()
+    hidden, turned = got["hidden"], got.get("position_embeddings")
+    merge = model.config.vision_config.spatial_merge_size if grid is not None else 1
+    group = merge**2
+    tokens = sum(map(len, own.pooler_output))
+    hidden = hidden[0] if hidden.ndim == 3 else hidden
+    summary = len(hidden) - tokens * group
+    places, sizes = list(range(tokens)), torch.ones(len(hidden))
+    layer = getattr(model.config, "vision_feature_layer", None)
+    for number in range(first, len(blocks) if layer is None else len(blocks) + 1 + layer):
+        block = blocks[number]
+        more, (seen, k) = attend(block, hidden, turned, sizes if proportional else torch.ones_like(sizes))
+        hidden = hidden + more
+        if number in rules:
+            view = {"hidden": hidden, "k": k.transpose(0, 1), "seen": seen, "summary": summary, "group": group}
+            joined = rules[number](view, math.floor(tokens * keep[number] + 0.5))
+            units, weights = (x[summary:].unflatten(0, (-1, group)) for x in (hidden, sizes))
+            weigh = [weights[who][..., None] / weights[who].sum(0)[..., None] for who in joined]
+            kept = torch.cat([(units[who] * w).sum(0) for who, w in zip(joined, weigh, strict=True)])
+            sizes = torch.cat([sizes[:summary], *(weights[who].sum(0) for who in joined)])
+            hidden = torch.cat([hidden[:summary], kept])
+            places = [places[who[-1]] for who in joined]
+            if turned is not None:
+                turned = [x.unflatten(0, (-1, group))[[who[-1] for who in joined]].flatten(0, 1) for x in turned]
+        norm, mlp = (block.norm2, block.mlp) if hasattr(block, "norm2") else (block.layer_norm2, block.mlp)
+        hidden = hidden + mlp(norm(hidden))
+    return finished(model, tower, hidden, summary, places, grid)
+
+
+def finished(model, tower, hidden, summary, places, grid):
+    """Features of the tokens that are left, in the order of the prompt, with their places there."""
+    if grid is None:
+        left = hidden[summary:] if hasattr(model.config, "vision_feature_layer") else tower.post_layernorm(hidden)
+        return places, model.model.multi_modal_projector(left[None])[0]
+    features = tower.merger(hidden)
+    if hasattr(tower, "window_size"):
+        index, _ = tower.get_window_index(grid) if hasattr(tower, "get_window_index") else window_index(tower, grid)
+        there = torch.as_tensor(index)[places]
+        order = there.argsort()
+        return there[order].tolist(), features[order]
+    return places, features
+
+
+def window_index(tower, grid):
+    from transformers.vision_utils import get_vision_window_index
+
+    return get_vision_window_index(grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+
+
+def check(family, case, schedule, rules, proportional=False):
+    keep = {number: cut.keep for number, cut in zip(schedule.blocks(3 if family == "llava" else BLOCKS), schedule.tower, strict=True)}
+
+    def ruled(seen):
+        model, pixels, grid = seen.model, seen.inputs.get("pixel_values"), seen.inputs.get("image_grid_thw")
+        lengths = [1] * len(seen.spans) if grid is None else grid.prod(1).tolist()
+        out = []
+        for i, part in enumerate(pixels.split(lengths)):
+            at = None if grid is None else grid[i : i + 1]
+            out.append(tower_reference(model, part, at, dict(zip(keep, rules, strict=True)), keep, proportional))
+        return out
+
+    renumber = () if schedule.cuts[0].positions == "keep" else (0,)
+    run_reference(family, case, schedule, {0: ruled}, EXACT, renumber)
+
+
+# --- rules ------------------------------------------------------------------------------------------------
+
+
+def received(view):
+    """What each patch receives: of the summary, or of all on average."""
+    seen, summary = view["seen"], view["summary"]
+    return seen[:, 0, 1:].mean(0) if summary else seen.mean((0, 1))
+
+
+def by_keys(folds, penalty):
+    def rule(view, left):
+        summary, group = view["summary"], view["group"]
+        keys = view["k"].mean(1)[summary:].unflatten(0, (-1, group)).mean(1)
+        off = received(view) * 100 * penalty if penalty else torch.zeros(len(keys))
+        joined = [[i] for i in range(len(keys))]
+        for _ in range(folds):
+            whole = F.normalize(torch.stack([keys[who].sum(0) for who in joined]).float(), dim=-1)
+            movers = list(range(1 if summary else 0, len(joined), 2))
+            stay = [i for i in range(len(joined)) if i not in movers]
+            many = min(len(joined) // 2, len(joined) - left)
+            best = {i: max(stay, key=lambda j: float(whole[i] @ whole[j])) for i in movers}
+            worth = {i: float(whole[i] @ whole[best[i]] - off[joined[i]].mean()) for i in movers}
+            for i in sorted(movers, key=lambda i: -worth[i])[:many]:
+                joined[best[i]] = joined[i] + joined[best[i]]  # the place is the last one's
+            gone = sorted(movers, key=lambda i: -worth[i])[:many]
+            joined = [who for i, who in enumerate(joined) if i not in gone]
+        return joined
+
+    return rule
+
+
+def best_of(scores):
+    """Drop all but the groups of highest score."""
+
+    def rule(view, left):
+        worth = scores(view)
+        return [[i] for i in sorted(worth.argsort(descending=True, stable=True)[:left].tolist())]
+
+    return rule
+
+
+def unlike_mean(view):
+    units = view["hidden"][view["summary"] :].unflatten(0, (-1, view["group"])).flatten(1)
+    return 1 - F.cosine_similarity(units, units.mean(0)[None], dim=-1)
+
+
+# --- tests ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder(family, case):
+    """In the last block that is used, patches of like keys become one, less what the summary or all attend to."""
+    penalty = 0.0 if family in PACKED else 5.0
+    check(family, case, Schedule.preset("folder", keep=0.3, tower=True, penalty=penalty), [by_keys(3, penalty)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tome(family):
+    """In several blocks, each of which counts those before by their sizes."""
+    schedule = Schedule.preset("tome", keep=0.4, layers=(1, 2))
+    check(family, "two pictures and a ragged batch", schedule, [by_keys(1, 0.0)] * 2, proportional=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_resembles_the_mean_leaves(family):
+    cut = TowerCut(layer=1, keep=0.5, score="unlike-mean")
+    schedule = Schedule(tower=(cut,), cuts=(Cut(layer=0, keep=0.5, score="survived"),))
+    check(family, "two pictures and a ragged batch", schedule, [best_of(unlike_mean)])
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_what_the_tower_attends_to_stays(family):
+    cut = TowerCut(layer=1, keep=0.5, score="salience")
+    schedule = Schedule(tower=(cut,), cuts=(Cut(layer=0, keep=0.5, score="survived"),))
+    check(family, "two pictures and a ragged batch", schedule, [best_of(received)])
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_vl"])
+def test_keeping_everything_changes_nothing(family):
+    fast = unreduced(family).lightvlm.with_schedule(Schedule.preset("folder", keep=1.0, tower=True))
+    inputs = deep(family).inputs(text=(9, 6), images=(1, 2))
+    assert difference(answer(unreduced(family), inputs), answer(fast, inputs)) <= EXACT
+
+
+def test_folder_then_lightvlm_then_aircache(tmp_path):
+    """One schedule file: in the tower, in the layers, and in the cache."""
+    folder, layers = Schedule.preset("folder", keep=0.5, tower=True), Schedule.preset("lightvlm", keep=0.25)
+    both = Schedule(name="all", tower=folder.tower, cuts=(*folder.cuts, *layers.cuts[1:]), kv=Schedule.preset("aircache", capacity=0.5).kv)
+    both.save(tmp_path / "all.toml")
+    fast = unreduced("llava").lightvlm.with_schedule(tmp_path / "all.toml")
+    assert fast.lightvlm.schedule == both
+    inputs = deep("llava").inputs(text=(9, 6), images=(1, 2))
+    said = answer(fast, inputs)
+    assert said.sequences.shape == answer(deep("llava").model, inputs).sequences.shape
+    left = [inputs["input_ids"].shape[1], *(fast.lightvlm.survivors[f"index.{i}"].shape[1] for i in range(3))]
+    assert left == sorted(set(left), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("internvl", "65 tokens of a tile that becomes 16"),
+        ("smolvlm", "which patches become tokens depends on the picture's size"),
+        ("llava_next", "which patches become tokens depends on the picture's size"),
+        ("gemma3", "64 tokens of a tile that becomes 16"),
+    ],
+)
+def test_refuses_towers_whose_tokens_it_cannot_tell(family, why):
+    tiny = zoo.build(family, layers=2)
+    fast = lightvlm.compile(tiny.model, Schedule.preset("folder", tower=True), backend="eager")
+    with pytest.raises(NotSupported, match=why):
+        answer(fast, tiny.inputs(text=(9,), images=(1,)))
+
+
+def test_refuses_windows_after_the_cut():
+    tiny = zoo.build("qwen2_5_vl", layers=2)
+    fast = lightvlm.compile(tiny.model, Schedule.preset("tome", layers=(0,)), backend="eager")
+    with pytest.raises(NotSupported, match=r"blocks \[0\] of its tower attend within windows"):
+        answer(fast, tiny.inputs(text=(9,), images=(1,)))
+
+
+def test_refuses_more_cuts_than_blocks():
+    tiny = zoo.build("llava", layers=2)
+    fast = lightvlm.compile(tiny.model, Schedule.preset("tome"), backend="eager")
+    with pytest.raises(ScheduleError, match="3 cuts in blocks"):
+        answer(fast, tiny.inputs(text=(9,), images=(1,)))
+
+
+@pytest.mark.parametrize(
+    ("tower", "cuts"),
+    [
+        (0.5, ()),
+        (0.5, (Cut(layer=0, keep=0.4, score="survived"),)),
+        (None, (Cut(layer=0, keep=0.5, score="survived"),)),
+        (0.5, (Cut(layer=1, keep=0.5, score="survived"),)),
+    ],
+)
+def test_refuses_a_tower_whose_prompt_does_not_follow(tower, cuts):
+    inside = () if tower is None else (TowerCut(layer=0, keep=tower, score="unlike-mean"),)
+    with pytest.raises(ScheduleError, match="tower: what leaves inside the vision tower leaves the prompt"):
+        Schedule(tower=inside, cuts=cuts)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_artifacts_answer_alike(family, tmp_path):
+    tiny = deep(family)
+    inputs = tiny.inputs(text=(9, 6), images=(1, 2))
+    for preset, options in (("folder", {"tower": True}), ("tome", {"layers": (1, 2)})):
+        schedule = Schedule.preset(preset, **options)
+        lightvlm.export(tiny.model, schedule, tmp_path / preset, inputs=inputs, new_tokens=8)
+        fast = unreduced(family).lightvlm.with_schedule(schedule)
+        for asked in (inputs, tiny.inputs(text=(7, 9), images=(1, 1), seed=3)):
+            expected = fast.generate(**asked, max_new_tokens=8, do_sample=False)[:, asked["input_ids"].shape[1] :]
+            got = lightvlm.load(tmp_path / preset).generate(**{k: v.numpy() for k, v in asked.items()}, max_new_tokens=8)
+            assert got.tolist() == expected.tolist()
