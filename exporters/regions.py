@@ -298,12 +298,36 @@ def _compiled(part: fx.GraphModule, known: dict[Any, Callable[..., Any]], mode: 
     results = _results(part)
     if not isinstance(results, tuple | list):
         next(iter(reversed(part.graph.nodes))).args = ((results,),)
+    implied = _implied_sizes(part.graph)
     part.recompile()
     before = len(mode.shape_env.guards)
-    run = inductor(part, [node.meta["val"] for node in part.graph.nodes if node.op == "placeholder"], mode)
+    made = inductor(part, [node.meta["val"] for node in part.graph.nodes if node.op == "placeholder"], mode)
+
+    def run(*values: Any) -> Any:
+        return made(*(values[i].shape[d] // times for i, d, times in implied), *values)
+
     # what was assumed of these sizes is checked of these alone: parts of other sizes are not equal then
     known[key if len(mode.shape_env.guards) == before else (key, symbols)] = run
     return run
+
+
+def _implied_sizes(graph: fx.Graph) -> list[tuple[int, int, int]]:
+    """Give a part's graph, as first inputs, the sizes of which its tensors only have multiples: inductor takes none from those.
+
+    Of each the number of the tensor, its dimension, and how many times the size it is.
+    """
+    inputs = graph.find_nodes(op="placeholder")
+    sizes = [(i, d, size, expression(size).as_coeff_Mul()) for i, node in enumerate(inputs) if isinstance(value(node), Tensor)
+             for d, size in enumerate(value(node).shape) if isinstance(size, SymInt)]  # fmt: skip
+    plain = {symbol for _, _, _, (times, symbol) in sizes if times == 1}
+    plain |= {expression(value(node)) for node in inputs if isinstance(value(node), SymInt)}
+    found: dict[Any, tuple[int, int, int]] = {}
+    for i, d, size, (times, symbol) in sizes:
+        if symbol not in plain | found.keys() and symbol.is_Symbol:
+            with graph.inserting_before(inputs[0]):
+                _noted(graph.placeholder(f"size_{len(found)}"), size // int(times))
+            found[symbol] = (i, d, int(times))
+    return list(found.values())
 
 
 def _key(nodes: Iterable[fx.Node]) -> tuple[str, tuple[str, ...], list[fx.Node]]:

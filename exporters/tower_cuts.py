@@ -28,7 +28,7 @@ from lightvlm_fx.model.families.patch_order import whole_picture_layers
 from lightvlm_fx.ops.column_sums import column_sums
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.schedule import Schedule, TowerCut
-from lightvlm_fx.spans import share_of
+from lightvlm_fx.shares import share_of
 
 TILED = "lightvlm_tower_cut"  # attention of towers that take tiles, each a row
 SUMS = {"add", "__add__", "__radd__", "add_", "__iadd__"}

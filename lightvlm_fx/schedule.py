@@ -25,7 +25,7 @@ from lightvlm_fx.methods.flat import canonical, nested
 from lightvlm_fx.methods.registry import COMBINES, COUNTS, SERIALIZED, TOKEN_SCORES, AnyCombine, AnyTokenScore
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.methods.token_scores.survived import Survived
-from lightvlm_fx.spans import share_of
+from lightvlm_fx.shares import share_of
 
 _Positions = Literal["keep", "compact"]
 _Policies = Literal["keep", "compact", "input"]

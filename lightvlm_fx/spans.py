@@ -1,8 +1,7 @@
-"""Where the pictures of a row stand among its tokens, and a share of one. NumPy only: an artifact's runner asks it too."""
+"""Where the pictures of a row stand among its tokens. NumPy only: an artifact's runner asks it too."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,11 +14,6 @@ class Marks(Protocol):
     ids: Any
     per_image: int | None
     ends_last_row: bool | None
-
-
-def share_of(keep: float, tokens: int) -> int:
-    """`keep` of a picture's tokens, halves up, one at least; 0 of none."""
-    return min(tokens, max(1, math.floor(tokens * keep + 0.5))) if tokens else 0
 
 
 def images_of(ids: NDArray[np.int64], marks: Marks) -> list[NDArray[np.int64]]:

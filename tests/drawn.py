@@ -7,8 +7,9 @@ from lightvlm_fx.errors import ScheduleError
 from lightvlm_fx.methods.moments import MOMENTS
 from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES
 
-SCORES, KV_SCORES, WHEN = TOKEN_SCORES.names, ENTRY_SCORES.names, tuple(kind.name for kind in MOMENTS)
-WITHOUT_ATTENTION = tuple(kind.name for kind in TOKEN_SCORES.all() if kind().before_layers)
+SCORES = tuple(name for name in TOKEN_SCORES.names if name != "survived")  # which goes with cuts in the tower
+KV_SCORES, WHEN = ENTRY_SCORES.names, tuple(kind.name for kind in MOMENTS)
+WITHOUT_ATTENTION = tuple(name for name in SCORES if TOKEN_SCORES.get(name)().before_layers)
 RUNNING = tuple(kind.name for kind in ENTRY_SCORES.all() if kind.steps)
 ADAPTIVE = tuple(kind.name for kind in BUDGETS.all() if kind.adaptive)
 SHARING = tuple(name for name in BUDGETS.names if name != "weights")  # ways to share a budget that need no list
@@ -40,4 +41,4 @@ def methods(draw, registry, names=None, most=12):
         return kind()
 
 
-scores, combines = methods(TOKEN_SCORES), methods(COMBINES)
+scores, combines = methods(TOKEN_SCORES, SCORES), methods(COMBINES)

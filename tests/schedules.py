@@ -1,6 +1,6 @@
 """Hypothesis strategies for whole schedules, and for batches of a tiny model: what rows, padding and bounds are checked with."""
 
-from drawn import KV_SCORES, MERGES, RUNNING, SHARING, WHEN, WITHOUT_ATTENTION, methods
+from drawn import KV_SCORES, MERGES, RUNNING, SCORES, SHARING, WHEN, WITHOUT_ATTENTION, methods
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ def cuts(draw, depth, visual):
     keeps = sorted(draw(st.lists(shares, min_size=len(layers), max_size=len(layers))), reverse=True)
     made = []
     for layer, keep in zip(layers, keeps, strict=True):
-        names = WITHOUT_ATTENTION if layer == 0 else TOKEN_SCORES.names
+        names = WITHOUT_ATTENTION if layer == 0 else SCORES
         scores = [s for s in names if "tower" not in TOKEN_SCORES.get(s).reads or not made]
         combine = draw(methods(COMBINES))
         count = draw(st.booleans())

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.errors import InputError
-from lightvlm_fx.spans import share_of
+from lightvlm_fx.shares import share_of
 
 Array = NDArray[Any]
 Feed = dict[str, Array]

@@ -158,7 +158,7 @@ def prefill(
             variant.run()
             variant.seconds = []
         for fast, variant in zip(fasts, variants[1:], strict=True):
-            bucket = fast.lightvlm.report.buckets[0]
+            bucket = fast.lightvlm.report.of("prefill")[0]
             variant.rewrite_s = bucket.capture_s + bucket.rewrite_s
         for turn in range(repeats):
             tell(f"measuring, turn {turn + 1} of {repeats}")

@@ -56,7 +56,7 @@ def draw(fast: Any, picture: Image.Image) -> Image.Image:
     if side * side != n:
         raise InputError(f"the picture became {n} visual tokens, which is no square grid; show draws square grids only")
     maps = holders(fast)
-    layers = fast.lightvlm.report.buckets[0].tokens_per_layer
+    layers = fast.lightvlm.report.of("prefill")[0].tokens_per_layer
     firsts = fast.lightvlm.schedule.layers(len(layers))
     base = picture.convert("RGB").resize((PANEL, PANEL), Image.Resampling.BICUBIC)
     sheet = Image.new("RGB", (MARGIN + (PANEL + MARGIN) * (len(maps) + 1), PANEL + HEAD + MARGIN), "white")

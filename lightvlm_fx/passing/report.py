@@ -45,6 +45,10 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     buckets: list[Bucket] = field(default_factory=list)
 
+    def of(self, stage: str) -> list[Bucket]:
+        """The buckets of one stage, in the order in which they were opened."""
+        return [bucket for bucket in self.buckets if bucket.stage == stage]
+
     def __str__(self) -> str:
         head = f"{self.model} with schedule {self.schedule} ({self.fingerprint}), backend {self.backend}"
         body = [str(b) for b in self.buckets] or ["nothing compiled yet: call warm_up(inputs) or generate()"]

@@ -104,7 +104,7 @@ class ImageFeatures:
         pictures, others = self._pictures(args, kwargs)
         if others or "pixel_values" not in pictures or torch.is_autocast_enabled(pictures["pixel_values"].device.type):
             return None
-        now = tuple(fingerprint(child) for child in self._encoders())
+        now = self._now()
         pixels = pictures["pixel_values"]
         single, sizes = is_single(pictures), tuple(tuple(x.shape) for x in pictures.values()) if self.static else ()
         key = (single, tuple(pictures), pixels.ndim, pixels.shape[-3:][pixels.ndim < 4 :], pixels.dtype, pixels.device, sizes)
@@ -120,12 +120,13 @@ class ImageFeatures:
                         "a batch before freezing, or fast.lightvlm.thaw()"
                     )
                 self.stages[key] = self._made(pictures, single)
+                self.taken = self._now()  # the model's own code, asked for the first time, adds hooks of transformers
             return self.stages[key]
 
-    def _encoders(self) -> list[nn.Module]:
-        """What makes features: everything beside the decoder."""
+    def _now(self) -> tuple[Any, ...]:
+        """The fingerprint of what makes features: everything beside the decoder."""
         inner, decoder = self.model.get_submodule(self.path), self.model.get_decoder()
-        return [child for child in inner.children() if child is not decoder]
+        return tuple(fingerprint(child) for child in inner.children() if child is not decoder)
 
     def _made(self, pictures: dict[str, Tensor], single: bool) -> Stage | None:
         like = self.own(**pictures, return_dict=True)

@@ -79,7 +79,7 @@ def test_flops_are_those_that_torch_counts(family):
 
 def test_counts_are_those_of_the_run(llava, inputs, fast):
     told = lightvlm.explain(llava.model, PYRAMID, inputs)
-    prefill = fast.lightvlm.report.buckets[0]
+    prefill = fast.lightvlm.report.of("prefill")[0]
     assert prefill.tokens_per_layer == told.tokens_per_layer
     assert prefill.visual_per_layer == told.visual_per_layer
     assert fast.lightvlm.explain(inputs) == told

@@ -80,7 +80,7 @@ def test_keeps_the_tokens_that_the_tower_attends_to_most(llava):
             first = int((pictures[row] == number).nonzero()[0])
             got.append((index[row][segment[row] == number] - first).tolist())
     assert got == wanted.tolist()
-    assert fast.lightvlm.report.buckets[0].tokens_per_layer[0] < inputs["input_ids"].shape[1]
+    assert fast.lightvlm.report.of("prefill")[0].tokens_per_layer[0] < inputs["input_ids"].shape[1]
 
 
 @pytest.mark.compat
@@ -97,7 +97,7 @@ def test_reads_towers_without_a_summary(family):
     tiny = zoo.build(family, layers=3)
     fast, inputs = compiled(tiny.model, keep=0.5), tiny.inputs(text=(9,), images=(2,))
     answer(fast, inputs, 2)
-    assert len(set(fast.lightvlm.report.buckets[0].visual_per_layer)) == 1
+    assert len(set(fast.lightvlm.report.of("prefill")[0].visual_per_layer)) == 1
     whole = compiled(tiny.model, keep=ALL)
     assert difference(answer(tiny.model, inputs, 2), answer(whole, inputs, 2)) <= 1e-4
 

@@ -47,7 +47,7 @@ def test_keeps_its_accuracy_under_the_default_schedule(box, fast):
     samples = evaluate.held_out(20)
     full, reduced = (evaluate.evaluate(m, box[1], samples, "") for m in (box[0], fast))
     assert reduced.accuracy() >= 0.95 * full.accuracy()
-    assert fast.lightvlm.report.buckets[0].visual_per_layer == (144, 144, 101, 101, 101, 72, 72, 50)
+    assert fast.lightvlm.report.of("prefill")[0].visual_per_layer == (144, 144, 101, 101, 101, 72, 72, 50)
 
 
 def test_held_out_digits_are_not_in_training():

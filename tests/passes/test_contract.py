@@ -14,8 +14,9 @@ from lightvlm_fx.testing import check_pass, real_inputs, run, tiny_program
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 @pytest.mark.parametrize("kind", ["programs", "masked_programs"])
 def test_keeps_the_contract(request, kind, example):
-    for stage in example.stages:
-        check_pass(request.getfixturevalue(kind)[stage], example)
+    for stage, program in request.getfixturevalue(kind).items():
+        if stage in example.stages:
+            check_pass(program, example)
 
 
 def test_programs_can_be_asked_for_by_family_and_stage():
