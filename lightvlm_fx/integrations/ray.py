@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,18 +84,16 @@ def answer_into(
     """
     from ray.data.checkpoint import CheckpointConfig
 
+    if not dataset.has_serializable_lineage():
+        raise InputError("a data set that was not read from files is gone when its run ends; write it (dataset.write_parquet(folder)), "
+                         "and give ray.data.read_parquet(folder)")  # fmt: skip
     home = str(output) if "://" in str(output) else str(Path(output).resolve())
     answered = answer(dataset.repartition(target_num_rows_per_block=rows_a_file), **{"source": source} | options)
     answered.context.checkpoint_config = CheckpointConfig(row, f"{home}/{DONE}", delete_checkpoint_on_success=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*doesn't support checkpointing", category=UserWarning)
-        try:
-            answered.write_parquet(f"{home}/{ANSWERS}")
-        except UserWarning as error:
-            raise InputError("only a data set that was read from files can be gone on with; write it (dataset.write_parquet(folder)), "
-                             "and give ray.data.read_parquet(folder)") from error  # fmt: skip
-        finally:
-            answered.context.checkpoint_config = None
+    try:
+        answered.write_parquet(f"{home}/{ANSWERS}")
+    finally:
+        answered.context.checkpoint_config = None  # data sets share it with those that they were made of
     return f"{home}/{ANSWERS}"
 
 
