@@ -33,9 +33,16 @@ class Worker:
         self.rows = Rows(open_engine(source, **opening), limits=limits, **generate)
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
-        """`table` without its pictures, and with the columns `answer`, `tokens`, `finish` and `error`."""
+        """`table` without its pictures, and with the columns `answer`, `tokens`, `finish` and `error`.
+
+        Raises InputError where it has no column of pictures or prompts.
+        """
         import pyarrow
 
+        for option, name in {"picture": self.picture, "prompt": self.prompt}.items():
+            if name not in table.column_names:
+                raise InputError(f"the rows have no column {name!r}, they have {', '.join(table.column_names)}; name the right one "
+                                 f"by {option}=")  # fmt: skip
         asked = zip(table[self.prompt].to_pylist(), table[self.picture].to_pylist(), strict=True)
         answers = self.rows.answer(list(asked))
         table = table.drop_columns([self.picture])

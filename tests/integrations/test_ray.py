@@ -63,6 +63,8 @@ def test_a_worker_answers_a_table(alone):
     assert [row["id"] for row in found] == ["r004", "r005", "r006", "r007"]
     assert [bool(row["error"]) for row in found] == [False, True, False, False]
     assert [bool(row["answer"]) for row in found] == [True, False, True, True]
+    with pytest.raises(InputError, match="the rows have no column 'picture', they have id, prompt; name the right one by picture="):
+        alone([{"id": "r0", "prompt": QUESTION}])
 
 
 @pytest.fixture(scope="module")
