@@ -24,6 +24,7 @@ from lightvlm_fx.model.incoming import by_name, expect_finite, misfit
 from lightvlm_fx.model.layout import Placeholders
 from lightvlm_fx.model.locate import along, check_supported, decoder_path, vision_tower
 from lightvlm_fx.model.salience import watched
+from lightvlm_fx.model.whole import refuse_parts
 from lightvlm_fx.passing.report import Report
 from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.runtime.decoder import Decoder
@@ -140,6 +141,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     report = Report(type(model).__name__, schedule.name, schedule.fingerprint, backend)
     report.warnings += said
     path = decoder_path(model)
+    refuse_parts(model, path)
     if prepack:
         check_prepack(model.get_submodule(path), backend, static, torch_compile_options)
         linear = [module.weight for module in model.get_submodule(path).modules() if isinstance(module, nn.Linear)]

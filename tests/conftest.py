@@ -42,6 +42,7 @@ LONG = (
     "test_any_picture.py", "test_any_length.py", "test_any_size.py", "test_any_schedule.py", "test_threads.py",
     "test_families.py", "test_pipelines.py", "test_schedules.py", "test_compiled.py", "test_cli.py", "test_artifact_families.py",
     "test_load.py", "test_bounded_cache.py", "test_folder.py", "test_manifest.py", "test_dialogues.py", "test_tensorrt.py", "test_docs.py",
+    "test_ray.py",
 )  # fmt: skip
 
 

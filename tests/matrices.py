@@ -42,6 +42,7 @@ QUICK = {
     )},
     "test_pipelines.py::test_the_ci_job_runs": "",
     "test_pipelines.py::test_the_python_call_runs": "",
+    "test_row_batches.py::test_a_batch_answers_as_each_row_alone": r"model",
     "test_schedules.py::test_answers_as_the_compiled_model": r"none|lightvlm, a share",
     "test_schedules.py::test_salience_of_a_tower_with_its_patches_in_another_order": "",
     "test_tensorrt.py::test_build_script_names_every_graph": "",

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lightvlm_fx.cli.base import File, Layers, Preset, Prompt, app, bench, err, load_model, out, plain, preset_of, schedule_of, telling
+from lightvlm_fx.cli.base import File, Layers, Preset, Prompt, app, bench, err, out, plain, preset_of, schedule_of, telling
+from lightvlm_fx.serving.opening import load_model
 
 Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

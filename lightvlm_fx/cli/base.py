@@ -1,8 +1,7 @@
-"""What the files of the command line share: the applications, common options, and how a schedule or a model is named."""
+"""What the files of the command line share: the applications, common options, and how a schedule is named."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich import console
 from rich.status import Status
 from rich.text import Text
 
-from lightvlm_fx.errors import InputError, ScheduleError, UnknownName
+from lightvlm_fx.errors import ScheduleError, UnknownName
 from lightvlm_fx.schedule import Schedule
 
 # What a terminal acts on in place of printing it (but for line ends and tabs), what turns the order of letters around, and
@@ -90,28 +89,6 @@ def number(text: str) -> float | int | str:
         except ValueError:
             continue
     return text
-
-
-def load_model(name: str | None) -> tuple[Any, Any]:
-    """A model and its processor. Raises InputError where there is no folder, or transformers finds no such model in it."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    if name is None:
-        from lightvlm_fx.bundled import load
-
-        return load()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    place = Path(name)
-    if not place.is_dir() and (place.is_absolute() or name.startswith(".") or len(place.parts) > 2):  # no hub name, so nothing to wait for
-        raise InputError(f"there is no folder {name}; give one that save_pretrained wrote, or a hub name such as owner/model")
-    try:
-        return AutoModelForImageTextToText.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise InputError(f"transformers loads no image-text-to-text model and processor from {name}: {said}") from error
 
 
 def option_value(text: str) -> Any:

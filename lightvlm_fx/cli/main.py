@@ -23,7 +23,6 @@ from lightvlm_fx.cli.base import (
     Preset,
     app,
     err,
-    load_model,
     number,
     out,
     plain,
@@ -33,6 +32,7 @@ from lightvlm_fx.cli.base import (
 )
 from lightvlm_fx.errors import LightVLMError
 from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.serving.opening import load_model
 
 DEFECT = 70  # exit code, EX_SOFTWARE of sysexits.h
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lightvlm_fx.cli.artifact import Providers, provider_names
-from lightvlm_fx.cli.base import Backend, File, app, err, load_model, out, schedule_of, telling
+from lightvlm_fx.cli.base import Backend, File, app, err, out, schedule_of, telling
 from lightvlm_fx.errors import InputError
+from lightvlm_fx.serving.opening import is_artifact, open_engine
 
 NEEDED = ("starlette", "uvicorn", "prometheus_client")
 MIB = 2**20
@@ -60,39 +60,13 @@ def serve(
     if allow_files is not None and not allow_files.is_dir():
         raise InputError(f"--allow-files: there is no folder {allow_files}")
     sources = Sources(remote=remote, private=allow_private, folder=allow_files)
-    called = name or (Path(source).resolve().name if source and Path(source).is_dir() else source) or "bundled"
-    if source is not None and _is_artifact(source):
-        if preset or keep or file:
-            raise InputError(f"{source} is an artifact, whose schedule is fixed; leave out --preset, --keep and --schedule")
-        engine: Any = _artifact(source, providers, called)
-    else:
-        engine = _model(source, schedule_of(preset or "lightvlm", keep, file), backend, device, called)
+    fixed = source is not None and is_artifact(source)
+    if fixed and (preset or keep or file):
+        raise InputError(f"{source} is an artifact, whose schedule is fixed; leave out --preset, --keep and --schedule")
+    schedule = None if fixed else schedule_of(preset or "lightvlm", keep, file)
+    with err.status("opening the artifact" if fixed else "loading the model") as status:
+        engine = open_engine(source, name=name, schedule=schedule, backend=backend, device=device, providers=provider_names(providers),
+                             tell=telling(status))  # fmt: skip
+    called = engine.name
     app = build(engine, limits, sources)
     listen(app, host, port, grace, lambda address: out.print(f"serving {called} at {address}/v1", soft_wrap=True))
-
-
-def _is_artifact(source: str) -> bool:
-    from lightvlm_fx.artifact.manifest import MANIFEST
-
-    return (Path(source) / MANIFEST).is_file()
-
-
-def _artifact(folder: str, providers: list[str] | None, name: str) -> Any:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from lightvlm_fx.artifact.load import load
-    from lightvlm_fx.serving.artifact import ArtifactEngine
-
-    return ArtifactEngine(load(folder, providers=provider_names(providers)), name)
-
-
-def _model(source: str | None, schedule: Any, backend: str, device: str, name: str) -> Any:
-    with err.status("loading the model") as status:
-        import lightvlm_fx as lightvlm
-        from lightvlm_fx.serving.model import ModelEngine
-
-        tell = telling(status)
-        model, processor = load_model(source)
-        engine = ModelEngine(lightvlm.compile(model.to(device), schedule, backend=backend), processor, name)
-        tell("capturing, rewriting and compiling (once for all questions)")
-        engine.warm_up()
-    return engine

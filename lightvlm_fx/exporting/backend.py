@@ -27,7 +27,8 @@ from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.exporters.onnx_graph import OPSET, to_onnx_with_metadata
 from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporting.build import build
-from lightvlm_fx.model.locate import check_supported
+from lightvlm_fx.model.locate import check_supported, decoder_path
+from lightvlm_fx.model.whole import refuse_parts
 from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.schedule import as_schedule
 
@@ -65,6 +66,7 @@ class LightVLMExporter(OnnxExporter):
             raise TypeError(f"expected a LightVLMConfig, got {type(config).__name__}")
         warn_of_untested()
         check_supported(model)
+        refuse_parts(model, decoder_path(model))
         inputs = dict(sample_inputs)
         length = config.prompt_tokens or inputs["input_ids"].shape[1] + 64
         built = build(model, as_schedule(config.schedule), inputs, length, config.new_tokens, images=config.images)

@@ -36,7 +36,8 @@ from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, ask_parser, build_scri
 from lightvlm_fx.exporters.weights import WeightFile
 from lightvlm_fx.exporting.build import Built, build
 from lightvlm_fx.model.layout import Placeholders
-from lightvlm_fx.model.locate import check_supported
+from lightvlm_fx.model.locate import check_supported, decoder_path
+from lightvlm_fx.model.whole import refuse_parts
 from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.schedule import Schedule, as_schedule
 
@@ -102,6 +103,7 @@ def export(
     if aot_inductor and target != "torch-export":
         raise InputError(f"aot_inductor compiles the stages of target='torch-export', not of {target!r}")
     check_supported(model)
+    refuse_parts(model, decoder_path(model))
     examples = _examples(inputs, processor)
     lengths = _lengths(prompt_tokens, examples)
     exported = own_configs(cast(model, dtype))  # towers are run and traced with settings of their own; other threads may run the model

@@ -44,8 +44,8 @@ def _switch(value: Any) -> Any:
 def refuse_own_forward(model: nn.Module, path: str) -> None:
     """Raise RefusedModel where a module on the way to the decoder runs a `forward` of its own object.
 
-    Such a function is bound to that object, and would go around the compiled decoder: accelerate's hooks of several devices,
-    `model.forward = torch.compile(model.forward)`, a wrapper.
+    Such a function is bound to that object, and would go around the compiled decoder: `model.forward = torch.compile(model.forward)`,
+    a wrapper, what accelerate's hooks leave behind.
     """
     names = path.split(".")
     for depth in range(len(names) + 1):
@@ -54,8 +54,8 @@ def refuse_own_forward(model: nn.Module, path: str) -> None:
         if "forward" in vars(module):
             raise RefusedModel(
                 f"{type(module).__name__}.forward was replaced on this object ({name or 'the model'}), by a wrapper, torch.compile or "
-                "accelerate's hooks, so a compiled decoder would not be called; compile the model as its class has it: "
-                "`del module.forward`, or accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+                "accelerate, so a compiled decoder would not be called; compile the model as its class has it: "
+                "`del module.forward`, or load it again"
             )
 
 

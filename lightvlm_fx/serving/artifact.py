@@ -24,10 +24,12 @@ class ArtifactEngine:
         manifest = vlm.manifest
         self.fingerprint = manifest["fingerprint"]
         self.about = {"schedule": manifest["schedule"]["name"], "target": manifest["target"], "dtype": manifest["dtype"]}
+        self.pad = manifest["pad_token_id"]
         self.ends = frozenset(manifest["eos_token_id"])
         self.usual = vlm.defaults.get("max_new_tokens")
         rooms = [bucket["new_tokens"] for bucket in manifest["buckets"]]
         self.longest = max(rooms) if all(rooms) else None  # 0: answers of any length
+        self.rows = max(bucket["rows"] for bucket in manifest["buckets"])
         self._reading = copy.deepcopy(self.processor.tokenizer)  # one that encodes cannot be read with by another thread
         for number in range(len(rooms)):
             vlm.stages(number)
@@ -40,4 +42,8 @@ class ArtifactEngine:
         return self._reading.decode(tokens, skip_special_tokens=True)
 
     def answer(self, inputs: dict[str, Any], options: dict[str, Any], put: Put) -> None:
-        self.vlm.generate(**inputs, **options, streamer=Tokens(put))
+        self.generate(inputs, **options, streamer=Tokens(put))
+
+    def generate(self, inputs: dict[str, Any], **options: Any) -> Any:
+        """Prompts and answers [B, S + new] of `inputs`."""
+        return self.vlm.generate(**inputs, **options)

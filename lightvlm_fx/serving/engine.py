@@ -1,4 +1,4 @@
-"""What the server asks of whatever answers, and how tokens come out of generate() one by one."""
+"""What servers and batches ask of whatever answers, and how tokens come out of generate() one by one."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Engine(Protocol):
     usual: int | None  # longest answer, where a request does not say
     longest: int | None  # longest answer that there is room for
     context: int | None  # tokens of a prompt with its answer
+    pad: int  # token that fills short rows of a batch
+    rows: int | None  # prompts that `generate` takes at once
     seeds_alone: bool  # a seed makes an answer repeatable only where one is given at a time
 
     def prepare(self, chat: list[dict[str, Any]], pictures: list[Image.Image]) -> dict[str, Any]:
@@ -33,6 +35,9 @@ class Engine(Protocol):
 
         Raises InputError for inputs that cannot be answered.
         """
+
+    def generate(self, inputs: dict[str, Any], **options: Any) -> Any:
+        """Prompts and answers [B, S + new] of inputs of several rows, padded on the left. Raises InputError likewise."""
 
 
 class Tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -27,7 +28,9 @@ class ModelEngine:
         config = model.generation_config
         ends = config.eos_token_id
         self.ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
-        self.usual, self.longest = config.max_new_tokens, None
+        pads = (config.pad_token_id, processor.tokenizer.pad_token_id, *self.ends, 0)
+        self.pad = next(token for token in pads if token is not None)
+        self.usual, self.longest, self.rows = config.max_new_tokens, None, None
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._reading = copy.deepcopy(processor.tokenizer)  # one that encodes cannot be read with by another thread
 
@@ -43,10 +46,14 @@ class ModelEngine:
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            self.model.generate(**{k: self._moved(x) for k, x in inputs.items()}, **options, num_beams=1, streamer=Tokens(put))
+            self.generate(inputs, **options, streamer=Tokens(put))
         finally:
             if seed is not None:
                 torch.seed()  # the next one must not be known
+
+    def generate(self, inputs: dict[str, Any], **options: Any) -> Any:
+        """Prompts and answers [B, S + new] of `inputs`, whatever device and floating-point type they have."""
+        return self.model.generate(**{k: self._moved(x) for k, x in inputs.items()}, **options, num_beams=1)
 
     def warm_up(self) -> None:
         """Compile what one question needs, with a picture and without. Raises InputError where the processor has no chat template."""
@@ -56,6 +63,8 @@ class ModelEngine:
             self.answer(inputs, {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}, lambda token: None)
 
     def _moved(self, x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            x = torch.from_numpy(x)
         if not isinstance(x, torch.Tensor):
             return x
         return x.to(self.model.device, self.model.dtype if x.is_floating_point() else None)

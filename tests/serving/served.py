@@ -72,7 +72,7 @@ class Letters:
     """Answers a, b, c, ... with a pause before each; a prompt has a token for each character, a picture a hundred."""
 
     name, fingerprint, about = "letters", "0123", {"schedule": "none"}
-    ends, usual, longest, context, seeds_alone = frozenset([0]), 5, None, 100_000, True
+    ends, usual, longest, context, pad, rows, seeds_alone = frozenset([0]), 5, None, 100_000, 0, None, True
 
     def __init__(self, pause=0.0, fail=None):
         self.pause, self.fail, self.said, self.options = pause, fail, 0, []
