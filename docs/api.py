@@ -25,10 +25,10 @@ SECTIONS: dict[str, dict[str, dict[str, tuple[str, ...] | None] | None]] = {
     "Schedules": {
         "schedule.py": {"Schedule": ("preset", "load", "save", "fingerprint"), "Cut": ()}, "kv.py": {"Kv": ()},
     },
-    "Presets": {f"presets/{file}.py": ALL for file in ("pyramid", "before_decoder", "inside", "caches")},
+    "Presets": {f"presets/{file}.py": ALL for file in ("pyramid", "before_decoder", "in_tower", "inside", "caches")},
     "Errors": {"errors.py": ALL},
 }  # fmt: skip
-HELPERS = {"Options", "shown"}  # what those files hold beside presets and errors
+HELPERS = {"Options", "after_tower", "shown", "survivors", "tower_cuts"}  # what those files hold beside presets and errors
 HEAD = f"""# The public interface
 
 Written by `{COMMAND}` from the docstrings, and a test holds it to them. What is not on this page may change

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from lightvlm_fx.graph.program import Facts
 from lightvlm_fx.passing.pipeline import PassRun
 
 
@@ -15,14 +18,23 @@ class Bucket:
     stage: str
     rows: int
     shapes: str
-    tokens_per_layer: tuple[int, ...]  # of the batch that opened the bucket
-    visual_per_layer: tuple[float, ...]  # mean visual tokens a row
     masked: bool
     static_length: bool
     capture_s: float
     rewrite_s: float
     steps: tuple[PassRun, ...]
     first_s: float = 0.0  # its first run, in which torch.compile compiles it
+    tokens_per_layer: tuple[int, ...] = ()  # in its first run
+    visual_per_layer: tuple[float, ...] = ()  # mean visual tokens a row
+
+    def watch(self, facts: Facts, segment: Tensor, outputs: dict[str, Tensor]) -> None:
+        """Read off the first run of a prefill what each layer held; `segment` [B, S] is the prompt's."""
+        if self.tokens_per_layer:
+            return
+        held = [(0, segment), *((cut.layer, outputs[f"segment.{i}"]) for i, cut in enumerate(facts.cuts))]
+        seen = [(x.shape[1], float((x >= 0).sum()) / len(x)) for _, x in held]
+        last = [sum(first <= layer for first, _ in held) - 1 for layer in range(facts.layers)]
+        self.tokens_per_layer, self.visual_per_layer = (tuple(part) for part in zip(*(seen[i] for i in last), strict=True))
 
     def __str__(self) -> str:
         head = f"{self.stage}: {self.shapes}" + (", masked" if self.masked else "")

@@ -223,7 +223,7 @@ class Decoder:
         make_dense(self.source, kwargs, self.placeholders.deepstack)
         program, seconds, key = self._capture(kwargs, "prefill", masked)
         if program.facts.static_length and not layout.has_images:
-            schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": (), "freeze": ()}))
+            schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": (), "freeze": (), "tower": ()}))
         if kv and kv.note and kv.note not in self.report.warnings:
             self.report.warnings.append(kv.note)
         given = self._given(kwargs, schedule, layout, plan, kv)
@@ -231,8 +231,7 @@ class Decoder:
             key = (*key, *(tuple(x.shape) for x in given.values()))
 
         def build() -> tuple[Program, Bucket]:
-            pipe, tokens = pipelines.prefill(schedule, self.depth), plan.tokens(schedule, self.depth)
-            return self._rewrite(pipe, program, seconds, kwargs, tokens, _visual(schedule, self.depth, layout))
+            return self._rewrite(pipelines.prefill(schedule, self.depth), program, seconds, kwargs)
 
         entry = self._entry(key, schedule, build, f"{rows} rows, {length} tokens, images of {layout.images} tokens")
         if "visual_salience" in entry.program.inputs:
@@ -243,6 +242,7 @@ class Decoder:
             self.observe("prefill", given)
         outputs = entry.run(given)
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
+        entry.bucket.watch(entry.program.facts, layout.segment, named)
         outputs.clear()  # `new_state` takes keys and values out one by one, so that no two copies of all of them ever stand
         self.last = {k: v for k, v in named.items() if k.split(".")[0] in SURVIVORS or k == "kv_count"}
         self.last_layout = layout
@@ -348,7 +348,7 @@ class Decoder:
         def build() -> tuple[Program, Bucket]:
             capacity = fixed_capacity(schedule) if new == 1 else 0  # a captured example of several tokens may be longer than it
             pipe = pipelines.decode(schedule, self.depth, several=new > 1, capacity=capacity)
-            return self._rewrite(pipe, program, seconds, kwargs, (), ())
+            return self._rewrite(pipe, program, seconds, kwargs)
 
         entry = self._entry(key, schedule, build, f"{rows} rows, {new} new tokens")
         hidden, *asked = entry.run(given)
@@ -384,14 +384,13 @@ class Decoder:
             self.captured[key] = (program, seconds)
         return program, seconds, key
 
-    def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any],
-                 tokens: tuple[int, ...], visual: tuple[float, ...]) -> tuple[Program, Bucket]:  # fmt: skip
+    def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any]) -> tuple[Program, Bucket]:
         start = time.perf_counter()
         rewritten, steps = pipe.run(program, strict=self.strict, dump=self.dump)
         rows, length = kwargs["inputs_embeds"].shape[:2]
         shapes = f"{rows} rows x {length} tokens" if program.stage == "prefill" or length > 1 else f"{rows} rows x 1 token"
         facts = rewritten.facts
-        bucket = Bucket(program.stage, rows, shapes, tokens, visual, facts.masked, facts.static_length, seconds,
+        bucket = Bucket(program.stage, rows, shapes, facts.masked, facts.static_length, seconds,
                         time.perf_counter() - start, tuple(steps))  # fmt: skip
         return rewritten, bucket
 
@@ -418,11 +417,3 @@ class Decoder:
 def _repeat(ids: Tensor | None, times: int) -> bool:
     """Whether each row stands `times` times, one after the other."""
     return ids is None or ids.equal(ids[::times].repeat_interleave(times, 0))
-
-
-def _visual(schedule: Schedule, depth: int, layout: Layout) -> tuple[float, ...]:
-    """Mean visual tokens a row in each layer."""
-    firsts = schedule.layers(depth) if schedule.cuts else []
-    per_cut = [sum(map(sum, layout.images))]
-    per_cut += [sum(schedule.budgets(picture)[i] for row in layout.pictures for picture in row) for i in range(len(firsts))]
-    return tuple(per_cut[sum(layer >= first for first in firsts)] / len(layout.images) for layer in range(depth))

@@ -9,10 +9,12 @@ from pathlib import Path
 from unittest.mock import create_autospec
 
 import pytest
+import sympy
 import torch
 import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._sympy.functions import Max
 from transformers import AttentionInterface
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -26,6 +28,7 @@ from lightvlm_fx.compat import (
     GuardOnDataDependentSymNode,
     OpOverload,
     OpOverloadPacket,
+    at_least_one,
     attention_name,
     body,
     cache_argument,
@@ -302,6 +305,13 @@ def test_what_is_a_number_whatever_the_sizes_is_one():
     assert settled(size + 256 - size) == 256
     assert isinstance(settled(2 * size), torch.SymInt)
     assert settled(9) == 9
+
+
+def test_sizes_of_strides_are_one_or_more():
+    """Strides of an empty tensor of symbolic sizes read Max(1, n); other maxima stay."""
+    n, m = sympy.symbols("n m", integer=True)
+    assert at_least_one(4 * Max(1, n) + m) == 4 * n + m
+    assert at_least_one(Max(2, n)) == Max(2, n)
 
 
 def test_sizes_taken_for_equal_are_told():
