@@ -47,7 +47,7 @@ LEVELS = (
     ("exporting",),
     ("bundled", "zoo"),
     ("testing", "support", "bench", "eval", "serving"),
-    ("cli",),
+    ("cli", "integrations"),
     ("__init__", "__main__"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

@@ -1,0 +1,1 @@
+"""lightvlm_fx inside of other systems, each of which is an extra."""
