@@ -17,7 +17,8 @@ from lightvlm_fx.presets import PRESETS
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-WRITTEN = ("README.md", "tutorial.md", "glossary.md", "faq.md", "comparison.md", "api.md", "integrations.md")  # with lines of at most 119 letters
+# with lines of at most 119 letters
+WRITTEN = ("README.md", "tutorial.md", "glossary.md", "faq.md", "comparison.md", "api.md", "integrations.md")
 
 
 def blocks(page, language):
