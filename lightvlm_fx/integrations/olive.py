@@ -14,7 +14,7 @@ from olive.model import CompositeModelHandler, HfModelHandler, ONNXModelHandler
 from olive.package_config import OlivePackageConfig
 from olive.passes import Pass
 from olive.passes.pass_config import BasePassConfig, PassConfigParam
-from olive.search.search_parameter import Categorical, Conditional, SpecialParamValue
+from olive.search.search_parameter import Categorical, Conditional
 from pydantic import field_validator
 
 from lightvlm_fx.errors import InputError
@@ -96,7 +96,7 @@ def _contents(schedule: str | None) -> str | None:
 def _schedule(config: BasePassConfig) -> Schedule:
     if config.schedule is not None:
         return Schedule(**json.loads(config.schedule))
-    keep = {} if config.keep in (None, SpecialParamValue.IGNORED) else {"keep": config.keep}
+    keep = {} if config.keep is None else {"keep": config.keep}
     return Schedule.preset(config.preset, **keep, **(config.options or {}))
 
 
