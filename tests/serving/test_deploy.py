@@ -31,6 +31,7 @@ PICTURE = sorted(bundled.PICTURES.glob("*.png"))[0]
 QUESTION = PICTURE.with_suffix(".txt").read_text(encoding="utf-8").splitlines()[0]
 CODED = base64.b64encode(PICTURE.read_bytes())
 COMMAND = [sys.executable, "-m", "lightvlm_fx"]
+WITHOUT_TORCH = [sys.executable, "-c", "import sys; sys.modules['torch'] = None; from lightvlm_fx.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,8 @@ def answer(artifact, source):
 def repository(artifact, tmp_path_factory):
     """A model repository, written by the command."""
     folder = tmp_path_factory.mktemp("triton") / "models"
-    done = subprocess.run([*COMMAND, "package", artifact, "--for", "triton", "-o", folder], capture_output=True, text=True, check=False)
+    call = [*WITHOUT_TORCH, "package", artifact, "--for", "triton", "-o", folder]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(folder / "bundled"), "")
     return folder
 
