@@ -203,21 +203,21 @@ def bench_artifact(
         row(f"step after {length} tokens", "{:.1f} ms", *(1e3 * side.steps[length] for side in sides))
     for length in LENGTHS:
         row(f"steps of an answer of {length}", "{:.1f} s", *(side.answer(length) for side in sides))
-    Console(width=max(out.width, 120)).print(table)
+    Console(width=max(out.width, 150)).print(table)
     first, base = next(iter(found.ours.items()))
     for dtype, side in found.ours.items():
         speed, written = found.theirs.prefill / side.prefill, found.written[dtype]
-        out.print(f"{dtype}: prefill {speed:.2f} of {found.ideal:.2f} by FLOPs, {speed / found.ideal:.2f} of it")
+        out.print(f"{dtype}: prefill {speed:.2f} of {found.ideal:.2f} by FLOPs, {speed / found.ideal:.2f} of it", soft_wrap=True)
         if side is not base:
             steps = " / ".join(f"{base.steps[n] / side.steps[n]:.2f}" for n in side.steps)
-            out.print(f"  against {first}: prefill {base.prefill / side.prefill:.2f}, steps {steps} times as fast")
+            out.print(f"  against {first}: prefill {base.prefill / side.prefill:.2f}, steps {steps} times as fast", soft_wrap=True)
         out.print(f"  export: {written.seconds:.0f} s, at most {written.peak:.2f} times the weights beside the model")
         out.print(f"  weight file: {written.data / found.weights:.3f} of the language model's weights in float32; with prefill and decode "
                   f"open, {written.resident:.2f} of them are resident (PSS)", soft_wrap=True)  # fmt: skip
         if written.parity is not None:
             tokens = "the same as" if written.parity["tokens_equal"] else "other than"
             apart = f"logits within {written.parity['logits']:.1e} of the largest"
-            out.print(f"  greedy tokens: {tokens} the compiled model's; {apart}")
+            out.print(f"  greedy tokens: {tokens} the compiled model's; {apart}", soft_wrap=True)
     out.print(program.machine("cpu"))
 
 
