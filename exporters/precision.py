@@ -1,4 +1,4 @@
-"""Other precisions than float32: half-precision stages, and weights as 8-bit integers by ONNX Runtime's own tool."""
+"""Other precisions than float32: half-precision stages, and weights as integers by ONNX Runtime's own tool."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.exporters.values import initializer, new, swap
 from lightvlm_fx.quiet import quiet
 
-DTYPES = ("float32", "float16", "bfloat16", "int8")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
+BITS = {"int8": 8, "int4": 4}  # of a weight
 BLOCK = 32  # weights that share a scale
+LIKE_WEIGHTS = 4  # the accuracy level at which activations are rounded to 8 bits a block as well: products of integers
 BLOCKS_SINCE = 21  # opset of a DequantizeLinear with blocks
 
 
@@ -28,8 +30,8 @@ def cast(model: Any, dtype: str) -> Any:
     return model if model.dtype == wanted else copy.deepcopy(model).to(wanted)
 
 
-def quantise(graph: ir.Model) -> ir.Model:
-    """`graph` with every weight matrix in blocks of 8-bit integers, multiplied by MatMulNBits (weights only).
+def quantise(graph: ir.Model, dtype: str) -> ir.Model:
+    """`graph` with every weight matrix in blocks of integers of `dtype`, int8 or int4, multiplied by MatMulNBits.
 
     Raises NotSupported where onnxruntime, whose tool this is, is missing.
     """
@@ -37,8 +39,9 @@ def quantise(graph: ir.Model) -> ir.Model:
         try:
             from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
         except ImportError as error:
-            raise NotSupported("dtype='int8' needs onnxruntime's quantiser; install onnxruntime") from error
-        quantiser = MatMulNBitsQuantizer(ir.to_proto(graph), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=1)
+            raise NotSupported(f"dtype={dtype!r} needs onnxruntime's quantiser; install onnxruntime") from error
+        how = {"bits": BITS[dtype], "block_size": BLOCK, "is_symmetric": True, "accuracy_level": LIKE_WEIGHTS}
+        quantiser = MatMulNBitsQuantizer(ir.to_proto(graph), **how)
         quantiser.process()
     return ir.from_proto(quantiser.model.model)
 

@@ -7,12 +7,14 @@ from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passes.freeze_tokens import FreezeTokens
 from lightvlm_fx.passes.lower_attention import LowerAttention
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
+from lightvlm_fx.passes.share_softmax import ShareSoftmax
 from lightvlm_fx.passes.shift_positions import ShiftPositions
 from lightvlm_fx.passing.pass_base import Pass
 
 CATALOGUE: dict[str, type[Pass]] = {
     p.name: p
-    for p in (DropExportChecks, ReduceTokens, BoundPrefill, FreezeTokens, LowerAttention, ShiftPositions, AttachCache, BoundDecode)
+    for p in (DropExportChecks, ReduceTokens, BoundPrefill, FreezeTokens, LowerAttention, ShareSoftmax, ShiftPositions, AttachCache,
+              BoundDecode)
 }
 # One example of each, for the contract tests.
 EXAMPLES: tuple[Pass, ...] = (
@@ -27,6 +29,7 @@ EXAMPLES: tuple[Pass, ...] = (
     BoundPrefill(sizes=(0, 0, 1, 1), score="density", shared=True, sinks=1, recent=2, visual_share=0.5, merge="counted", running="marks"),
     FreezeTokens(layers=(1, 3)),
     LowerAttention(),
+    ShareSoftmax(),
     ShiftPositions(layers=(1, 2)),
     AttachCache(layers=(1, 2)),
     BoundDecode(),

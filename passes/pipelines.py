@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.methods.budgets.uniform import Uniform
 from lightvlm_fx.methods.entry_scores.age import Age
+from lightvlm_fx.methods.entry_scores.attention import Attention
 from lightvlm_fx.passes.attach_cache import AttachCache
 from lightvlm_fx.passes.bound_decode import BoundDecode
 from lightvlm_fx.passes.bound_prefill import BoundPrefill
@@ -12,6 +13,7 @@ from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passes.freeze_tokens import FreezeTokens
 from lightvlm_fx.passes.lower_attention import LowerAttention
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
+from lightvlm_fx.passes.share_softmax import ShareSoftmax
 from lightvlm_fx.passes.shift_positions import ShiftPositions
 from lightvlm_fx.passing.pass_base import Pass
 from lightvlm_fx.passing.pipeline import Pipeline
@@ -27,11 +29,12 @@ def effective(schedule: Schedule, planes: int) -> Schedule:
     return schedule.model_copy(update={"cuts": tuple(cut for cut in cuts if cut.keep != 1.0 or isinstance(cut.keep, int))})
 
 
-def prefill(schedule: Schedule, depth: int) -> Pipeline:
-    """The prefill of a model with `depth` layers."""
+def prefill(schedule: Schedule, depth: int, exported: bool = False) -> Pipeline:
+    """The prefill of a model with `depth` layers; `exported`: for a target that has operators of a standard alone."""
     cuts = zip(schedule.layers(depth), schedule.cuts, strict=True)
     reduce = [ReduceTokens(at, cut.score, cut.combine, cut.positions, cut.proportional) for at, cut in cuts]
     bound = [_bound_prefill(schedule, depth)] if schedule.kv else []
+    share = [ShareSoftmax()] if not exported and any(Attention() in (step.score, step.running) for step in bound) else []
     freeze = [FreezeTokens(schedule.frozen(depth))] if schedule.freeze else []
     return Pipeline(
         [
@@ -39,7 +42,8 @@ def prefill(schedule: Schedule, depth: int) -> Pipeline:
             *reduce,  # front to back: each reads what the one before left
             *bound,  # after the cuts: it drops from what they left
             *freeze,  # after all that reads queries: those of visual tokens leave
-            LowerAttention(),  # last: reduce-tokens and bound-prefill read the markers
+            LowerAttention(),  # behind those: reduce-tokens and bound-prefill read the markers
+            *share,  # last: it reads what became of the markers; exports do the same by blocks, in lightvlm_fx/exporting/causal.py
         ]
     )
 

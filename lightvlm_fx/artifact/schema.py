@@ -11,7 +11,8 @@ from lightvlm_fx.artifact.targets import TARGETS
 
 Check = Callable[[Any, str], None]  # a value and where it stands; raises Wrong
 MOST = 2**31  # of any count
-LOOSEST = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.25, "int8": 0.25}  # parity on logits, of the largest, that an export may record
+# parity on logits, of the largest, that an export may record
+LOOSEST = {"float32": 1e-4, "float16": 0.1, "bfloat16": 0.25, "int8": 0.25, "int4": 1.0}
 WEIGHTS = "model.onnx.data"
 
 

@@ -34,8 +34,6 @@ def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
     for every prompt.
     """
     options = runtime.SessionOptions()
-    # products of integer weights round activations to integers as well: kernels that do not make the whole weight float again for every row
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not often:
@@ -159,7 +157,7 @@ class OnnxRuntime:
 
         onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
         self.runtime, self.providers, self.options = onnxruntime, list(providers), session_options
-        self.prepack, self.quantised = prepack, dtype == "int8"
+        self.prepack, self.quantised = prepack, dtype in ("int8", "int4")
 
     def open(self, files: Files, name: str, stage: dict[str, Any]) -> OrtSession:
         often = name == "decode"

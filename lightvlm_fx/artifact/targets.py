@@ -24,6 +24,7 @@ TARGETS = {
     "openvino": Target("openvino", "OpenVINO", any_length=True, instead={
         "bfloat16": "export in float32 and load with session_options={'INFERENCE_PRECISION_HINT': 'bf16'}: OpenVINO rounds by itself",
     }),
-    "tensorrt": Target(),  # the same graphs on ONNX Runtime say whether they answer right
-    "torch-export": Target("", ""),
+    # the same graphs on ONNX Runtime say whether they answer right
+    "tensorrt": Target(instead={"int4": "export with dtype='int8'"}),
+    "torch-export": Target("", "", instead=dict.fromkeys(("int8", "int4"), "its stages hold the model's own weights; quantise those")),
 }  # fmt: skip

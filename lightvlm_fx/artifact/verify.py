@@ -21,7 +21,7 @@ from lightvlm_fx.errors import ArtifactError, InputError
 
 GOOD, FILES, LINT, PARITY = 0, 1, 3, 4  # exit codes of `lightvlm verify`; 2 is a folder or call that cannot be read
 # On logits, of the largest; or half again what was measured at export, where that was more, up to LOOSEST: rounded weights differ.
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2, "int8": 5e-2}
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2, "int8": 5e-2, "int4": 0.25}
 CPU = ("CPUExecutionProvider",)
 # Endings of what transformers reads from a folder unasked; the last is a folder itself.
 READ_BESIDE = (".json", ".jinja", ".model", ".txt", ".py", "additional_chat_templates")

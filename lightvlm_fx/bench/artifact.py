@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,34 +34,46 @@ SPINNING = 0.3  # seconds; ONNX Runtime's threads wait busily after a run, on co
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Seconds of both sides, and what the arithmetic alone would give."""
+class Times:
+    """Seconds of one side."""
 
-    prefill: tuple[float, float]  # theirs, ours
-    ideal: float  # of the prefill: FLOPs, unreduced through reduced
-    steps: dict[int, tuple[float, float]]  # one step with that many entries more than the prompt: theirs, ours
-    export_seconds: float
-    export_peak: float  # resident bytes while exporting, of the weights
-    weights: int  # bytes of the model
+    prefill: float
+    steps: dict[int, float]  # one step with that many entries more than the prompt
+
+    def answer(self, length: int) -> float:
+        """Seconds that the steps of an answer take, between the measured lengths by the trapezium rule."""
+        at = [n for n in sorted(self.steps) if n <= length]
+        return float(np.trapezoid([self.steps[n] for n in at], at))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an export gave, and what it takes to hold it."""
+
+    seconds: float
+    peak: float  # resident bytes while exporting, of the weights
     data: int  # bytes of the artifact's weight file
     parity: dict[str, Any] | None  # of the recorded sample, as in the manifest
     resident: float  # unique bytes that a process of its own holds with prefill and decode sessions open, of the language model's weights
 
-    def answer(self, length: int) -> tuple[float, float]:
-        """Seconds that the steps of an answer take on both sides, between the measured lengths by the trapezium rule."""
-        at = sorted(self.steps)
-        out = []
-        for side in (0, 1):
-            xs, ys = [n for n in at if n <= length], [self.steps[n][side] for n in at if n <= length]
-            out.append(float(np.trapezoid(ys, xs)))
-        return out[0], out[1]
+
+@dataclass(frozen=True)
+class Compared:
+    """Both sides, ours in each precision of weights, and what the arithmetic alone would give."""
+
+    theirs: Times
+    ours: dict[str, Times]
+    written: dict[str, Written]
+    ideal: float  # of the prefill: FLOPs, unreduced through reduced
+    weights: int  # bytes of the model
 
 
 def compare(
     shape: Shape, schedule: Schedule, *, text: int = 64, repeats: int = 5, prepack: bool = False, target: str = "onnxruntime",
-    tell: Callable[[str], None] = lambda what: None,
+    weights: Sequence[str] = ("float32",), tell: Callable[[str], None] = lambda what: None,
 ) -> Compared:  # fmt: skip
-    """Export and measure. `text` tokens around the picture; the prompt fills the bucket. `prepack` as in `lightvlm.load`.
+    """Export, once in each precision of `weights`, and measure. `text` tokens around the picture; the prompt fills the bucket. `prepack` as
+    in `lightvlm.load`.
 
     Raises UnknownName for a target that nothing answers with.
     """
@@ -70,37 +82,37 @@ def compare(
         raise UnknownName.of("target that runs", target, running)
     model = build(shape, "cpu", torch.float32)
     inputs = example(model, shape, 1, text, "cpu", torch.float32)
-    weights = sum(p.nbytes for p in model.get_decoder().parameters())
+    size = sum(p.nbytes for p in model.get_decoder().parameters())
     ideal = 1 / explain(model, schedule, inputs).flops_ratio
     with tempfile.TemporaryDirectory() as spare:
-        home = Path(spare)
-        tell("exporting")
-        with Peak() as peak:
-            made = export(model, schedule, home / "ours", inputs=inputs, prompt_tokens=inputs["input_ids"].shape[1] + 1,
-                          new_tokens=max(LENGTHS), target=target, tell=tell)  # fmt: skip
+        home, peaks, made = Path(spare), {}, dict[str, Artifact]()
+        for dtype in dict.fromkeys(weights):
+            tell(f"exporting, {dtype}")
+            with Peak() as peak:
+                made[dtype] = export(model, schedule, home / dtype, inputs=inputs, prompt_tokens=inputs["input_ids"].shape[1] + 1,
+                                     new_tokens=max(LENGTHS), target=target, dtype=dtype, tell=tell)  # fmt: skip
+            peaks[dtype] = peak.bytes / size
         tell("exporting with transformers")
-        _theirs(model, inputs, home)  # after ours: it leaves traces in the model
+        export_theirs(model, inputs, home)  # after ours: it leaves traces in the model
         del model
-        data = (home / "ours" / "model.onnx.data").stat().st_size
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # without what the exports left in this one
-            resident = fresh.submit(_resident, made, prepack).result()
-        ours = Ours(made, prepack)
-        theirs = Theirs(home, inputs["input_ids"].shape[1])
+        facts = {}
+        for dtype, one in made.items():
+            data = (one.path / "model.onnx.data").stat().st_size
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # without what the exports left in this one
+                resident = fresh.submit(_resident, one, prepack).result()
+            facts[dtype] = Written(one.seconds, peaks[dtype], data, one.manifest["parity"], resident / size)
+        sides: list[Ours | Theirs] = [Theirs(home, inputs["input_ids"].shape[1]), *(Ours(one, prepack) for one in made.values())]
         tell("measuring")
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(repeats + 1):
-            times[0].append(_timed(theirs.prefill, warm=0, times=1))
-            times[1].append(_timed(ours.prefill, warm=0, times=1))
-        prefill = (statistics.median(times[0][1:]), statistics.median(times[1][1:]))
-        steps = {}
-        for length in (0, *LENGTHS):
-            run = theirs.step_at(length)
-            turns: tuple[list[float], list[float]] = ([], [])
-            for _ in range(repeats + 1):
-                turns[0].append(_timed(run))
-                turns[1].append(_timed(ours.step))
-            steps[length] = (statistics.median(turns[0][1:]), statistics.median(turns[1][1:]))
-    return Compared(prefill, ideal, steps, made.seconds, peak.bytes / weights, weights, data, made.manifest["parity"], resident / weights)
+        prefill = _in_turns([side.prefill for side in sides], repeats, warm=0, times=1)
+        steps = {n: _in_turns([side.step_at(n) for side in sides], repeats) for n in (0, *LENGTHS)}
+    times = [Times(seconds, {n: steps[n][i] for n in steps}) for i, seconds in enumerate(prefill)]
+    return Compared(times[0], dict(zip(made, times[1:], strict=True)), facts, ideal, size)
+
+
+def _in_turns(runs: list[Callable[[], Any]], repeats: int, **how: int) -> list[float]:
+    """Median seconds of each, after one turn that is not counted."""
+    turns = [[timed(run, **how) for run in runs] for _ in range(repeats + 1)]
+    return [statistics.median(seconds) for seconds in zip(*turns[1:], strict=True)]
 
 
 class Peak:
@@ -139,7 +151,7 @@ def _resident(made: Artifact, prepack: bool) -> float:
     return unique_bytes() - before
 
 
-def _timed(run: Callable[[], Any], warm: int = 1, times: int = 4) -> float:
+def timed(run: Callable[[], Any], warm: int = 1, times: int = 4) -> float:
     """Seconds of one `run`: the mean of `times`, after a rest and `warm` runs that are not counted."""
     time.sleep(SPINNING)
     for _ in range(warm):
@@ -153,8 +165,8 @@ def _timed(run: Callable[[], Any], warm: int = 1, times: int = 4) -> float:
 class Ours:
     """The artifact's language model, fed with its recorded sample."""
 
-    def __init__(self, made: Artifact, prepack: bool) -> None:
-        self.stages = made.load(verify=False, prepack=prepack).stages()
+    def __init__(self, made: Artifact, prepack: bool = False, session_options: Any = None) -> None:
+        self.stages = made.load(verify=False, prepack=prepack, session_options=session_options).stages()
         names = made.manifest["buckets"][0]["samples"]
         sample = {name.removeprefix("inputs."): np.load(made.path / file) for name, file in names.items() if name.startswith("inputs.")}
         self.ids = sample["input_ids"]
@@ -172,8 +184,13 @@ class Ours:
     def step(self) -> None:
         self.answer.step(np.full(len(self.ids), 10))
 
+    def step_at(self, length: int) -> Callable[[], None]:
+        """A step; wherever the answer is, as its buffers have one size."""
+        return self.step
 
-def _theirs(model: Any, inputs: dict[str, Any], home: Path) -> None:
+
+def export_theirs(model: Any, inputs: dict[str, Any], home: Path) -> None:
+    """What transformers' exporter makes of a model, unreduced: its language model and its decode step, in `home`."""
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     if not hasattr(OnnxExporter, "save_program"):

@@ -68,13 +68,13 @@ def decode(
     points = tuple(sorted({0, *lengths}))
     prompt = shape.visual + text
     with torch.inference_mode():
-        variants = [_eager(model, prompt, batch, points), _static(model, prompt, batch, max(points), backend)]
+        variants = [eager(model, prompt, batch, points), static(model, prompt, batch, max(points), backend)]
         inputs = example(model, shape, batch, text, device, dtype)
         for packed in (False, True)[: 1 + prepack]:
             for name, schedule in schedules.items():
                 tell(f"prefill and compiling: {name}")
                 fast = lightvlm.compile(model, schedule, backend=backend, prepack=packed)
-                variants.append(_compiled(fast, name + ", packed" * packed, schedule, inputs, points))
+                variants.append(compiled(fast, name + ", packed" * packed, schedule, inputs, points))
         for variant in variants:
             for point in variant.points:
                 tell(f"warming up: {variant.name}, {point} new tokens")
@@ -114,7 +114,7 @@ def _fill(model: Any, cache: Any, batch: int, tokens: int) -> None:
         cache.update(keys, values, layer)
 
 
-def _eager(model: Any, prompt: int, batch: int, points: tuple[int, ...]) -> Decoding:
+def eager(model: Any, prompt: int, batch: int, points: tuple[int, ...]) -> Decoding:
     held: list[Any] = [None]
 
     def at(new: int) -> Callable[[], Any]:
@@ -126,7 +126,7 @@ def _eager(model: Any, prompt: int, batch: int, points: tuple[int, ...]) -> Deco
     return Decoding("DynamicCache, eager", at, lambda: _bytes([x for layer in held[0].layers for x in (layer.keys, layer.values)]), points)
 
 
-def _static(model: Any, prompt: int, batch: int, longest: int, backend: str) -> Decoding:
+def static(model: Any, prompt: int, batch: int, longest: int, backend: str) -> Decoding:
     """Its step costs the same at every length: attention runs over the whole buffer."""
     cache = StaticCache(config=model.config.text_config, max_cache_len=prompt + longest + 1024)
     model(input_ids=_token(model, batch).expand(-1, 8), past_key_values=cache, use_cache=True)  # allocates the buffers
@@ -139,7 +139,7 @@ def _static(model: Any, prompt: int, batch: int, longest: int, backend: str) -> 
     return Decoding("StaticCache, compiled", lambda new: step, used, (0,))
 
 
-def _compiled(fast: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor], points: tuple[int, ...]) -> Decoding:
+def compiled(fast: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor], points: tuple[int, ...]) -> Decoding:
     cache = fast(**inputs, use_cache=True, logits_to_keep=1).past_key_values
     start, batch = cache.layers[0].state.seen, len(inputs["input_ids"])
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lightvlm_fx.cli.base import File, Layers, Preset, Prompt, app, bench, err, out, plain, preset_of, schedule_of, telling
+from lightvlm_fx.cli.base import Console, File, Layers, Preset, Prompt, app, bench, err, out, plain, preset_of, schedule_of, telling
 from lightvlm_fx.errors import InputError, UnknownName
 from lightvlm_fx.serving.opening import load_model
 
@@ -31,7 +31,7 @@ def export(
     keep: Annotated[str | None, typer.Option(help="Visual tokens left: ratio or count.")] = None,
     target: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or torch-export.")] = "onnxruntime",
     provider: Annotated[str, typer.Option(help="Execution provider that the graphs are for: cpu, cuda or tensorrt.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or int8 (weights only).")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16; int8 or int4 (weights only).")] = "float32",
     image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture, the largest of a bucket; each makes one.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Pictures in the example's prompt.")] = 1,
     pictures: Annotated[int | None, typer.Option(min=1, help="Most pictures of a row (default: 4, or the example's).")] = None,
@@ -195,6 +195,7 @@ def bench_artifact(
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
     prepack: Annotated[bool, typer.Option(help="The decode session rearranges weights into memory of its own.")] = False,
     target: Annotated[str, typer.Option(help="The artifact's: onnxruntime or openvino.")] = "onnxruntime",
+    weights: Annotated[list[str] | None, typer.Option(help="The artifact's dtype, as int8; may be repeated (default: float32).")] = None,
 ) -> None:
     """An artifact beside the same model as transformers' own exporter writes it, on ONNX Runtime's CPU; or the artifact on OpenVINO's."""
     from lightvlm_fx.artifact.targets import TARGETS
@@ -203,26 +204,35 @@ def bench_artifact(
 
     chosen = program.shape(shape, layers)
     with err.status("building the model") as status:
-        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, prepack=prepack, target=target, tell=telling(status))
-    title = f"{TARGETS[target].title} beside ONNX Runtime on CPU, {preset}, {chosen}, {text} text tokens, float32"
-    table = Table("", "transformers' export", "artifact", "ratio", title=title)
-    theirs, ours = found.prefill
-    table.add_row("prefill", f"{1e3 * theirs:.0f} ms", f"{1e3 * ours:.0f} ms", f"{theirs / ours:.2f}")
-    for length, (theirs, ours) in found.steps.items():
-        table.add_row(f"step after {length} tokens", f"{1e3 * theirs:.1f} ms", f"{1e3 * ours:.1f} ms", f"{theirs / ours:.2f}")
+        found = compare(chosen, preset_of(preset, []), text=text, repeats=repeats, prepack=prepack, target=target,
+                        weights=weights or ["float32"], tell=telling(status))  # fmt: skip
+    title = f"{TARGETS[target].title} beside ONNX Runtime on CPU, {preset}, {chosen}, {text} text tokens"
+    table = Table("", "transformers' export", *(name for dtype in found.ours for name in (f"artifact, {dtype}", "ratio")), title=title)
+
+    def row(name: str, shown: str, theirs: float, *ours: float) -> None:
+        table.add_row(name, shown.format(theirs), *(cell for x in ours for cell in (shown.format(x), f"{theirs / x:.2f}")))
+
+    sides = [found.theirs, *found.ours.values()]
+    row("prefill", "{:.0f} ms", *(1e3 * side.prefill for side in sides))
+    for length in found.theirs.steps:
+        row(f"step after {length} tokens", "{:.1f} ms", *(1e3 * side.steps[length] for side in sides))
     for length in LENGTHS:
-        theirs, ours = found.answer(length)
-        table.add_row(f"steps of an answer of {length}", f"{theirs:.1f} s", f"{ours:.1f} s", f"{theirs / ours:.2f}")
-    out.print(table)
-    speed = found.prefill[0] / found.prefill[1]
-    out.print(f"prefill: {speed:.2f} of {found.ideal:.2f} by FLOPs, {speed / found.ideal:.2f} of it")
-    out.print(f"export: {found.export_seconds:.0f} s, at most {found.export_peak:.2f} times the weights beside the model")
-    out.print(f"weight file: {found.data / found.weights:.3f} of the language model's weights; with prefill and decode open, "
-              f"{found.resident:.2f} of them are resident (PSS)")  # fmt: skip
-    if found.parity is not None:
-        tokens = "the same as" if found.parity["tokens_equal"] else "other than"
-        apart = f"logits within {found.parity['logits']:.1e} of the largest"
-        out.print(f"greedy tokens: {tokens} the compiled model's; {apart}")
+        row(f"steps of an answer of {length}", "{:.1f} s", *(side.answer(length) for side in sides))
+    Console(width=max(out.width, 150)).print(table)
+    first, base = next(iter(found.ours.items()))
+    for dtype, side in found.ours.items():
+        speed, written = found.theirs.prefill / side.prefill, found.written[dtype]
+        out.print(f"{dtype}: prefill {speed:.2f} of {found.ideal:.2f} by FLOPs, {speed / found.ideal:.2f} of it", soft_wrap=True)
+        if side is not base:
+            steps = " / ".join(f"{base.steps[n] / side.steps[n]:.2f}" for n in side.steps)
+            out.print(f"  against {first}: prefill {base.prefill / side.prefill:.2f}, steps {steps} times as fast", soft_wrap=True)
+        out.print(f"  export: {written.seconds:.0f} s, at most {written.peak:.2f} times the weights beside the model")
+        out.print(f"  weight file: {written.data / found.weights:.3f} of the language model's weights in float32; with prefill and decode "
+                  f"open, {written.resident:.2f} of them are resident (PSS)", soft_wrap=True)  # fmt: skip
+        if written.parity is not None:
+            tokens = "the same as" if written.parity["tokens_equal"] else "other than"
+            apart = f"logits within {written.parity['logits']:.1e} of the largest"
+            out.print(f"  greedy tokens: {tokens} the compiled model's; {apart}", soft_wrap=True)
     out.print(program.machine("cpu"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,8 @@ from lightvlm_fx.cli.base import (
     telling,
 )
 from lightvlm_fx.schedule import Schedule
+
+PEERS = ("none", "lightvlm:keep=0.35", "lightvlm:keep=0.03", "lightvlm:keep=0.35:capacity=512")  # what `bench peers` compares with others
 
 
 @bench.command("prefill")
@@ -94,6 +97,42 @@ def bench_decode(
                           f"{1e3 * v.step(0):.1f}", f"{1e3 * v.step(new):.1f}", f"{v.peak / 2**20:.0f}", str(v.graphs))  # fmt: skip
     Console(width=max(out.width, 140)).print(table)
     out.print(program.machine(device))
+
+
+@bench.command("peers")
+def bench_peers(
+    shape: Annotated[str, typer.Option(help="Decoder shape.")] = "0.5b",
+    preset: Presets = None,
+    engine: Annotated[list[str] | None, typer.Option(help="torch, onnxruntime or openvino; may be repeated (default: all).")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16; int8 or int4 (weights).")] = "bfloat16",
+    length: Annotated[int, typer.Option(min=1, help="New tokens at which a later step is timed.")] = 4096,
+    text: Prompt = 64,
+    repeats: Some = 5,
+    layers: Layers = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for exports, which a later run takes from there.")] = None,
+) -> None:
+    """What a user could take instead: transformers, its exports on ONNX Runtime and OpenVINO, and schedules on each, in turns."""
+    from lightvlm_fx.bench import prefill as program
+    from lightvlm_fx.bench.peers import ENGINES, limits, peers
+
+    chosen = program.shape(shape, layers)
+    schedules = {name: preset_of(name, []) for name in preset or PEERS}
+    with err.status("building the model") as status:
+        flops, memory = limits(dtype)
+        rows = peers(chosen, schedules, dtype=dtype, engines=tuple(engine or ENGINES), text=text, length=length, repeats=repeats, work=work,
+                     tell=telling(status))  # fmt: skip
+    table = Table("engine", "what", "prefill ms", "GFLOP", "GFLOP/s", "step ms", f"step ms after {length}",
+                  title=f"peers, {chosen}, {text} text tokens, {dtype}")  # fmt: skip
+    for row in rows:
+        if row.missing:
+            table.add_row(row.engine, row.name, row.missing)
+            continue
+        prefill, first, last = (row.median(what) for what in ("prefill", "step 0", f"step {length}"))
+        table.add_row(row.engine, row.name, f"{1e3 * prefill:.0f}", f"{row.flops / 1e9:.3g}", f"{row.flops / prefill / 1e9:.0f}",
+                      f"{1e3 * first:.1f}", f"{1e3 * last:.1f}")  # fmt: skip
+    Console(width=max(out.width, 150)).print(table)
+    out.print(f"limits: products {flops:.0f} GFLOP/s in torch, reads {memory:.0f} GB/s")
+    out.print(program.machine("cpu"))
 
 
 @bench.command("answer")

@@ -7,6 +7,7 @@ releases these are: lightvlm_fx/releases.py.
 from lightvlm_fx.compat.compiling import (
     aoti_compile,
     compiled_graphs,
+    flash_attention,
     inductor,
     maybe_dynamic,
     packed_product,

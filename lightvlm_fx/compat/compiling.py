@@ -52,6 +52,21 @@ def packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | N
     return out
 
 
+def flash_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel behind scaled_dot_product_attention on a processor, for q, k, v [B, H, S, d]: its result, and the logarithm [B, H, S] of
+    each row's sum of exponentials. Causal where no mask [B, 1, S, S] is given. torch has no public operator for both.
+    """
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        mask = mask.to(q.dtype)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    out, norm = flash(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
+    return out, norm
+
+
 def packs_bfloat16() -> bool:
     """Whether oneDNN has products of bfloat16 on this processor."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -112,7 +112,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
         name: MaskRule.of(name, mask, segment, getattr(model.config.get_text_config(), "sliding_window", None))
         for name, mask in bucket.given.items() if name.startswith("attention_mask") and mask.ndim == 4
     }  # fmt: skip
-    prefill, prefill_steps = pipelines.prefill(schedule, depth).run(bucket.prefill)
+    prefill, prefill_steps = pipelines.prefill(schedule, depth, exported=True).run(bucket.prefill)
     leave_out_later_keys(prefill, bucket.given, segment, blocks)
     decode, decode_steps = pipelines.decode(schedule, depth, capacity=fixed_capacity(schedule)).run(bucket.decode)
 

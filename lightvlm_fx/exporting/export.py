@@ -31,7 +31,7 @@ from lightvlm_fx.errors import CaptureError, InputError, UnknownName
 from lightvlm_fx.exporters.folder import written_aside
 from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
 from lightvlm_fx.exporters.order import least_first
-from lightvlm_fx.exporters.precision import DTYPES, cast, quantise
+from lightvlm_fx.exporters.precision import BITS, DTYPES, cast, quantise
 from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, ask_parser, build_script, to_dialect
 from lightvlm_fx.exporters.weights import WeightFile
 from lightvlm_fx.exporting.build import Built, build
@@ -84,9 +84,9 @@ def export(
     makes one from a picture of the size it prefers. `prompt_tokens` is how long a prompt may get, with its visual tokens
     (default: 64 tokens of text more than the example), `images` how many pictures a row may have (default: 4, or the
     example's where it has more), `new_tokens` how long an answer may get where the schedule does not bound the cache. `dtype` is one of
-    float32, float16, bfloat16 (not for target openvino) and int8 (weights only). With `aot_inductor`, the target
-    torch-export also holds each stage compiled for this machine. The model is left as it was, and `out` appears whole or not
-    at all.
+    float32, float16, bfloat16 (not for target openvino), int8 (not for torch-export) and int4 (neither for torch-export nor tensorrt);
+    the last two are of weights only. With `aot_inductor`, the target torch-export also holds each stage compiled for this machine.
+    The model is left as it was, and `out` appears whole or not at all.
 
     Raises InputError, ScheduleError, RefusedModel or CaptureError, with the reason.
     """
@@ -201,11 +201,11 @@ def _write_bucket(
 
             stages[name] = save(stage.module, stage.inputs, stage.outputs, folder / f"{name}{suffix}.pt2", aot_inductor)
             continue
-        quantised = dtype == "int8" and name in ("prefill", "decode")
+        quantised = dtype in BITS and name in ("prefill", "decode")
         opset = DIALECT_OPSET if target == "tensorrt" else OPSET
         graph = to_onnx(name, stage.module, stage.traced, opset, gemm=not quantised, dynamic=stage.dynamic, ranges=stage.ranges)
         if quantised:
-            graph = quantise(graph)
+            graph = quantise(graph, dtype)
         if target == "tensorrt":
             to_dialect(graph, name)
         if name == "prefill":

@@ -293,7 +293,7 @@ def _reason(decoder: nn.Module, error: Exception) -> str:
         return said
     names = ", ".join(sorted(f"{kind.__module__.split('.')[0]}'s {kind.__name__}" for kind in kinds))
     return (
-        f"its linear layers are {names} ({said}); torchao's int8 and quanto's weights can be traced, bitsandbytes' not: "
+        f"its linear layers are {names} ({said}); torchao's int8 and int4 and quanto's weights can be traced, bitsandbytes' not: "
         "call model.dequantize() first, or load the model without quantization"
     )
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightvlm_fx.compat import flash_attention
+
 MASK, SIZE = 3, 8  # which arguments of the marker
 ROOM = 8  # head dimensions that counted keys add; fused kernels like multiples of it
 
@@ -52,6 +54,24 @@ def attend(
     lowest = torch.finfo(logits.dtype).min  # not -inf: a padding query sees no key, and NaN would spread through its value
     logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else (logits + mask).clamp_min(lowest)
     return (logits.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).contiguous()
+
+
+def attend_and_norm(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, size: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attend` on a processor, for values as wide as keys, and the logarithm [B, H, S] float32 of what the exponentials of each row sum up
+    to, every key counted once.
+    """
+    width = v.shape[3]
+    if size is not None:
+        q, k, v = counted(q, k, v, size.clamp_min(1).log()[:, None, None, :] / scale)
+        once = (1 / size.clamp_min(1)).to(v.dtype)[:, None, :, None].expand(*v.shape[:3], 1)
+        v = torch.cat([v[..., :width], once, v[..., width + 1 :]], -1)  # in place of a zero: the share of a row that is left, each key once
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    out, norm = flash_attention(q, k, v, mask, scale)
+    if size is not None:
+        norm = norm + out[..., width].float().log()
+    return out[..., :width].transpose(1, 2).contiguous(), norm
 
 
 def counted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightvlm_fx.ops.segments import by_segment, same_image, unit
-from lightvlm_fx.ops.tiles import pick, span, tiles
+from lightvlm_fx.ops.tiles import alone, pick, readable, span, tiles
 
 WIDTH = 0.1  # cosine distance at which a token counts as 1/e of a neighbour
 
@@ -38,18 +39,16 @@ def density(x: Tensor, segment: Tensor) -> Tensor:
     x [B, S, D] from `directions`, segment [B, S]. A tile's rows meet the tokens up to its end: each pair once, for both.
     """
     b, s = segment.shape
-    here = torch.arange(s, device=segment.device)
-    as_row, as_column = [], x.new_zeros(b, s, dtype=torch.float32)
-    for start, stop in tiles(x, s, b * s):
-        rows = segment[:, start:stop]
-        first, last = span(rows, segment[:, :stop])
-        alike = cosines(x[:, start:stop], x[:, first:last]).float()
-        earlier = here[first:last] < here[start:stop, None]  # not itself, a one beside which the others would lose their digits
-        counts = same_image(rows, segment[:, first:last]) & earlier
-        near = alike.sub_(1).div_(WIDTH).exp_().mul_(counts)  # a product: runtimes select several times slower
+    begin, end = span(segment, segment)
+    as_row, as_column = [x.new_zeros(b, begin, dtype=torch.float32)], x.new_zeros(b, s, dtype=torch.float32)
+    for start, stop in tiles(x, end, b * s, begin):
+        first, last = span(segment[:, start:stop], segment[:, :stop])
+        near = cosines(x[:, start:stop], x[:, first:last]).float().sub_(1).div_(WIDTH).exp_()
+        # not itself, a one beside which the others would lose their digits
+        near = _earlier(near, segment[:, start:stop], segment[:, first:last], start - first)
         as_row.append(near.sum(2))
-        as_column = as_column + torch.nn.functional.pad(near.sum(1), [first, s - last])
-    return torch.cat(as_row, 1) + as_column
+        as_column = as_column + F.pad(near.sum(1), [first, s - last])
+    return torch.cat([*as_row, x.new_zeros(b, s - end, dtype=torch.float32)], 1) + as_column
 
 
 def peaks(score: Tensor, x: Tensor, segment: Tensor, power: float, base: float) -> Tensor:
@@ -60,20 +59,25 @@ def peaks(score: Tensor, x: Tensor, segment: Tensor, power: float, base: float) 
     """
     b, s = segment.shape
     order, kinds = by_segment(score, segment)
-    x = pick(x, order)
-    here = torch.arange(s, device=segment.device)
-    nearest = []
-    for start, stop in tiles(x, s, b * s):
-        rows = kinds[:, start:stop]
-        first, last = span(rows, kinds[:, :stop])
-        if first == last:
-            nearest.append(score.new_zeros(rows.shape))
-            continue
-        rival = same_image(rows, kinds[:, first:last]) & (here[first:last] < here[start:stop, None])
-        alike = cosines(x[:, start:stop], x[:, first:last]).float()
-        nearest.append(alike.add_(1).mul_(rival).amax(2))  # of a rival its cosine, else -1; a product: runtimes select slower
+    x, begin = pick(x, order), s - int((kinds >= 0).sum(1).max()) if readable(kinds) else 0  # text sorts first
+    nearest = [score.new_zeros(b, begin)]
+    for start, stop in tiles(x, s, b * s, begin):
+        first, last = span(kinds[:, start:stop], kinds[:, :stop])
+        alike = cosines(x[:, start:stop], x[:, first:last]).float().add_(1)
+        nearest.append(_earlier(alike, kinds[:, start:stop], kinds[:, first:last], start - first).amax(2))  # of a rival its cosine, else -1
     distance = torch.zeros_like(score).scatter(1, order, 2 - torch.cat(nearest, 1)).clamp(0, 2)
     return torch.where(segment >= 0, (score.clamp_min(0) + base) ** power * distance, 0.0)
+
+
+def _earlier(pairs: Tensor, rows: Tensor, columns: Tensor, ahead: int) -> Tensor:
+    """`pairs` [B, n, m], zero but where a row's token and a column's are of one image and the column's comes first.
+
+    rows [B, n] and columns [B, m] are segments; the first row stands `ahead` places behind the first column.
+    """
+    if alone(rows, columns):
+        return pairs.tril_(ahead - 1)
+    there, here = (torch.arange(x.shape[1], device=x.device) for x in (columns, rows))
+    return pairs.mul_(same_image(rows, columns) & (there < here[:, None] + ahead))  # a product: runtimes select several times slower
 
 
 def nearest(x: Tensor, segment: Tensor, others: Tensor, kinds: Tensor) -> Tensor:
@@ -90,6 +94,6 @@ def nearest(x: Tensor, segment: Tensor, others: Tensor, kinds: Tensor) -> Tensor
             found.append(torch.full_like(rows, -1))
             continue
         alike = cosines(x[:, start:stop], others[:, first:last])
-        best = torch.where(same_image(rows, kinds[:, first:last]), alike, -2.0).max(2)
+        best = (alike if alone(rows, kinds[:, first:last]) else torch.where(same_image(rows, kinds[:, first:last]), alike, -2.0)).max(2)
         found.append(torch.where(best.values > -2.0, best.indices + first, -1))
     return torch.cat(found, 1)

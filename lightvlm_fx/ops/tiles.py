@@ -60,6 +60,14 @@ def span(rows: Tensor, columns: Tensor) -> tuple[int, int]:
     return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
 
 
+def alone(rows: Tensor, columns: Tensor) -> bool:
+    """Whether the tokens of `rows` [B, n] and `columns` [B, m] (both segments) are all of the row's one image; False, if not readable."""
+    if not readable(rows):
+        return False
+    image = rows[:, :1]
+    return bool(((image >= 0) & (rows == image).all(1, keepdim=True) & (columns == image).all(1, keepdim=True)).all())
+
+
 def wanted(which: Tensor) -> Tensor | None:
     """Places [B, n] of the tokens that `which` [B, S] marks, in order; rows that have fewer are filled with others. None, for all,
     if not readable.

@@ -386,7 +386,7 @@ def weights(folder, change, stages=("embed", "prefill", "decode")):
     reseal(folder)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_wrong(broken, dtype, value, tiny):
     """Of whatever precision, and whatever the manifest says of parity. Such an artifact does not answer either."""

@@ -176,7 +176,7 @@ def test_integer_weights_in_standard_operators():
     x = draw.normal(size=(4, 64)).astype(np.float32)
     product = helper.make_node("MatMul", ["x", "w"], ["y"], "n")
     model = graph([product], [("x", TensorProto.FLOAT, [4, 64])], [("y", TensorProto.FLOAT, [4, 48])], [("w", weight)])
-    quantised = quantise(ir.from_proto(model))
+    quantised = quantise(ir.from_proto(model), "int8")
     assert [n.op_type for n in quantised.graph] == ["MatMulNBits"]
     assert in_standard_operators(quantised) == 1
     proto = ir.to_proto(quantised)

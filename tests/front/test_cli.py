@@ -190,6 +190,36 @@ def test_bench_artifact_prints_ratios(run, monkeypatch):
         assert part in text
 
 
+@pytest.mark.since(5, 23)
+def test_bench_artifact_compares_precisions_of_weights(run, monkeypatch):
+    monkeypatch.setattr("lightvlm_fx.bench.artifact.SPINNING", 0)
+    words = ("--shape", "tiny", "--layers", "2", "--repeats", "1", "-p", "none", "--text", "9")
+    code, text, _ = run("bench", "artifact", *words, "--weights", "float32", "--weights", "int4")
+    assert code == 0
+    for part in ("artifact, float32", "artifact, int4", "against float32: prefill"):
+        assert part in text
+
+
+@pytest.mark.since(5, 23)
+@pytest.mark.parametrize(("dtype", "engines", "said"), [
+    ("float32", ("torch", "onnxruntime", "openvino"), ["eager", "StaticCache", "ours", "export", "ours", "export", "ours"]),
+    ("bfloat16", ("onnxruntime", "openvino"), ["has no bfloat16 kernels", "export", "ours"]),
+    ("int4", ("onnxruntime",), ["ours, none"]),
+])  # fmt: skip
+def test_bench_peers_measures_what_is_installed(run, monkeypatch, tmp_path, dtype, engines, said):
+    monkeypatch.setattr("lightvlm_fx.bench.artifact.SPINNING", 0)
+    monkeypatch.setattr("lightvlm_fx.bench.peers.limits", lambda dtype: (1.0, 1.0))
+    words = ["--shape", "tiny", "--layers", "2", "--repeats", "1", "--text", "9", "--length", "4", "-p", "none", "--work", str(tmp_path)]
+    code, text, _ = run("bench", "peers", *words, "--dtype", dtype, *(word for name in engines for word in ("--engine", name)))
+    assert code == 0
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    assert len(rows) == len(said) + ("openvino" in engines)
+    for row, part in zip(rows, said, strict=False):
+        assert part in row
+    assert ("GenAI" in rows[-1]) == ("openvino" in engines)
+    assert "nan" not in text
+
+
 def test_bench_answer_watches_one_long_answer(run):
     words = ("--shape", "tiny", "--backend", "eager", "--length", "800", "--dtype", "float32", "-p", "lightvlm:capacity=40")
     code, text, _ = run("bench", "answer", *words)
@@ -212,6 +242,8 @@ def test_bench_answer_watches_one_long_answer(run):
         (("explain", "--model", "./no-model"), "there is no folder ./no-model; give one that save_pretrained wrote, or a hub name"),
         (("export", "models/of/mine"), "there is no folder models/of/mine"),
         (("export", str(bundled.PICTURES)), f"no image-text-to-text model and processor from {bundled.PICTURES}: Unrecognized model in"),
+        (("bench", "peers", "--shape", "tiny", "--dtype", "half"), "no precision named 'half'"),
+        (("bench", "peers", "--shape", "tiny", "--engine", "tvm"), "no engine named 'tvm'"),
         (("bench", "prefill", "--shape", "0.5"), "no shape named '0.5'; did you mean '0.5b'?"),
         (("bench", "answer", "--length", "99"), "an answer must have 800 tokens and more to be judged after its 600th, got 99"),
         (("bench", "answer", "--shape", "tiny", "-p", "snapkv"), "schedule 'snapkv' does not hold its cache to a fixed size while"),

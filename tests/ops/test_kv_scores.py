@@ -6,6 +6,7 @@ from batches import GROUPS, HEADS, OPS, WIDTH, Batch, batches
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightvlm_fx.ops.attention import attend, attend_and_norm
 from lightvlm_fx.ops.segments import PADDING, TEXT
 
 SCALE = WIDTH**-0.5
@@ -52,6 +53,21 @@ def test_rows_are_summed_for_each_kv_head(rows, batch: Batch, window, masked):
     matrix = attention(q, k, allowed).mean(2)
     for b, places in enumerate(chosen(batch, rows, window)):
         torch.testing.assert_close(score[b], matrix[b, :, places].sum(1))
+
+
+@pytest.mark.usefixtures("tile")
+@given(batches(), st.booleans(), st.booleans(), st.booleans())
+def test_rows_are_summed_without_another_softmax(batch: Batch, text, masked, sized):
+    """From what attention tells of its rows, whose keys may count as several tokens; with `text`, of its keys alone."""
+    (q, k), allowed = batch.qk(), causal(batch)
+    mask = allowed[:, None] if masked or bool((batch.segment == PADDING).any()) else None
+    size = torch.arange(1.0, 1 + batch.segment.numel()).view(batch.segment.shape) if sized else None
+    out, norm = attend_and_norm(q, k, k, mask, SCALE, size)
+    real = batch.segment != PADDING
+    torch.testing.assert_close(out[real], attend(q, k, k, mask, SCALE, 0.0, size)[real])
+    sums = OPS.received(q, k, norm, batch.segment, mask, SCALE, text)
+    wanted = OPS.kv_score_attention(q, k, batch.segment, mask, SCALE)
+    torch.testing.assert_close(sums, torch.where((batch.segment == TEXT)[:, None], wanted, 0.0) if text else wanted, atol=1e-4, rtol=1e-4)
 
 
 @given(batches(), sizes, st.sampled_from([3, 5]))

@@ -23,6 +23,7 @@ def arguments():
         torch.ones(2, 8),
     )
     mask = torch.ones(2, 1, 8, 8, dtype=torch.bool).tril()
+    norm = torch.randn(2, 4, 8, generator=draw)
     index, left, rank = OPS.select_tokens(score, SEGMENT, BUDGET, K)
     went = OPS.nearest_survivor(hidden, SEGMENT, index, left)
     small = mask[:, :, :K, :K]
@@ -58,6 +59,7 @@ def arguments():
         "put_tokens": [(hidden, hidden[:, :K], index, SEGMENT), (hidden.bfloat16(), hidden[:, :K].bfloat16(), index, SEGMENT)],
         "text_index": [(SEGMENT, K)],
         "text_mask": [(SEGMENT, index)],
+        "received": [(q, k, norm, SEGMENT, None, 0.5, False), (q.half(), k.half(), norm, SEGMENT, mask, 0.5, True)],
         "select_tokens": [(score, SEGMENT, BUDGET, K)],
         "take_entries": [(k, entries), (k.half(), entries[:, :1]), (per_head, entries)],
         "take_tokens": [

@@ -42,6 +42,7 @@ def arguments():
         "kv_score_question": (q, k, segment, 0.5),
         "kv_ask_question": (q, k, segment, 0.5),
         "kv_score_attention": (q, k, segment, None, 0.5),
+        "received": (q, k, torch.zeros(1, HEADS, S), segment, None, 0.5, False),
         "kv_spread_density": (q, k, segment, None, 0.5),
         "kv_spread_entropy": (q, k, segment, None, 0.5),
         "kv_merge_counted": (k, v, None, None, segment, chosen, entry),
