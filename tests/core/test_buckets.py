@@ -25,7 +25,8 @@ def deepstack(*features, rows=2, tokens=9):
 
 
 OTHERS = {  # each is another graph than every one beside it
-    "plain": call(), "one row": call(1), "half precision": call(dtype=torch.float16), "wider": call() | {"inputs_embeds": torch.zeros(2, 9, 32)},
+    "plain": call(), "one row": call(1), "half precision": call(dtype=torch.float16),
+    "wider": call() | {"inputs_embeds": torch.zeros(2, 9, 32)},
     "whole positions": call() | {"position_ids": torch.arange(9).expand(3, 2, -1)},
     "float positions": call() | {"position_ids": torch.arange(9.0).expand(2, -1)},
     "a mask": call(mask=four()), "an additive mask": call(mask=four(dtype=torch.float32)), "a flat mask": call(mask=torch.ones(2, 9)),

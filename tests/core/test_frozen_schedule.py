@@ -1,7 +1,6 @@
 """`frozen_schedule`: what an adaptive budget led to, as constants."""
 
 import pytest
-import torch
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
@@ -35,7 +34,8 @@ def test_a_frozen_schedule_answers_its_prompt_as_the_adaptive_one(tiny, plain, t
     constant = answer(again, inputs, 6)
     assert difference(adaptive, constant) <= 1e-6
     for ours, theirs in zip(constant.past_key_values.layers, adaptive.past_key_values.layers, strict=True):
-        assert torch.equal(ours.stage.position, theirs.stage.position)
+        for head, other in zip(ours.stage.position.flatten(0, 1), theirs.stage.position.flatten(0, 1), strict=True):
+            assert head[head >= 0].tolist() == other[other >= 0].tolist()
 
 
 def test_it_does_not_adapt_any_more(tiny, plain):

@@ -1,5 +1,7 @@
 """What a vision tower attends to, against its own attention maps; and cuts by it, before the first decoder layer."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -23,8 +25,14 @@ def llava():
     return zoo.build("llava", layers=3)
 
 
+@cache
+def plain(model):
+    """Captured once for all cuts."""
+    return lightvlm.compile(model, "none", backend="eager")
+
+
 def compiled(model, **cut):
-    return lightvlm.compile(model, Schedule(cuts=(Cut(**SALIENT | cut),)), backend="eager")
+    return plain(model).lightvlm.with_schedule(Schedule(cuts=(Cut(**SALIENT | cut),)))
 
 
 def test_a_summary_tokens_attention_is_the_towers_own(llava):
