@@ -196,11 +196,14 @@ def test_a_method_is_a_file_of_its_name_that_says_what_it_does_and_whose_it_is(k
     assert kind.reads == tuple(name for name in ARGUMENTS if name in kind.reads) or set(kind.reads) >= set(ATTENTION)
 
 
+SCHEDULES = {name: lightvlm_fx.Schedule.preset(name) for name in presets.PRESETS}
+
+
 @pytest.mark.parametrize("name", operators.every())
 def test_what_a_method_computes_is_tested(name):
     kind, _ = operators.every()[name]
     prefix = name.removesuffix(kind.name.replace("-", "_"))
-    published = {p for p in presets.PRESETS if kind in {type(cut.score) for cut in lightvlm_fx.Schedule.preset(p).cuts}}
+    published = {name for name, made in SCHEDULES.items() if kind in {type(cut.score) for cut in (*made.cuts, *made.tower)}}
     called = {name, f".{name}", f"{prefix}*"} & used_by_tests("ops")
     assert called or published & used_by_tests("parity"), f"no test in tests/ops calls {name}, and none in tests/parity a preset with it"
     assert name in test_opcheck.arguments(), f"tests/ops/test_opcheck.py does not run {name}"
