@@ -11,6 +11,7 @@ NOT_OURS = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "_
 
 def build(kind, scratch):
     """The file that setuptools makes of a copy of the checkout in `scratch`; `kind` is wheel or sdist."""
+    scratch.mkdir(exist_ok=True)
     copy, target = scratch / "source", scratch / kind
     if not copy.exists():
         shutil.copytree(ROOT, copy, symlinks=True, ignore=NOT_OURS)

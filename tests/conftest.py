@@ -1,6 +1,7 @@
 """Golden texts (`assert text == golden`; `--update-golden` writes them) and tiny models that tests share."""
 
 import difflib
+import gc
 import os
 import re
 from pathlib import Path
@@ -51,6 +52,13 @@ def pytest_collection_modifyitems(items):
     """Files in the order of LONG, then the others as they were (pytest-randomly shuffles them)."""
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+def pytest_collection_finish():
+    """What is imported stays: the garbage collector need not go through it at every trace, which allocates by the million."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_itemcollected(item):

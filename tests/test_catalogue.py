@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from matrices import QUICK
+from ops import test_opcheck
 
 import lightvlm_fx
 from lightvlm_fx import errors, presets
@@ -59,10 +61,39 @@ def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def text_of_tests(*folders):
-    """The text of all test files below some folders of tests/."""
-    files = [p for folder in folders or (".",) for p in sorted((ROOT / "tests" / folder).rglob("test_*.py"))]
-    return "\n".join(p.read_text(encoding="utf-8") for p in files if p.name != "test_catalogue.py")
+@functools.cache
+def used_by_tests(folder):
+    """Texts in the code of the test files below a folder of tests/, and what is called or looked up, with a point before it.
+
+    Comments, docstrings and imports do not count. A text with something put in, such as f"score_{name}", is its beginning and a star.
+    """
+    found = set()
+    for path in sorted((ROOT / "tests" / folder).rglob("test_*.py")):
+        if path.name == "test_catalogue.py":
+            continue
+        top = tree(path)
+        said = {id(n.value) for n in ast.walk(top) if isinstance(n, ast.Expr)}  # docstrings, and what else is only said
+        for node in ast.walk(top):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found.add(f".{node.func.id}")
+            elif isinstance(node, ast.Attribute):
+                found.add(f".{node.attr}")
+            elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                found.add(f"{node.values[0].value}*")
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+                found.add(node.value)
+    return found
+
+
+@functools.cache
+def expected_by_tests():
+    """Names of the errors that tests expect: inside of `raises(...)`, in a table of cases, or handed to a helper."""
+    found = set()
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        top = tree(path)
+        given = (node for call in ast.walk(top) if isinstance(call, ast.Call) for node in [*call.args, *(k.value for k in call.keywords)])
+        found |= {n.id for arg in given for n in ast.walk(arg) if isinstance(n, ast.Name)}
+    return found
 
 
 # --- passes ----------------------------------------------------------------------------------------------
@@ -146,7 +177,8 @@ def test_an_op_says_its_shapes_and_is_tested(name):
     tensors = [a.arg for a in node.args.args if "Tensor" in ast.unparse(a.annotation)]
     silent = [a for a in tensors if not re.search(rf"\b{a}\b", doc)]
     assert not silent, f"{name}: nothing about {silent} in its docstring"
-    assert re.search(rf"\b{name}\b", text_of_tests("ops")), f"no test in tests/ops mentions {name}"
+    assert {name, f".{name}"} & used_by_tests("ops"), f"no test in tests/ops calls {name}"
+    assert name in test_opcheck.arguments(), f"tests/ops/test_opcheck.py does not run {name}"
 
 
 # --- methods ---------------------------------------------------------------------------------------------
@@ -164,13 +196,17 @@ def test_a_method_is_a_file_of_its_name_that_says_what_it_does_and_whose_it_is(k
     assert kind.reads == tuple(name for name in ARGUMENTS if name in kind.reads) or set(kind.reads) >= set(ATTENTION)
 
 
+SCHEDULES = {name: lightvlm_fx.Schedule.preset(name) for name in presets.PRESETS}
+
+
 @pytest.mark.parametrize("name", operators.every())
 def test_what_a_method_computes_is_tested(name):
     kind, _ = operators.every()[name]
-    tests = text_of_tests("ops")
-    assert re.search(rf"\b{name}\b", tests) or f"OPS.{name.removesuffix(kind.name.replace('-', '_'))}" in tests or re.search(
-        rf'"{name.partition("_")[0]}\w*_\{{\w+\}}"', tests
-    ), f"no test in tests/ops calls {name}"
+    prefix = name.removesuffix(kind.name.replace("-", "_"))
+    published = {name for name, made in SCHEDULES.items() if kind in {type(cut.score) for cut in (*made.cuts, *made.tower)}}
+    called = {name, f".{name}", f"{prefix}*"} & used_by_tests("ops")
+    assert called or published & used_by_tests("parity"), f"no test in tests/ops calls {name}, and none in tests/parity a preset with it"
+    assert name in test_opcheck.arguments(), f"tests/ops/test_opcheck.py does not run {name}"
 
 
 # --- presets, errors, public names ------------------------------------------------------------------------
@@ -182,17 +218,14 @@ def test_a_preset_is_documented_builds_and_is_tested(name):
     assert preset.__name__.replace("_plus", "+").replace("_", "-") == name
     assert re.search(r"arXiv \d{4}\.\d{5}|Baseline|baseline", preset.__doc__), f"{name} names no source"
     assert lightvlm_fx.Schedule.preset(name).name == name
-    assert f'"{name}"' in text_of_tests() or name in (ROOT / "tests/core/test_presets.py").read_text(
-        encoding="utf-8"
-    )
+    assert name in used_by_tests("parity"), f"no test in tests/parity runs preset {name}"
 
 
 def test_every_error_is_documented_and_tested():
-    tests = text_of_tests()
     for name, error in vars(errors).items():
         if isinstance(error, type) and issubclass(error, errors.LightVLMError):
             assert error.__doc__
-            assert re.search(rf"\b{name}\b", tests), f"no test mentions {name}"
+            assert name in expected_by_tests(), f"no test expects {name}"
 
 
 def test_public_names_resolve():

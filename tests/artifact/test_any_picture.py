@@ -111,7 +111,7 @@ def test_masks_of_real_pixels(artifact):
 
 
 def test_names_its_bounds(artifact):
-    tiny, _, vlm = artifact("qwen2_5_vl", "cut")
+    tiny, _, vlm = artifact("qwen2_5_vl", "cache")
     said = "bucket 0 (2 rows of at most 21 tokens of text and 24 visual tokens in 4 pictures): "
     small = with_picture(tiny, 2, 2)
     for kind, batch, why in (

@@ -29,7 +29,7 @@ def test_transformers_finds_it():
 
 
 def test_its_components_are_the_stages(tmp_path):
-    tiny = zoo.build("llava", layers=2)
+    tiny = zoo.build("llava", layers=1)
     inputs = tiny.inputs(text=(9,), images=(1,))
     config = LightVLMConfig(schedule="none", prompt_tokens=48, new_tokens=8)
     exported = exporter().export_for_generation(tiny.model, inputs, config)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from artifacts import BOUNDED, bounded_model, contents, state_of
+from artifacts import BOUNDED, contents, state_of
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
@@ -128,13 +128,12 @@ def test_an_error_on_the_way(refused):
 @pytest.mark.parametrize("at", [0, 1])
 def test_an_example_whose_answer_ends_at_once(tmp_path, at):
     """The answer that goes with an artifact is kept from ending, its logits are not: that was called a defect."""
-    tiny = bounded_model()
+    tiny = zoo.build("llava", layers=1)
     example = tiny.inputs(text=(9,), images=(1,))
-    schedule = Schedule.preset("lightvlm", keep=0.5, layers=(1,))
-    fast = lightvlm.compile(tiny.model, schedule, backend="eager")
+    fast = lightvlm.compile(tiny.model, "none", backend="eager")
     end = int(fast.generate(**example, max_new_tokens=2, do_sample=False)[0, at - 2])
     tiny.model.generation_config.eos_token_id = end
-    made = lightvlm.export(tiny.model, schedule, tmp_path / "out", inputs=example, new_tokens=8)
+    made = lightvlm.export(tiny.model, "none", tmp_path / "out", inputs=example, new_tokens=8)
     assert made.manifest["eos_token_id"] == [end]
     assert made.manifest["parity"]["tokens_equal"]
     want = fast.generate(**example, max_new_tokens=8, do_sample=False, eos_token_id=end)
@@ -159,7 +158,7 @@ def test_an_artifact_with_files_of_the_users(tiny, tmp_path):
     assert contents(tmp_path) == {"out/lightvlm.json": b"{}", "out/my-notes.txt": b"mine"}
 
 
-def test_one_new_token(tiny, tmp_path):
-    schedule = Schedule.preset("lightvlm", keep=0.5, layers=(1,))
-    made = lightvlm.export(tiny.model, schedule, tmp_path / "out", inputs=tiny.inputs(text=(9,), images=(1,)), new_tokens=1)
+def test_one_new_token(tmp_path):
+    tiny = zoo.build("llava", layers=1)
+    made = lightvlm.export(tiny.model, "none", tmp_path / "out", inputs=tiny.inputs(text=(9,), images=(1,)), new_tokens=1)
     assert made.manifest["parity"]["tokens_equal"]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,20 @@ def test_answers_without_torch(bare_python, bounded):
     assert found["verdict"]["skipped"] == ["lint: the package onnx is not installed"]
 
 
-def test_the_wheel_alone_answers_without_torch(bare_python, bounded, tmp_path):
+def wheel_of_the_source_distribution(scratch):
+    with tarfile.open(build("sdist", scratch / "first")) as file:
+        file.extractall(scratch / "unpacked", filter="data")
+    [unpacked] = (scratch / "unpacked").iterdir()
+    (scratch / "again").mkdir()
+    unpacked.rename(scratch / "again" / "source")
+    return build("wheel", scratch / "again")
+
+
+@pytest.mark.parametrize("made", [lambda scratch: build("wheel", scratch), wheel_of_the_source_distribution], ids=["checkout", "sdist"])
+def test_the_wheel_alone_answers_without_torch(bare_python, bounded, tmp_path, made):
     """As docs/faq.md says: `pip install --no-deps` beside numpy and onnxruntime."""
-    wheel = build("wheel", tmp_path)
-    pip = [sys.executable, "-m", "pip", "--python", str(bare_python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    pip = [sys.executable, "-m", "pip", "--python", str(bare_python), "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall"]
+    done = subprocess.run([*pip, str(made(tmp_path))], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     call = [bare_python, "-c", SCRIPT + "print(lightvlm.__file__)", str(bounded)]
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, check=False)

@@ -1,5 +1,7 @@
 """Towers whose patches stand in another order than their tokens: salience against which patches reach which token, by gradients."""
 
+from functools import cache
+
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -121,8 +123,14 @@ def qwen():
     return zoo.build("qwen2_5_vl", layers=3)
 
 
+@cache
+def plain(model):
+    """Captured once for all cuts."""
+    return lightvlm.compile(model, "none", backend="eager")
+
+
 def compiled(model, **cut):
-    return lightvlm.compile(model, Schedule(cuts=(Cut(**{"layer": 0, "score": "salience"} | cut),)), backend="eager")
+    return plain(model).lightvlm.with_schedule(Schedule(cuts=(Cut(**{"layer": 0, "score": "salience"} | cut),)))
 
 
 def turned(inputs):
@@ -159,9 +167,9 @@ def test_beams_score_as_their_row_does(qwen):
 
 def test_sparsevila_answers_as_the_model_where_all_stays(qwen):
     inputs = turned(qwen.inputs(text=(7, 9), images=(2, 1)))
-    whole = lightvlm.compile(qwen.model, Schedule.preset("sparsevila", keep=ALL, capacity=1.0), backend="eager")
+    whole = plain(qwen.model).lightvlm.with_schedule(Schedule.preset("sparsevila", keep=ALL, capacity=1.0))
     assert difference(answer(qwen.model, inputs, 4), answer(whole, inputs, 4)) <= 1e-4
-    less = lightvlm.compile(qwen.model, Schedule.preset("sparsevila"), backend="eager")
+    less = plain(qwen.model).lightvlm.with_schedule("sparsevila")
     assert answer(less, inputs, 4).sequences.shape[0] == 2
 
 

@@ -1,5 +1,7 @@
 """What a vision tower attends to, against its own attention maps; and cuts by it, before the first decoder layer."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -23,8 +25,14 @@ def llava():
     return zoo.build("llava", layers=3)
 
 
+@cache
+def plain(model):
+    """Captured once for all cuts."""
+    return lightvlm.compile(model, "none", backend="eager")
+
+
 def compiled(model, **cut):
-    return lightvlm.compile(model, Schedule(cuts=(Cut(**SALIENT | cut),)), backend="eager")
+    return plain(model).lightvlm.with_schedule(Schedule(cuts=(Cut(**SALIENT | cut),)))
 
 
 def test_a_summary_tokens_attention_is_the_towers_own(llava):
@@ -64,22 +72,31 @@ def test_only_the_layer_that_ran_last_counts():
     assert len(noted.calls) == 2
 
 
+def chosen(fast):
+    """Of the latest prompt, the places within each picture of the tokens that the cut kept, picture by picture."""
+    index, segment = (fast.lightvlm.survivors[f"{what}.0"] for what in ("index", "segment"))
+    pictures, out = fast.lightvlm.layout.segment, []
+    for row, images in enumerate(fast.lightvlm.layout.images):
+        for number in range(len(images)):
+            first = int((pictures[row] == number).nonzero()[0])
+            out.append((index[row][segment[row] == number] - first).tolist())
+    return out
+
+
+def most_salient(tiny, inputs, pictures, keep):
+    """The places within each of so many pictures of the `keep` tokens that the source's own tower attends to most."""
+    grid = inputs.get("image_grid_thw")
+    with torch.no_grad(), noting(vision_tower(tiny.model), grid) as noted:
+        tiny.model.get_image_features(inputs["pixel_values"], **({} if grid is None else {"image_grid_thw": grid}))
+    n = tiny.visual_tokens
+    return salience(noted, pictures * n).view(pictures, n).topk(keep).indices.sort(-1).values.tolist()
+
+
 def test_keeps_the_tokens_that_the_tower_attends_to_most(llava):
     fast, inputs = compiled(llava.model, keep=5), llava.inputs(text=(7, 9), images=(2, 1))
     with torch.no_grad():
         fast(**inputs)
-        with noting(vision_tower(llava.model)) as noted:
-            vision_tower(llava.model)(inputs["pixel_values"])
-    n = llava.visual_tokens
-    wanted = salience(noted, 3 * n).view(3, n).topk(5).indices.sort(-1).values
-    index, segment = (fast.lightvlm.survivors[f"{what}.0"] for what in ("index", "segment"))
-    pictures = fast.lightvlm.layout.segment
-    got = []
-    for row, images in enumerate(fast.lightvlm.layout.images):
-        for number in range(len(images)):
-            first = int((pictures[row] == number).nonzero()[0])
-            got.append((index[row][segment[row] == number] - first).tolist())
-    assert got == wanted.tolist()
+    assert chosen(fast) == most_salient(llava, inputs, 3, 5)
     assert fast.lightvlm.report.of("prefill")[0].tokens_per_layer[0] < inputs["input_ids"].shape[1]
 
 
@@ -95,16 +112,21 @@ def test_every_token_kept_changes_nothing_and_the_source_stays_as_it_was(llava):
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "paligemma"])
 def test_reads_towers_without_a_summary(family):
     tiny = zoo.build(family, layers=3)
-    fast, inputs = compiled(tiny.model, keep=0.5), tiny.inputs(text=(9,), images=(2,))
-    answer(fast, inputs, 2)
-    assert len(set(fast.lightvlm.report.of("prefill")[0].visual_per_layer)) == 1
+    fast, inputs = compiled(tiny.model, keep=3), tiny.inputs(text=(9,), images=(2,))
+    cache = answer(fast, inputs, 2).past_key_values
+    assert chosen(fast) == most_salient(tiny, inputs, 2, 3)
+    left = inputs["input_ids"].shape[1] - 2 * (tiny.visual_tokens - 3) + 1
+    assert [int((layer.stage.position >= 0).sum()) for layer in cache.layers] == [left] * 3
     whole = compiled(tiny.model, keep=ALL)
     assert difference(answer(tiny.model, inputs, 2), answer(whole, inputs, 2)) <= 1e-4
 
 
 def test_beams_read_the_picture_once(llava):
-    fast, inputs = compiled(llava.model, keep=0.5), llava.inputs(text=(7, 9), images=(1, 1))
+    """Each row stands twice, its picture was encoded once: both beams of a row keep what it keeps without beams."""
+    fast, inputs = compiled(llava.model, keep=5), llava.inputs(text=(7, 9), images=(1, 1))
     assert fast.generate(**inputs, num_beams=2, max_new_tokens=3, do_sample=False).shape[0] == 2
+    first, second = most_salient(llava, inputs, 2, 5)
+    assert chosen(fast) == [first, first, second, second]
 
 
 def test_refuses_a_video_beside_a_picture_of_as_many_tokens():

@@ -57,16 +57,18 @@ def test_held_out_digits_are_not_in_training():
     assert not old & new
 
 
-def test_descriptions_are_long():
-    answers = [s.question.answer for s in evaluate.held_out(20, ["describe"])]
-    assert min(len(a.split()) for a in answers) >= 60
+def test_descriptions_are_long_and_name_what_is_there(box):
+    samples = evaluate.held_out(4, ["describe"])
+    answers = evaluate.answer(*box, samples)
+    assert min(len(text.split()) for text in answers) >= 60
+    assert np.mean([evaluate.placed(text, sample.question.answer) for text, sample in zip(answers, samples, strict=True)]) >= 0.9
 
 
 @pytest.mark.parametrize("size", [(96, 96), (384, 384), (150, 150), (640, 480), (31, 200)])
 def test_takes_pictures_of_any_size(box, fast, size):
-    picture = Image.fromarray(np.zeros((*size, 3), np.uint8))
-    text, _ = demo.ask(fast, box[1], picture, "how many objects are there ?", max_new_tokens=3)
-    assert text
+    with Image.open(bundled.PICTURES / "1-crowd.png") as crowd:
+        picture = crowd.resize(size)
+    assert [demo.ask(model, box[1], picture, "how many objects are there ?")[0] for model in (box[0], fast)] == ["eight"] * 2
 
 
 @pytest.mark.compat

@@ -279,12 +279,25 @@ def test_beams_choose_as_the_full_model_where_nothing_is_dropped(name):
     assert compiled("llava", preset(name, ROOMY[name])).generate(**inputs, **beams).equal(wanted)
 
 
-def test_beam_search_and_sampling_work():
+def test_beams_over_a_full_cache_are_each_rows_own():
+    """Entries move with their beam: a row's best answer is what it is alone, long after the cache is full."""
+    fast, options = compiled("llava", bounded()), {"max_new_tokens": 25, "min_new_tokens": 25, "num_beams": 3, "do_sample": False}
+    together = fast.generate(**tiny("llava").inputs(**BATCH), **options)
+    for row in range(2):
+        inputs = tiny("llava").inputs(text=(BATCH["text"][row],), images=(1,), seed=row)
+        assert together[row, -25:].tolist() == fast.generate(**inputs, **options)[0, -25:].tolist()
+
+
+def test_sampling_draws_from_what_a_greedy_answer_ranks():
     inputs, fast = tiny("llava").inputs(**BATCH), compiled("llava", bounded())
-    beams = fast.generate(**inputs, max_new_tokens=25, min_new_tokens=25, num_beams=3, do_sample=False)
+    greedy = answer(fast, inputs, 25)
+    likeliest = fast.generate(**inputs, max_new_tokens=25, min_new_tokens=25, do_sample=True, top_k=1)
+    assert likeliest.tolist() == greedy.sequences.tolist()
     torch.manual_seed(0)
-    drawn = fast.generate(**inputs, max_new_tokens=25, min_new_tokens=25, do_sample=True)
-    assert beams.shape == drawn.shape == (2, inputs["input_ids"].shape[1] + 25)
+    several = fast.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=True, top_k=5, num_return_sequences=20)[:, -1]
+    for drawn, logits in zip(several.view(2, 20), greedy.logits[0], strict=True):
+        assert len(set(drawn.tolist())) > 1
+        assert set(drawn.tolist()) <= set(logits.topk(5).indices.tolist())
 
 
 def test_refuses_a_cache_of_another_schedule():

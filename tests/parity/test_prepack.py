@@ -9,6 +9,7 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.ops.packed_linear import can_pack, packed_bytes, packed_linear
+from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer, difference
 
 NEAR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest logit
@@ -17,11 +18,11 @@ needs = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this processor'
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs)], ids=str)
 def test_answers_are_the_same_also_after_weights_were_written_to_or_replaced(dtype):
-    tiny = zoo.build("llava", layers=4)
+    tiny, schedule = zoo.build("llava", layers=3), Schedule.preset("fastv", layer=1)
     model = tiny.model.to(dtype)
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.inputs(text=(9, 40), images=(1, 2)).items()}
-    fast = lightvlm.compile(model, "lightvlm", prepack=True)
-    plain = lightvlm.compile(model, "lightvlm")
+    fast = lightvlm.compile(model, schedule, prepack=True)
+    plain = lightvlm.compile(model, schedule, backend="eager")
 
     def same():
         expected, got = answer(plain, inputs), answer(fast, inputs)

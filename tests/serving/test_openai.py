@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from served import ask, metric, picture, served, until
+from served import Letters, ask, metric, picture, served, until
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import bundled
@@ -212,7 +212,10 @@ def test_the_command(command, artifact, torch):
     assert time.monotonic() - begun < 10
 
 
-def test_the_command_says_what_is_wrong(run, artifact, monkeypatch, tmp_path):
+def test_the_command_says_what_is_wrong(run, monkeypatch, tmp_path):
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "lightvlm.json").write_text("{}")
     code, _, err = run("serve", str(artifact), "--keep", "0.3")
     assert (code, "is an artifact, whose schedule is fixed; leave out --preset, --keep and --schedule" in err) == (2, True)
     code, _, err = run("serve", "--allow-files", str(tmp_path / "none"))
@@ -221,6 +224,7 @@ def test_the_command_says_what_is_wrong(run, artifact, monkeypatch, tmp_path):
     assert (code, "there is no folder" in err) == (2, True)
     code, _, err = run("serve", "--timeout", "0")
     assert (code, "the limit seconds must be above 0" in err) == (2, True)
+    monkeypatch.setattr("lightvlm_fx.cli.serve._artifact", lambda *given: Letters())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = run("serve", str(artifact), "--port", str(taken.getsockname()[1]))
     assert (code, "in use" in err) == (2, True)
