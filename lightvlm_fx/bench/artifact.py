@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +153,8 @@ def _timed(run: Callable[[], Any], warm: int = 1, times: int = 4) -> float:
 class Ours:
     """The artifact's language model, fed with its recorded sample."""
 
-    def __init__(self, made: Artifact, prepack: bool) -> None:
-        self.stages = made.load(verify=False, prepack=prepack).stages()
+    def __init__(self, made: Artifact, prepack: bool, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+        self.stages = made.load(verify=False, prepack=prepack, providers=providers).stages()
         names = made.manifest["buckets"][0]["samples"]
         sample = {name.removeprefix("inputs."): np.load(made.path / file) for name, file in names.items() if name.startswith("inputs.")}
         self.ids = sample["input_ids"]

@@ -12,6 +12,7 @@ from lightvlm_fx.compat.compiling import (
     packed_product,
     packed_weight,
     packs_bfloat16,
+    skipped_cuda_graphs,
 )
 from lightvlm_fx.compat.models import (
     DEEPSTACK,
@@ -30,6 +31,7 @@ from lightvlm_fx.compat.modules import (
     ASSERT_SCALAR,
     OpOverload,
     OpOverloadPacket,
+    TorchDispatchMode,
     body,
     for_real,
     hooks,
