@@ -11,7 +11,11 @@ NEWEST = $$(sed -nE 's/^ *"((torch|transformers)>=[0-9.,<]+)".*/\1/p' pyproject.
 OTHERS = "setuptools>=77" $$(grep -vE '^(\#|torch=|transformers=|tokenizers=|setuptools=|tensorrt|ruff=|mypy=)' requirements-tested.txt)
 PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo show test full check heavy fuzz compat compat-oldest compat-pinned compat-newest lint golden bench eval docs support clean
+# `make gpu`: on a GPU's own Python, with torch for that GPU, where there is no VENV. PARTS="steps cuda-graphs" runs these alone.
+DEVICE ?= cuda
+GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
+
+.PHONY: help install demo show test full check heavy fuzz gpu compat compat-oldest compat-pinned compat-newest lint golden bench eval docs support clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -40,6 +44,9 @@ check: $(READY) lint  ## lint, types, core, passes, ops: two minutes
 
 heavy: $(READY)  ## what takes gigabytes or minutes: weights above 2 GB, AOTInductor
 	$(BIN)/python -m pytest -m heavy
+
+gpu:  ## every check and table that needs a GPU, into out/ (25 minutes; DEVICE=cpu: the same at a tiny shape; docs/gpu.md)
+	$(GPU_PYTHON) -m lightvlm_fx bench gpu --device $(DEVICE) --output out $(PARTS:%=--part %)
 
 fuzz: $(READY)  ## random schedules, forged artifacts, killed exports, threads: clear, wrong, crash, hang (minutes)
 	$(BIN)/python -m tests.fuzz.schedules --count 100000

@@ -165,8 +165,9 @@ def timed(run: Callable[[], Any], warm: int = 1, times: int = 4) -> float:
 class Ours:
     """The artifact's language model, fed with its recorded sample."""
 
-    def __init__(self, made: Artifact, prepack: bool = False, session_options: Any = None) -> None:
-        self.stages = made.load(verify=False, prepack=prepack, session_options=session_options).stages()
+    def __init__(self, made: Artifact, prepack: bool = False, session_options: Any = None,
+                 providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:  # fmt: skip
+        self.stages = made.load(verify=False, prepack=prepack, session_options=session_options, providers=providers).stages()
         names = made.manifest["buckets"][0]["samples"]
         sample = {name.removeprefix("inputs."): np.load(made.path / file) for name, file in names.items() if name.startswith("inputs.")}
         self.ids = sample["input_ids"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -276,3 +277,40 @@ def bench_cache(
         table.add_row(name, *(f"{x / 2**20:.0f}" for x in (found.peak, found.held, found.left)), share)
     Console(width=max(out.width, 120)).print(table)
     out.print(program.machine("cpu"))
+
+
+@bench.command("gpu")
+def bench_gpu(
+    device: Annotated[str, typer.Option(help="cuda; cpu runs the same at a tiny shape.")] = "cuda",
+    part: Annotated[list[str] | None, typer.Option(help="Part, or the first word of some; may be repeated.")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="Decoder shape of a table; may be repeated.")] = None,
+    layers: Layers = None,
+    repeats: Some = 5,
+    minutes: Annotated[float, typer.Option(help="Parts that do not fit into these are ended, or not begun.", min=0)] = 25.0,
+    backend: Backend = "inductor",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for gpu.md, gpu.json and gpu.log.")] = Path("out"),
+) -> None:
+    """Every check and table that needs a GPU. Exit code 1 where a part failed or was not run; the others' results are written anyway."""
+    from lightvlm_fx.bench import gpu
+    from lightvlm_fx.bench import prefill as program
+
+    on_gpu = device.startswith("cuda")
+    tiny: dict[str, Any] = {} if on_gpu else {"shapes": ("tiny",), "dtype": "float32", "lengths": (4,), "capacity": 48}
+    kit = gpu.Kit(device=device, layers=layers, backend=backend, repeats=repeats, **tiny)
+    kit = dataclasses.replace(kit, shapes=tuple(shape)) if shape else kit
+    with err.status("beginning") as status:
+        results = gpu.run(kit, part or (), minutes=minutes, folder=output, tell=telling(status))
+    console = Console(width=max(out.width, 140))
+    for result in results:
+        out.print(f"{result.part}: {result.verdict}, {result.seconds:.0f} s", style="bold green" if result.good else "bold red")
+        for said in result.said:
+            out.print(said, soft_wrap=True)
+        for found in result.tables:
+            table = Table(*found.columns, title=found.title)
+            for row in found.rows:
+                table.add_row(*row)
+            console.print(table)
+    out.print(program.machine(device))
+    out.print(f"wrote {output / 'gpu.md'}")
+    if not all(result.good for result in results):
+        raise typer.Exit(1)

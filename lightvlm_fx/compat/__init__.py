@@ -13,6 +13,7 @@ from lightvlm_fx.compat.compiling import (
     packed_product,
     packed_weight,
     packs_bfloat16,
+    skipped_cuda_graphs,
 )
 from lightvlm_fx.compat.models import (
     DEEPSTACK,
@@ -31,6 +32,7 @@ from lightvlm_fx.compat.modules import (
     ASSERT_SCALAR,
     OpOverload,
     OpOverloadPacket,
+    TorchDispatchMode,
     body,
     for_real,
     hooks,

@@ -23,6 +23,13 @@ def compiled_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+def skipped_cuda_graphs() -> int:
+    """How many graphs of this process inductor runs without the CUDA graphs that were asked for."""
+    from torch._dynamo.utils import counters
+
+    return counters["inductor"]["cudagraph_skips"]
+
+
 def aoti_compile(exported: torch.export.ExportedProgram, path: Path) -> None:
     """Write a package of AOTInductor, whose documented entry stands in a private module."""
     import torch._inductor

@@ -12,6 +12,7 @@ import torch.utils._pytree
 from torch import nn
 from torch._ops import OpOverload as OpOverload  # what torch.ops holds are public objects, but their types have no public name
 from torch._ops import OpOverloadPacket as OpOverloadPacket
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 pytree = torch.utils._pytree  # up to torch 2.14 there is no public one

@@ -538,6 +538,27 @@ def test_a_dimension_that_may_be_dynamic_is_compiled_once():
     assert compiled_graphs() == before + 1
 
 
+def test_skipped_cuda_graphs_counts_what_inductor_notes():
+    from torch._inductor.cudagraph_utils import log_cudagraph_skip_and_bump_counter
+
+    before = compat.skipped_cuda_graphs()
+    log_cudagraph_skip_and_bump_counter("skipping cudagraphs, for this test")
+    assert compat.skipped_cuda_graphs() == before + 1
+
+
+def test_a_dispatch_mode_sees_every_operator():
+    class Seen(compat.TorchDispatchMode):
+        names = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names += (str(func),)
+            return func(*args, **(kwargs or {}))
+
+    with Seen() as seen:
+        torch.ones(2).nonzero()
+    assert seen.names == ("aten.ones.default", "aten.nonzero.default")
+
+
 def test_aoti_compile_takes_a_path(monkeypatch, tmp_path):
     import torch._inductor
 

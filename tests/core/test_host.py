@@ -4,47 +4,15 @@ from functools import cache
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.bench.reads import Reads
 from lightvlm_fx.schedule import Schedule
 
-READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique_dim", "_unique2", "masked_select", "item"}
 STEPPING = {
     "streaming-llm": {"capacity": 40}, "h2o": {"capacity": 40}, "scissorhands": {"capacity": 40}, "lightvlm": {"keep": 0.5, "capacity": 40},
 }  # fmt: skip
-
-
-class Reads(TorchDispatchMode):
-    """Notes every operator whose result the host must wait for, and copies to the host that are no operator."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-        self.patch = pytest.MonkeyPatch()
-
-    def __enter__(self):
-        for method in ("tolist", "numpy", "cpu"):
-            self.patch.setattr(torch.Tensor, method, self.noting(method, getattr(torch.Tensor, method)))
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self.patch.undo()
-        return super().__exit__(*error)
-
-    def noting(self, name, method):
-        def noted(tensor, *args, **kwargs):
-            self.found.append(name)
-            return method(tensor, *args, **kwargs)
-
-        return noted
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in READS:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @cache
