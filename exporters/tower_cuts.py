@@ -25,6 +25,7 @@ from lightvlm_fx.compat import pytree
 from lightvlm_fx.methods.base import Method
 from lightvlm_fx.methods.operators import arguments, operator, options
 from lightvlm_fx.model.families.patch_order import whole_picture_layers
+from lightvlm_fx.model.locate import tower_blocks
 from lightvlm_fx.ops.column_sums import column_sums
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.schedule import Schedule, TowerCut
@@ -61,7 +62,9 @@ class Cutting(TorchFunctionMode):
         Raises NotCut where the tower is of another kind, ScheduleError where it has too few blocks.
         """
         super().__init__()
-        blocks = _blocks(tower)
+        blocks = tower_blocks(tower)
+        if blocks is None:
+            raise NotCut("its tower has no list of equal blocks")
         self.cuts, self.together = dict(zip(schedule.blocks(used), schedule.tower, strict=True)), together
         whole = whole_picture_layers(tower)
         windowed = [i for i in range(min(self.cuts), used) if whole is not None and i not in whole]
@@ -248,14 +251,6 @@ def tiled(pictures: Tensor, tokens: int, cuts: tuple[TowerCut, ...]) -> Call:
     n, stay = pictures.shape[0], [share_of(cut.keep, tokens) for cut in cuts]
     segment = torch.zeros(n, tokens, dtype=torch.int64, device=pictures.device)
     return Call(segment, [torch.full((n, 1), k, dtype=torch.int64, device=pictures.device) for k in stay], stay, [])
-
-
-def _blocks(tower: nn.Module) -> nn.ModuleList:
-    """The tower's blocks: the longest list of modules that are equal. Raises NotCut where there is none."""
-    lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len({type(block) for block in m}) == 1]
-    if not lists:
-        raise NotCut("its tower has no list of equal blocks")
-    return max(lists, key=len)
 
 
 def _run(method: Method, role: str, given: dict[str, Any]) -> Any:

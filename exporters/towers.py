@@ -22,7 +22,7 @@ from lightvlm_fx.exporters.tower_cuts import Cutting, NotCut
 from lightvlm_fx.exporters.tower_forms import AnyRes, Patches, Tiles
 from lightvlm_fx.exporters.vision import Vision, fixed_stage, flat
 from lightvlm_fx.model.families.patch_order import GRID
-from lightvlm_fx.model.locate import has_tower, vision_tower, with_own
+from lightvlm_fx.model.locate import has_tower, used_blocks, vision_tower, with_own
 from lightvlm_fx.ops.bodies import InAten
 from lightvlm_fx.schedule import Schedule
 
@@ -167,13 +167,10 @@ def _cutting(model: Any, kind: str, how: dict[str, Any], schedule: Schedule, sta
         raise NotAnySize("which patches become tokens depends on the picture's size, so that a share of a tile is none of the picture")
     if kind == "patches" and static:
         raise NotAnySize("a static target pads packed patches, which cuts would count")
-    tower = vision_tower(model)
     layer = getattr(model.config, "vision_feature_layer", None)
-    depth = tower.config.num_hidden_layers if kind == "tiles" else tower.config.depth
     if isinstance(layer, list | tuple):
         raise NotAnySize(f"features of several blocks ({layer}) are put together, and each would have other tokens")
-    used = depth if layer is None else layer if layer >= 0 else depth + 1 + layer
-    return Cutting(tower, used, schedule, how["merge"] ** 2 if kind == "patches" else 0)
+    return Cutting(vision_tower(model), used_blocks(model), schedule, how["merge"] ** 2 if kind == "patches" else 0)
 
 
 def _refuse_mixing(stage: Vision, cutting: Cutting, inputs: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightvlm_fx.model.layout import Layout, Placeholders
 from lightvlm_fx.model.locate import check_supported, decoder_path
+from lightvlm_fx.model.tower_costs import tower_flops
 from lightvlm_fx.runtime.kv_plan import KvPlan
 from lightvlm_fx.schedule import Schedule, as_schedule
 
@@ -19,7 +20,9 @@ DEFAULT_VISUAL = 576  # visual tokens assumed where neither batch nor config tel
 
 @dataclass(frozen=True)
 class Explanation:
-    """Prints as a table. Counts are tokens a row; FLOPs are of the decoder's prefill; bytes of the KV cache."""
+    """Prints as a table. Counts are tokens a row; FLOPs are of the decoder's prefill, of the vision tower's blocks where named so; bytes
+    of the KV cache.
+    """
 
     model: str
     schedule: Schedule
@@ -32,6 +35,8 @@ class Explanation:
     full_kv_bytes: int
     note: str
     short: str = ""  # what is kept of rows whose share is below what is protected, where there are such
+    tower_flops: float = 0.0  # 0: not known
+    full_tower_flops: float = 0.0
     entries_per_layer: tuple[int, ...] = ()  # cache entries that a layer has room for after the prompt, where they are bounded
 
     @property
@@ -42,6 +47,11 @@ class Explanation:
     @property
     def ideal_speedup(self) -> float:
         return self.full_flops / self.flops
+
+    @property
+    def ideal_from_pixels(self) -> float:
+        """`ideal_speedup` with the vision tower's blocks."""
+        return (self.full_flops + self.full_tower_flops) / (self.flops + self.tower_flops)
 
     @property
     def mean_visual_tokens(self) -> float:
@@ -69,6 +79,13 @@ class Explanation:
             f"mean visual tokens {self.mean_visual_tokens:.1f}; "
             f"KV cache {_bytes(self.kv_bytes)} of {_bytes(self.full_kv_bytes)}"
         )
+        for inside in self.schedule.tower:
+            at = f"in block {inside.layer}" if isinstance(inside.layer, int) else f"at {inside.layer:.3g}"
+            lines.append(f"{at} of the vision tower: {inside.combine.name} by {inside.score.name}, keep {inside.keep:.3g}"
+                         + ", proportional attention" * inside.proportional)  # fmt: skip
+        if self.schedule.tower and self.full_tower_flops:
+            lines.append(f"vision tower {_figures(self.tower_flops / 1e9)} of {_figures(self.full_tower_flops / 1e9)} GFLOP; "
+                         f"ideal speed-up from pixels {self.ideal_from_pixels:.2f}x")  # fmt: skip
         if self.schedule.freeze:
             layers = self.schedule.frozen(depth)
             lines.append(f"visual tokens keep their hidden state in {len(layers)} of {depth} layers: {', '.join(map(str, layers))}")
@@ -137,6 +154,7 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
         entries = list(bound.capacity) if schedule.kv.when.overwrites else list(bound.lengths)
     held = [n + t for n, t in zip(entries, tokens, strict=True)] if schedule.kv and schedule.kv.when.by_turn else entries or tokens
     kv = [2 * _kv_width(decoder.config) * itemsize] * depth
+    tower = tower_flops(model, [n for row in layout.images for n in row], schedule)
     return Explanation(
         model=type(model).__name__,
         schedule=schedule,
@@ -148,6 +166,8 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
         kv_bytes=int(rows * sum(w * t for w, t in zip(kv, held, strict=True))),
         full_kv_bytes=int(rows * sum(w * length for w in kv)),
         note=note,
+        tower_flops=tower[0],
+        full_tower_flops=tower[1],
         short=bound.note if bound else "",
         entries_per_layer=tuple(entries),
     )

@@ -58,18 +58,27 @@ def shape(name: str, layers: int | None = None) -> Shape:
     return SHAPES[name] if layers is None else replace(SHAPES[name], layers=layers)
 
 
-def build(shape: Shape, device: str, dtype: torch.dtype) -> Any:
-    """A LLaVA with this decoder, a toy tower that makes the right number of visual tokens, and random weights."""
+TOWERS = {  # width, MLP, blocks, heads
+    "toy": (32, 32, 1, 1),
+    "clip-l": (1024, 4096, 24, 16),
+}
+
+
+def build(shape: Shape, device: str, dtype: torch.dtype, tower: str = "toy") -> Any:
+    """A LLaVA with this decoder, a tower that makes the right number of visual tokens, and random weights."""
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
     rows = next(r for r in range(int(shape.visual**0.5), 0, -1) if shape.visual % r == 0)
-    tower = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
-                             image_size=rows * 4, patch_size=4)  # fmt: skip
+    if tower not in TOWERS:
+        raise UnknownName.of("tower", tower, TOWERS)
+    width, mlp, blocks, heads = TOWERS[tower]
+    vision = CLIPVisionConfig(hidden_size=width, intermediate_size=mlp, num_hidden_layers=blocks, num_attention_heads=heads,
+                              image_size=rows * 4, patch_size=4)  # fmt: skip
     text = Qwen2Config(vocab_size=2048, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
                        num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
                        num_key_value_heads=shape.kv_heads, max_position_embeddings=32768,
                        pad_token_id=0, bos_token_id=None, eos_token_id=None)  # fmt: skip
-    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=3, image_seq_length=rows * rows,
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, image_seq_length=rows * rows,
                          vision_feature_layer=-1)  # fmt: skip
     with torch.device(device):
         torch.manual_seed(0)
@@ -126,15 +135,16 @@ def prefill(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
     prepack: bool = False,
+    tower: str = "toy",
     tell: Callable[[str], None] = lambda what: None,
 ) -> list[Variant]:
-    """Time to the first logits of every variant; the first two are the full model, eager and compiled.
+    """Time from pixels to the first logits of every variant; the first two are the full model, eager and compiled.
 
-    With `prepack`, every compiled variant is there with packed weights as well, after all others.
+    `tower` is the vision tower's shape. With `prepack`, every compiled variant is there with packed weights as well, after all others.
     """
     import lightvlm_fx as lightvlm
 
-    model = build(shape, device, dtype)
+    model = build(shape, device, dtype, tower)
     inputs = example(model, shape, batch, text, device, dtype)
 
     def forward(what: Any) -> Callable[[], Any]:
@@ -213,7 +223,7 @@ def rows(variants: list[Variant]) -> list[Row]:
     out = []
     for v in variants:
         spread = (max(v.seconds or [0]) - min(v.seconds or [0])) / v.median
-        ideal = v.explanation.ideal_speedup if v.explanation else 1.0
+        ideal = v.explanation.ideal_from_pixels if v.explanation else 1.0
         out.append(Row(v.name, full.median / v.median, ideal, eager.median / v.median, v.median * 1e3, spread,
                        v.reduction_share, v.rewrite_s, v.first_s))  # fmt: skip
     return out

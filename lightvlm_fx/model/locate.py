@@ -45,6 +45,20 @@ def _encoder(model: nn.Module) -> nn.Module | None:
     return next((module for name, module in model.named_modules() if name and module is tower), None)
 
 
+def tower_blocks(tower: nn.Module) -> nn.ModuleList | None:
+    """The tower's blocks: the longest list of modules of one kind; None where there is none."""
+    lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len({type(block) for block in m}) == 1]
+    return max(lists, key=len, default=None)
+
+
+def used_blocks(model: Any) -> int:
+    """How many blocks of the vision tower features come from: all, or up to one that the config names."""
+    layer, depth = getattr(model.config, "vision_feature_layer", None), len(tower_blocks(vision_tower(model)) or ())
+    if isinstance(layer, list | tuple):
+        layer = max(x if x >= 0 else depth + 1 + x for x in layer)
+    return int(depth if layer is None else layer if layer >= 0 else depth + 1 + layer)
+
+
 def refused(model: nn.Module, reason: str) -> RefusedModel:
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
