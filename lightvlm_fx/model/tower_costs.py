@@ -31,7 +31,7 @@ def tower_flops(model: Any, pictures: list[int], schedule: Schedule) -> tuple[fl
     for tokens in pictures:
         left = tokens
         for number in range(depth):
-            before, mlp, pair = _costs(blocks[number], config.hidden_size)
+            before, mlp, pair = _costs(blocks[number])
             near = window if whole is not None and number not in whole else None
             patches, kept = left * together, left * together
             if number in cuts:
@@ -43,8 +43,9 @@ def tower_flops(model: Any, pictures: list[int], schedule: Schedule) -> tuple[fl
     return reduced, full
 
 
-def _costs(block: nn.Module, width: int) -> tuple[float, float, float]:
+def _costs(block: nn.Module) -> tuple[float, float, float]:
     """FLOPs of a block: of its attention's matrices a patch, of its MLP's, and a pair of patches."""
     matrices = {name: float(p.numel()) for name, p in block.named_parameters() if p.ndim >= 2}
     attention = sum(n for name, n in matrices.items() if "attn" in name or "attention" in name)
+    width = next(p.numel() for p in block.parameters() if p.ndim == 1)  # of a norm or a bias: configs say it in several ways
     return 2.0 * attention, 2.0 * (sum(matrices.values()) - attention), 4.0 * width
