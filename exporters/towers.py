@@ -53,6 +53,11 @@ class VisionStage:
         return {name: torch.cat([x[:tokens], x.new_zeros(max(0, rows - tokens), *x.shape[1:])]) for name, x in out.items()}
 
     @property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Between what symbolic sizes lie."""
+        return {"tokens": (self.how.get("least", ANY[0]), ANY[1])}
+
+    @property
     def unit(self) -> int:
         """A picture's visual tokens are a multiple of this."""
         return int(self.how.get("tokens", 1))
@@ -244,7 +249,7 @@ def _traced(stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], sta
         inputs, _ = feed(how, _traced_at(how, pictures, 1 if single else 2))
         dynamic = symbolic(how, inputs, single)
     with torch.no_grad(), InAten(), contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints half-traced graphs
-        sizes = (dimensions(dynamic, inputs, {"tokens": (how.get("least", ANY[0]), ANY[1])}),) if dynamic else None
+        sizes = (dimensions(dynamic, inputs, VisionStage(stage, how, inputs, dynamic).ranges),) if dynamic else None
         later = {"prefer_deferred_runtime_asserts_over_guards": True} if sizes else {}  # what holds for every size but is not proven
         traced = torch.export.export(_Called(stage), (inputs,), dynamic_shapes=sizes, strict=False, **later)
     # as traced: transformers' exporter puts another attention in the place of every packed tower's

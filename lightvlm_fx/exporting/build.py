@@ -126,7 +126,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
             stages[name] = StageExport(module, given, module(**given), dynamic or {}, ranges or {}, given)
         return stages[name].outputs
 
-    add("vision", seen.module, seen.inputs, seen.dynamic)
+    add("vision", seen.module, seen.inputs, seen.dynamic, seen.ranges)
     ids = bucket.inputs["input_ids"]
     sizes = Sizes.of(lengths, bounds, tables, schedule, new_tokens)
     features = seen.features(bucket.pictures, bounds.rows * bounds.visual)
