@@ -124,7 +124,8 @@ def test_dynamo_traces_no_graph_twice(name):
     assert counters["stats"]["unique_graphs"] - before <= FEW
 
 
-def test_equal_layers_are_compiled_once(monkeypatch):
+@pytest.mark.parametrize("new_tokens", [1, 4], ids=["prompt", "answer"])
+def test_equal_layers_are_compiled_once(monkeypatch, new_tokens):
     """Layers of all stages are one to inductor, but for the first of a stage, and go in twos: of 7 it compiles what it compiles of 5."""
     from lightvlm_fx.exporters import regions
 
@@ -138,7 +139,7 @@ def test_equal_layers_are_compiled_once(monkeypatch):
         fast = lightvlm.compile(tiny.model, Schedule(cuts=CUTS), backend="inductor")
         eager = lightvlm.compile(tiny.model, Schedule(cuts=CUTS), backend="eager")
         inputs = tiny.inputs(text=(9,), images=(1,))
-        same(answer(fast, inputs), answer(eager, inputs))
+        same(answer(fast, inputs, new_tokens), answer(eager, inputs, new_tokens))
         counts.append(len(compiled))
     assert counts[0] == counts[1]
 

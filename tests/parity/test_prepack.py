@@ -22,7 +22,7 @@ def test_answers_are_the_same_also_after_weights_were_written_to_or_replaced(dty
     model = tiny.model.to(dtype)
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.inputs(text=(9, 40), images=(1, 2)).items()}
     fast = lightvlm.compile(model, schedule, prepack=True)
-    plain = lightvlm.compile(model, schedule, backend="eager")
+    plain = lightvlm.compile(model, schedule, backend="eager" if dtype == torch.float32 else "inductor")  # which rounds less often
 
     def same():
         expected, got = answer(plain, inputs), answer(fast, inputs)
