@@ -310,6 +310,6 @@ def test_artifacts_answer_alike(family, tmp_path):
         lightvlm.export(tiny.model, schedule, tmp_path / preset, inputs=inputs, new_tokens=8)
         fast = unreduced(family).lightvlm.with_schedule(schedule)
         for asked in (inputs, tiny.inputs(text=(7, 9), images=(1, 1), seed=3)):
-            expected = fast.generate(**asked, max_new_tokens=8, do_sample=False)[:, asked["input_ids"].shape[1] :]
+            expected = fast.generate(**asked, max_new_tokens=8, do_sample=False)[:, -8:]
             got = lightvlm.load(tmp_path / preset).generate(**{k: v.numpy() for k, v in asked.items()}, max_new_tokens=8)
-            assert got.tolist() == expected.tolist()
+            assert got[:, -8:].tolist() == expected.tolist()
