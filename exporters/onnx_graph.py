@@ -16,7 +16,7 @@ import torch
 from onnxscript import optimizer, values
 from torch import nn
 
-from lightvlm_fx.compat import onnx_program, tracing, without_stack_traces
+from lightvlm_fx.compat import onnx_program, tracing
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.linear import gemm_as_matmul, linear_as_gemm
 from lightvlm_fx.exporters.values import new, swap
@@ -49,7 +49,7 @@ def to_onnx_with_metadata(
     dynamic: dict[str, dict[int, str]] | None = None, ranges: dict[str, tuple[int, int]] | None = None,
 ) -> tuple[ir.Model, Any]:  # fmt: skip
     """`to_onnx`, and what transformers' exporter noted of it."""
-    with quiet(), torch.no_grad(), InAten(), _parsed_once(), without_stack_traces(), contextlib.redirect_stdout(io.StringIO()):
+    with quiet(), torch.no_grad(), InAten(), _parsed_once(), contextlib.redirect_stdout(io.StringIO()):
         try:
             model, metadata = onnx_program(module, dict(inputs), opset, dimensions(dynamic or {}, inputs, ranges))
         except Exception as error:
