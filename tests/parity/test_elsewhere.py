@@ -22,7 +22,7 @@ def wrong(monkeypatch, family, schedules):
     """What `lightvlm bench gpu` finds wrong of prompts, steps and dialogues under `schedules`, on this device."""
     with elsewhere(monkeypatch):
         found = placement(Kit(device=str(DEVICE), families=(family,)), schedules)
-    assert [row[1] for row in found.tables[0].rows] == list(schedules)
+    assert found.wrong or [row[1] for row in found.tables[0].rows] == list(schedules)
     assert all(int(row[2]) > 100 for row in found.tables[0].rows)  # tensors that were looked at
     return found.wrong
 
@@ -50,11 +50,10 @@ def test_under_every_preset_and_moment(monkeypatch, family):
     assert wrong(monkeypatch, family, fitting) == []
 
 
-def test_a_tensor_made_elsewhere_than_on_the_device_is_found(monkeypatch):
-    """Of a step's inputs; and of what an operator makes in its body, which no fake tensor sees."""
+def test_a_tensor_made_where_it_should_not_be_is_found(monkeypatch):
     monkeypatch.setattr(Stage, "slots", lambda self, n: torch.arange(self.used, self.used + n))
-    with pytest.raises((AssertionError, RuntimeError), match="elsewhere"):
-        wrong(monkeypatch, "llava", dict(BOUNDED))
+    (said,) = wrong(monkeypatch, "llava", dict(BOUNDED))
+    assert "of tensors on ['elsewhere:0', 'cpu'" in said or "not on elsewhere:0" in said
 
 
 def test_tensors_of_two_devices_do_not_mix(monkeypatch):
