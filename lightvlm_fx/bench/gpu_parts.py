@@ -155,6 +155,7 @@ def _dialogue(fast: Any, inputs: dict[str, Tensor], device: str) -> _Answered:
 def held(fast: Any, cache: Any) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a compiled model and its cache hold, and the value of every node of its graphs."""
     yield from tensors(cache.layers, "cache")
+    yield from tensors(cache.layers[0].state.inputs(1), "step")
     yield from tensors(fast.lightvlm.survivors, "survivors")
     for entry in fast.lightvlm._decoder.entries.values():
         program = entry.program
