@@ -86,42 +86,42 @@ def moved(module):
     return module
 
 
-def on_fakes(capture):
-    """`capture`, from fake tensors of the device in the place of those elsewhere; the weights of its program are elsewhere again."""
+def on_fakes(export):
+    """`torch.export.export`, from fake tensors of the device in the place of those elsewhere; its weights are elsewhere again."""
 
-    def captured(decoder, kwargs, stage, **options):
+    def exported(module, args, **options):
+        if not any(isinstance(x, Elsewhere) for x in pytree.tree_leaves(args)):
+            return export(module, args, **options)
         mode, real = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=False), {}
 
         def fake(x):
-            assert isinstance(x, Elsewhere), f"{stage}: not on the device: {x}"
+            assert isinstance(x, Elsewhere), f"not on the device: {x}"
             with mode:
                 out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
             out = nn.Parameter(out, requires_grad=False) if isinstance(x, nn.Parameter) else out
             real[id(out)] = (x, out)
             return out
 
-        twin = own_configs(decoder)
+        twin = own_configs(module)
         for part in twin.modules():
             for table in (part._parameters, part._buffers):
                 table.update({name: fake(x) for name, x in table.items() if x is not None})
         with mode:
-            program = capture(twin, pytree.tree_map_only(torch.Tensor, fake, kwargs), stage, **options)
-        for table in (program.graph_module._parameters, program.graph_module._buffers):
-            table.update({name: real[id(x)][0] for name, x in table.items()})
+            program = export(twin, pytree.tree_map_only(torch.Tensor, fake, args), **options)
+        for table in (program.state_dict, program.constants):
+            table.update({name: real[id(x)][0] for name, x in table.items() if id(x) in real})
         return program
 
-    return captured
+    return exported
 
 
 @contextmanager
 def elsewhere(monkeypatch):
-    """Tensors that are elsewhere can be computed with, and compiled models capture their graphs for that device."""
-    from lightvlm_fx.runtime import decoder
-
+    """Tensors that are elsewhere can be computed with, and graphs are captured for that device."""
     torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor moves what it made, by an operator that the mode sees
     try:
         with monkeypatch.context() as patch, There():
-            patch.setattr(decoder, "capture", on_fakes(decoder.capture))
+            patch.setattr(torch.export, "export", on_fakes(torch.export.export))
             yield
     finally:
         torch._C._set_only_lift_cpu_tensors(False)

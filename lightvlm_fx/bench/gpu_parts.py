@@ -6,11 +6,14 @@ tiny shape; what only a GPU has (CUDA graphs, waiting for a device) is then none
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,16 @@ class Found:
     skipped: str = ""
 
 
+@contextmanager
+def case(wrong: list[str], what: str) -> Iterator[None]:
+    """One case of a part: what it raises is noted, and the others go on."""
+    try:
+        yield
+    except Exception as error:  # reported, and the exit code tells
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        wrong.append(f"{what}: {type(error).__name__} in {where.name} ({Path(where.filename).name}:{where.lineno}): {str(error)[:500]}")
+
+
 def small(capacity: int = 40) -> dict[str, Schedule]:
     """Schedules for tiny models of four layers and 16 to 64 visual tokens."""
     return {
@@ -100,21 +113,23 @@ def placement(kit: Kit, schedules: dict[str, Schedule] | None = None) -> Found:
     """Tiny models of every kind: everything is on the device, and prompts and dialogues are answered as on the processor."""
     table = Table("placement, tiny models, eager",
                   ("family", "schedule", "tensors", "on another device", "logits differ by", "same tokens"))  # fmt: skip
-    wrong = []
+    wrong: list[str] = []
     for family in kit.families:
-        sources = {device: zoo.build(family) for device in ("cpu", kit.device)}
-        fasts = {device: lightvlm.compile(tiny.model.to(device), "none", backend="eager") for device, tiny in sources.items()}
+        tiny = zoo.build(family)
+        sources = {device: copy.deepcopy(tiny.model).to(device) for device in ("cpu", kit.device)}
+        fasts = {device: lightvlm.compile(source, "none", backend="eager") for device, source in sources.items()}
         for name, schedule in (small() if schedules is None else schedules).items():
-            inputs = sources["cpu"].inputs(text=(9, 6), images=(1, 1))
-            here, there = (_dialogue(fasts[device].lightvlm.with_schedule(schedule), inputs, device) for device in ("cpu", kit.device))
-            off = [what for what, x in there.tensors if x.device.type != torch.device(kit.device).type]
-            differ = max(_apart(x, y) for x, y in zip(here.logits, there.logits, strict=True))
-            same = here.tokens.equal(there.tokens.cpu())
-            table.rows.append((family, name, str(len(there.tensors)), str(len(off)), f"{differ:.1e}", "yes" if same else "no"))
-            if off:
-                wrong.append(f"{family}, {name}: not on {kit.device}: {', '.join(off[:8])}")
-            if not differ <= SAME:
-                wrong.append(f"{family}, {name}: logits differ from the processor's by {differ:.1e} of the largest, above {SAME}")
+            with case(wrong, f"{family}, {name}"):
+                inputs = tiny.inputs(text=(9, 6), images=(1, 1))
+                here, there = (_dialogue(fasts[device].lightvlm.with_schedule(schedule), inputs, device) for device in ("cpu", kit.device))
+                off = [what for what, x in there.tensors if x.device.type != torch.device(kit.device).type]
+                differ = max(_apart(x, y) for x, y in zip(here.logits, there.logits, strict=True))
+                same = here.tokens.equal(there.tokens.cpu())
+                table.rows.append((family, name, str(len(there.tensors)), str(len(off)), f"{differ:.1e}", "yes" if same else "no"))
+                if off:
+                    wrong.append(f"{family}, {name}: not on {kit.device}: {', '.join(off[:8])}")
+                if not differ <= SAME:
+                    wrong.append(f"{family}, {name}: logits differ from the processor's by {differ:.1e} of the largest, above {SAME}")
     return Found([table], wrong)
 
 
@@ -140,6 +155,7 @@ def _dialogue(fast: Any, inputs: dict[str, Tensor], device: str) -> _Answered:
 def held(fast: Any, cache: Any) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a compiled model and its cache hold, and the value of every node of its graphs."""
     yield from tensors(cache.layers, "cache")
+    yield from tensors(cache.layers[0].state.inputs(1), "step")
     yield from tensors(fast.lightvlm.survivors, "survivors")
     for entry in fast.lightvlm._decoder.entries.values():
         program = entry.program
@@ -178,29 +194,36 @@ def steps(kit: Kit) -> Found:
     """Tiny models, compiled: after two prompts nothing is compiled for others, and a step reads nothing on the host."""
     table = Table(f"steps, tiny models, {kit.backend}",
                   ("family", "schedule", "graphs of two prompts", "graphs of four more", "host reads"))  # fmt: skip
-    wrong = []
+    wrong: list[str] = []
     cases = [("llava", name, schedule) for name, schedule in small().items()]
     cases += [("qwen2_5_vl", name, schedule) for name, schedule in list(small().items())[1:2]]
     cases += [("llava", name, Schedule.preset(name, capacity=40)) for name in ("h2o", "streaming-llm")]
     for family, name, schedule in cases:
-        tiny = zoo.build(family)
-        fast = lightvlm.compile(tiny.model.to(kit.device), schedule, backend=kit.backend)
-
-        def graphs(*prompts: tuple[int, int], tiny: Any = tiny, fast: Any = fast) -> int:
-            before = compiled_graphs()
-            for text, images in prompts:
-                inputs = {what: x.to(kit.device) for what, x in tiny.inputs(text=(text,), images=(images,)).items()}
-                fast.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-            return compiled_graphs() - before
-
-        first, more = graphs((9, 1), (14, 2)), graphs((11, 1), (23, 1), (8, 3), (40, 2))
-        reads = _host_reads(fast, {what: x.to(kit.device) for what, x in tiny.inputs(text=(9,), images=(1,)).items()}, kit.device)
-        table.rows.append((family, name, str(first), str(more), reads or "none"))
-        if more:
-            wrong.append(f"{family}, {name}: {more} graphs were compiled for prompts of other sizes")
-        if reads:
-            wrong.append(f"{family}, {name}: a step waits for the device: {reads}")
+        with case(wrong, f"{family}, {name}"):
+            first, more, reads = _stepped(family, schedule, kit)
+            table.rows.append((family, name, str(first), str(more), reads or "none"))
+            if more:
+                wrong.append(f"{family}, {name}: {more} graphs were compiled for prompts of other sizes")
+            if reads:
+                wrong.append(f"{family}, {name}: a step waits for the device: {reads}")
     return Found([table], wrong)
+
+
+def _stepped(family: str, schedule: Schedule, kit: Kit) -> tuple[int, int, str]:
+    """Graphs that two prompts compile and that four others do, and what steps read on the host."""
+    tiny = zoo.build(family)
+    fast = lightvlm.compile(tiny.model.to(kit.device), schedule, backend=kit.backend)
+
+    def prompt(text: int, images: int) -> dict[str, Tensor]:
+        return {name: x.to(kit.device) for name, x in tiny.inputs(text=(text,), images=(images,)).items()}
+
+    def graphs(*prompts: tuple[int, int]) -> int:
+        before = compiled_graphs()
+        for text, images in prompts:
+            fast.generate(**prompt(text, images), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        return compiled_graphs() - before
+
+    return graphs((9, 1), (14, 2)), graphs((11, 1), (23, 1), (8, 3), (40, 2)), _host_reads(fast, prompt(9, 1), kit.device)
 
 
 def _host_reads(fast: Any, inputs: dict[str, Tensor], device: str, count: int = 4) -> str:
@@ -230,7 +253,7 @@ def cuda_graphs(kit: Kit) -> Found:
     table = Table(f"CUDA graphs, {shape}, 64 text tokens, {kit.dtype}",
                   ("schedule", "prefill ms", "with CUDA graphs", "step ms", "with CUDA graphs", "first s", "skipped",
                    "logits differ by"))  # fmt: skip
-    wrong = []
+    wrong: list[str] = []
     for name, schedule in ({"none": Schedule.preset("none")} | large(kit.capacity)).items():
         before, start = skipped_cuda_graphs(), time.perf_counter()
         plain = lightvlm.compile(model, schedule, backend=kit.backend)
@@ -341,7 +364,7 @@ def onnxruntime(kit: Kit) -> Found:
         return Found(skipped=f"this onnxruntime has no {wanted}, only {', '.join(runtime.get_available_providers())}")
     table = Table(f"ONNX Runtime {runtime.__version__}, tiny llava, float32",
                   ("schedule", "provider", "same tokens", "prefill ms", "step ms"))  # fmt: skip
-    wrong = []
+    wrong: list[str] = []
     for name, schedule in {"none": Schedule.preset("none"), "lightvlm, capacity 40": Schedule.preset("lightvlm", capacity=40)}.items():
         tiny = zoo.build("llava")
         inputs = tiny.inputs(text=(9,), images=(1,))

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from lightvlm_fx.bench import gpu
-from lightvlm_fx.bench.gpu_parts import Found, Kit, Table, parts
+from lightvlm_fx.bench.gpu_parts import Found, Kit, Table, case, parts
 from lightvlm_fx.bench.reads import watched
 from lightvlm_fx.errors import InputError
 
-TINY = Kit(device="cpu", shapes=("tiny",), families=("llava",), layers=2, graph_layers=2, backend="eager", dtype="float32", repeats=1,
+TINY = Kit(device="cpu", shapes=("tiny",), families=("llava",), backend="eager", dtype="float32", repeats=1,
            lengths=(4,), capacity=48)  # fmt: skip
 
 
@@ -53,6 +53,14 @@ def test_one_failure_does_not_lose_the_rest(failing, tmp_path):
     for part in ("| 1 | 2 |", "ZeroDivisionError", "it is wrong", "| kept |", "no such thing"):
         assert part in text
     assert [p["verdict"] for p in json.loads((tmp_path / "gpu.json").read_text())["parts"]] == [r.verdict for r in results]
+
+
+def test_one_case_does_not_lose_the_others():
+    wrong = []
+    for divisor in (1, 0, 2):
+        with case(wrong, f"by {divisor}"):
+            1 / divisor
+    assert [line.split(" in ")[0] for line in wrong] == ["by 0: ZeroDivisionError"]
 
 
 def test_the_exit_code_says_that_something_failed(failing, run, monkeypatch, tmp_path):
