@@ -1,4 +1,4 @@
-"""The commands of `lightvlm` that make and use artifacts. `run`, `verify` and `inspect` never import torch."""
+"""The commands of `lightvlm` that make and use artifacts. `run`, `verify`, `inspect` and `package` never import torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from lightvlm_fx.cli.base import File, Layers, Preset, Prompt, app, bench, err, out, plain, preset_of, schedule_of, telling
+from lightvlm_fx.errors import InputError, UnknownName
 from lightvlm_fx.serving.opening import load_model
 
 Folder = Annotated[Path, typer.Argument(help="An artifact: a folder that `lightvlm export` wrote.")]
@@ -119,6 +120,34 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
                   f"{bucket['visual_tokens']} of at most {bucket['pictures']} pictures{alone}; {answer}")  # fmt: skip
         out.print(f"tokens a layer: {bucket['tokens_per_layer']}\ncache slots a layer: {bucket['cache_slots']}")
     out.print(f"schedule: {json.dumps(manifest['schedule'])}")
+
+
+@app.command()
+def package(
+    folder: Folder,
+    server: Annotated[str, typer.Option("--for", help="triton or kserve.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Triton's model repository, or the folder of the YAML file.")],
+    name: Annotated[str | None, typer.Option(help="The model's name (default: the folder's).")] = None,
+    providers: Providers = None,
+    image: Annotated[str | None, typer.Option(help="kserve: container image that holds `lightvlm`.")] = None,
+    storage_uri: Annotated[str | None, typer.Option(help="kserve: where the artifact lies, as in pvc://claim/artifact.")] = None,
+) -> None:
+    """Write what Triton (python backend) or KServe (InferenceService) takes to answer from an artifact."""
+    from lightvlm_fx.artifact.manifest import read
+    from lightvlm_fx.integrations import deploy
+
+    if server not in ("triton", "kserve"):
+        raise UnknownName.of("server", server, ("triton", "kserve"))
+    chosen = providers or [read(folder).get("provider", "cpu")]
+    if server == "triton":
+        if image or storage_uri:
+            raise InputError("--image and --storage-uri are for kserve: Triton's model repository holds a copy of the artifact")
+        written = deploy.triton(folder, output, name=name, providers=provider_names(chosen))
+    elif image is None or storage_uri is None:
+        raise InputError("kserve needs --image, a container image that holds `lightvlm`, and --storage-uri, where the artifact lies")
+    else:
+        written = deploy.kserve(folder, output, image=image, storage_uri=storage_uri, name=name, providers=chosen)
+    out.print(str(written), soft_wrap=True)
 
 
 @app.command()

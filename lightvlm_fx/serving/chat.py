@@ -22,10 +22,10 @@ from lightvlm_fx.serving.metrics import Metrics
 from lightvlm_fx.serving.problems import Refusal
 from lightvlm_fx.serving.protocol import Request, Usage, Writer, read
 from lightvlm_fx.serving.rate import Rate
+from lightvlm_fx.serving.room import check_text, options_of
 from lightvlm_fx.serving.sources import Sources
 
 T = TypeVar("T")
-CHARACTERS = 32  # of text a token, at most: longer texts are refused before they are tokenized
 
 
 @dataclass(frozen=True)
@@ -81,39 +81,13 @@ class Chat:
     def prepare(self, asked: Asked) -> dict[str, Any]:
         """What the engine answers. Raises Refusal."""
         chat, pictures = asked.request.chat(), []
-        characters = sum(len(part.get("text", "")) + 1 for message in chat for part in message["content"])
-        if characters > CHARACTERS * self.limits.prompt_tokens:
-            raise _too_long(f"{characters} characters", self.limits.prompt_tokens)
+        check_text(chat, self.limits)
         for where, data in asked.pictures:
             try:
                 pictures.append(picture_in(data, where, self.limits.picture_pixels))
             except TooLarge as error:
                 raise Refusal(413, str(error), param=where, code="picture_too_large") from error
         return self.engine.prepare(chat, pictures)
-
-    def options(self, request: Request, prompt: int) -> dict[str, Any]:
-        """Arguments of generate() for a prompt of so many tokens. Raises Refusal (400) where there is not room for what is asked."""
-        limits, engine = self.limits, self.engine
-        if prompt > limits.prompt_tokens:
-            raise _too_long(f"{prompt} tokens", limits.prompt_tokens)
-        room = [limits.tokens, engine.longest, None if engine.context is None else engine.context - prompt]
-        most = min(n for n in room if n is not None)
-        if most < 1:
-            raise _too_long(f"{prompt} tokens", int(engine.context or 0))
-        new = request.wanted if request.wanted is not None else min(engine.usual or most, most)
-        if new > most:
-            raise Refusal(400, f"an answer of {new} tokens is asked for, at most {most} are given to this prompt", param="max_tokens")
-        if request.min_tokens > new:
-            raise Refusal(400, f"min_tokens is {request.min_tokens}, above the {new} tokens of the answer", param="min_tokens")
-        if request.seed is not None and engine.seeds_alone and limits.parallel > 1:
-            raise Refusal(400, "a seed repeats nothing where several answers share one generator; leave it out, or start the server "
-                               "with --parallel 1", param="seed", code="unsupported_parameter")  # fmt: skip
-        return {"max_new_tokens": new} | ({"min_new_tokens": request.min_tokens} if request.min_tokens else {}) | request.sampling()
-
-
-def _too_long(found: str, most: int) -> Refusal:
-    return Refusal(400, f"the prompt has {found}, this server takes {most} tokens; send less text, or fewer or smaller pictures",
-                   param="messages", code="context_length_exceeded")  # fmt: skip
 
 
 class _Turn:
@@ -166,7 +140,7 @@ class _Turn:
         inputs = await self._in(chat.preparing, chat.prepare, asked)
         del asked
         prompt = int(inputs["input_ids"].shape[1])
-        options = chat.options(request, prompt)
+        options = options_of(request, prompt, chat.engine, chat.limits)
         chat.metrics.prompt_tokens.inc(prompt)
         chat.metrics.pictures.inc(pictures)
         chat.metrics.picture_bytes.inc(size)

@@ -1,0 +1,124 @@
+"""A pass of Olive (olive-ai): a Hugging Face vision-language model in, an artifact out.
+
+`python -m lightvlm_fx.integrations.olive > package.json` writes the table of passes for `olive run --package_config package.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from olive.hardware.accelerator import AcceleratorSpec, Device
+from olive.model import CompositeModelHandler, HfModelHandler, ONNXModelHandler
+from olive.package_config import OlivePackageConfig
+from olive.passes import Pass
+from olive.passes.pass_config import BasePassConfig, PassConfigParam
+from olive.search.search_parameter import Categorical, Conditional
+from pydantic import field_validator
+
+from lightvlm_fx.errors import InputError
+from lightvlm_fx.exporting.example import example
+from lightvlm_fx.exporting.export import export
+from lightvlm_fx.pictures import open_picture
+from lightvlm_fx.schedule import Schedule
+
+FOLDER = "artifact"  # of Olive's output: what Olive writes beside it (model_config.json, ...) is not the artifact's
+PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
+
+
+class LightVLM(Pass):
+    """Cuts of visual tokens and bounded caches, written as ONNX graphs: what `lightvlm export` does, as a pass.
+
+    The artifact is the folder `artifact` of the output, byte for byte as it was exported: Olive is told to copy the folder as it is
+    (`no_flatten`), so `lightvlm verify` and `lightvlm.load` take it. The model that Olive sees is a composite, a component a stage.
+    """
+
+    @staticmethod
+    def is_accelerator_agnostic(accelerator_spec: AcceleratorSpec) -> bool:
+        """Graphs are made for an execution provider."""
+        return False
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
+        ratios, ignored = Categorical([0.5, 0.35, 0.2, 0.1]), Conditional.get_ignored_choice()
+
+        def option(kind: Any, default: Any, says: str, search: Any = None) -> PassConfigParam:
+            return PassConfigParam(type_=kind, default_value=default, search_defaults=search, description=says)
+
+        return {
+            "keep": option(int | float, None, "Visual tokens left: a ratio or a count; default: the preset's.",
+                           Conditional(("schedule",), {(None,): ratios}, ignored)),
+            "preset": option(str, "lightvlm", "Preset, see `lightvlm presets`.", Categorical(["lightvlm"])),
+            "options": option(dict, None, "Other options of the preset, as in {'capacity': 96}."),
+            "schedule": option(str, None, "Schedule file (TOML); replaces preset, keep and options."),
+            "target": option(str, "onnxruntime", "onnxruntime, openvino or tensorrt."),
+            "dtype": option(str, "float32", "float32, float16, bfloat16 or int8 (weights only).", Categorical(["float32"])),
+            "image": option(str, None, "Example picture, the largest that will come; default: one of the size that the processor prefers."),
+            "images": option(int, None, "Most pictures of a prompt; default: 4."),
+            "rows": option(int, 1, "Rows of a batch."),
+            "prompt_tokens": option(int, None, "Longest prompt, with pictures; default: the example and 64."),
+            "new_tokens": option(int, 256, "Longest answer, where the schedule does not bound the cache."),
+        }  # fmt: skip
+
+    @classmethod
+    def _validators(cls) -> dict[str, Any]:
+        return {"what_the_file_says": field_validator("schedule", mode="before")(_contents)}
+
+    def _run_for_config(self, model: Any, config: BasePassConfig, output_model_path: str) -> CompositeModelHandler:
+        from transformers import AutoProcessor
+
+        if not isinstance(model, HfModelHandler):
+            raise InputError(f"the pass LightVLM takes a Hugging Face model (type HfModel), got {type(model).__name__}: put it first")
+        if config.target == "torch-export":
+            raise InputError("target 'torch-export' writes no ONNX, which Olive's models here are: use `lightvlm export`")
+        home = Path(output_model_path)
+        remote = model.get_load_kwargs().get("trust_remote_code")
+        processor = AutoProcessor.from_pretrained(model.model_name_or_path, trust_remote_code=remote)
+        pictures = None if config.image is None else [open_picture(config.image)]
+        made = export(
+            model.load_model(cache_model=False).eval(), _schedule(config), home / FOLDER, target=config.target, dtype=config.dtype,
+            inputs=example(processor, pictures, rows=config.rows), processor=processor, images=config.images,
+            prompt_tokens=config.prompt_tokens, new_tokens=config.new_tokens, provider=_provider(self.accelerator_spec),
+        )  # fmt: skip
+        files = {name: stage["file"] for name, stage in made.manifest["buckets"][0]["stages"].items()}
+        stages = [ONNXModelHandler(str(made.path), onnx_file_name=file) for file in files.values()]
+        return CompositeModelHandler(stages, list(files), model_path=str(home), model_attributes={"no_flatten": True})
+
+
+def _contents(schedule: str | None) -> str | None:
+    """JSON of a schedule file: Olive's cache asks whether options are the same, and a file of the same name may say something else."""
+    if schedule is None or schedule.startswith("{"):
+        return schedule
+    return Schedule.load(schedule).model_dump_json()
+
+
+def _schedule(config: BasePassConfig) -> Schedule:
+    if config.schedule is not None:
+        return Schedule(**json.loads(config.schedule))
+    keep = {} if config.keep is None else {"keep": config.keep}
+    return Schedule.preset(config.preset, **keep, **(config.options or {}))
+
+
+def _provider(accelerator: AcceleratorSpec) -> str:
+    """What graphs are made for; Olive names no provider where neither the run's target nor an evaluator does."""
+    named = accelerator.execution_provider
+    if named is None:
+        return "cuda" if accelerator.accelerator_type == Device.GPU else "cpu"
+    if named not in PROVIDERS:
+        raise InputError(f"the pass LightVLM makes graphs for {', '.join(PROVIDERS)}, not for {named}")
+    return PROVIDERS[named]
+
+
+def package_config() -> dict[str, Any]:
+    """Olive's own table of passes with LightVLM in it, for `olive.run(..., package_config=...)`, which takes the place of Olive's."""
+    table = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text(encoding="utf-8"))
+    table["passes"][LightVLM.__name__] = {
+        "module_path": "lightvlm_fx.integrations.olive.LightVLM", "supported_providers": list(PROVIDERS),
+        "supported_accelerators": ["cpu", "gpu"], "supported_precisions": ["fp32", "fp16", "bf16", "int8"],
+    }  # fmt: skip
+    return table
+
+
+if __name__ == "__main__":
+    print(json.dumps(package_config(), indent=1))
