@@ -1,6 +1,6 @@
 """A pass of Olive (olive-ai): a Hugging Face vision-language model in, an artifact out.
 
-`python -m lightvlm_fx.integrations.olive > package.json` writes the table of passes for `olive run --package_config package.json`.
+`python -m lightvlm_fx.integrations.olive > package.json` writes the table of passes for `olive run --package-config package.json`.
 """
 
 from __future__ import annotations
