@@ -14,14 +14,14 @@ import torch
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import bundled
-from lightvlm_fx.errors import InputError, UnknownName
+from lightvlm_fx.errors import ArtifactError, InputError, UnknownName
 from lightvlm_fx.pictures import inputs_of, open_picture
 from lightvlm_fx.schedule import Schedule
 
 pytestmark = pytest.mark.skipif(find_spec("olive") is None, reason="Olive is not installed: pip install olive-ai requests")
 PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
-ONCE, SEARCH = re.findall(r"^```json\n(.*?)^```$", PAGE, re.M | re.S)
-[EVALUATE] = re.findall(r'^```python\n("""evaluate.*?)^```$', PAGE, re.M | re.S)
+ONCE, SEARCH, QUESTIONS = re.findall(r"^```json\n(.*?)^```$", PAGE, re.M | re.S)
+[EVALUATOR] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
 QUIET = {"CI": "1", "OLIVE_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}  # Olive reports nothing where CI is set
 
 
@@ -32,32 +32,34 @@ def run(command, folder):
     return done.stdout + done.stderr
 
 
-@pytest.fixture
-def folder(tmp_path):
-    shutil.copytree(bundled.HOME, tmp_path / "model")
-    shutil.copy(sorted(bundled.PICTURES.glob("*.png"))[0], tmp_path / "picture.png")
-    (tmp_path / "olive.json").write_text(ONCE, encoding="utf-8")
-    (tmp_path / "search.json").write_text(SEARCH, encoding="utf-8")
-    (tmp_path / "evaluate.py").write_text(EVALUATE, encoding="utf-8")
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the page begins with."""
+    folder = tmp_path_factory.mktemp("olive")
+    shutil.copytree(bundled.HOME, folder / "model")
+    shutil.copy(sorted(bundled.PICTURES.glob("*.png"))[0], folder / "picture.png")
+    files = {"olive.json": ONCE, "search.json": SEARCH, "questions.json": QUESTIONS, "evaluator.py": EVALUATOR}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
 
 
-def test_what_olive_saved_verifies_and_answers_as_the_compiled_model(folder):
+@pytest.fixture(scope="module")
+def artifact(folder):
+    """What Olive saved."""
     code = """
 import olive
 from lightvlm_fx.integrations.olive import package_config
 found = olive.run("olive.json", package_config=package_config())
 print(found.get_best_candidate().model_type)
 """
-    assert "compositemodel" in run([sys.executable, "-c", code], folder).lower()
-    artifact = folder / "out" / "artifact"
+    assert "lightvlmartifact" in run([sys.executable, "-c", code], folder).lower()
+    return folder / "out" / "model"
+
+
+def test_what_olive_saved_verifies_and_answers_as_the_compiled_model(folder, artifact):
     verdict = lightvlm.verify(artifact)
     assert verdict.exit_code == 0, verdict
-    saved = json.loads((folder / "out" / "model_config.json").read_text(encoding="utf-8"))["config"]
-    assert saved["model_component_names"] == ["vision", "embed", "prefill", "decode"]
-    for name, component in zip(saved["model_component_names"], saved["model_components"], strict=True):
-        config = component["config"]
-        assert Path(config["model_path"]) / config["onnx_file_name"] == artifact / f"{name}.onnx"
     schedule = Schedule.preset("lightvlm", keep=0.35, capacity=96)
     vlm = lightvlm.load(artifact)
     assert (vlm.manifest["fingerprint"], vlm.manifest["provider"]) == (schedule.fingerprint, "cpu")
@@ -72,15 +74,15 @@ def test_a_search_finds_the_keep_that_answers_best(folder):
     """By the two commands of the page; of the two ratios, each is exported and asked, and the better one is saved."""
     (folder / "package.json").write_text(run([sys.executable, "-m", "lightvlm_fx.integrations.olive"], folder), encoding="utf-8")
     run([sys.executable, "-m", "olive", "run", "--config", "search.json", "--package-config", "package.json"], folder)
-    nodes = json.loads((folder / "found" / "footprint.json").read_text(encoding="utf-8"))
-    tried = {n["pass_run_config"]["keep"]: n["metrics"]["value"] for n in nodes["nodes"].values() if n["from_pass"]}
+    nodes = json.loads((folder / "found" / "footprint.json").read_text(encoding="utf-8"))["nodes"].values()
+    tried = {n["pass_run_config"]["keep"]: n["metrics"]["value"] for n in nodes if n["from_pass"]}
     assert set(tried) == {0.35, 0.05}
-    right = {keep: value["answers-right"]["value"] for keep, value in tried.items()}
+    right = {keep: value["answers-accuracy_score"]["value"] for keep, value in tried.items()}
     assert right[0.35] == 1
-    verdict = lightvlm.verify(folder / "found" / "artifact")
+    verdict = lightvlm.verify(folder / "found" / "model")
     assert verdict.exit_code == 0, verdict
-    best = min(tried, key=lambda keep: (-right[keep], tried[keep]["answers-seconds"]["value"]))
-    manifest = json.loads((folder / "found" / "artifact" / "lightvlm.json").read_text(encoding="utf-8"))
+    best = min(tried, key=lambda keep: (-right[keep], tried[keep]["time-avg"]["value"]))
+    manifest = json.loads((folder / "found" / "model" / "lightvlm.json").read_text(encoding="utf-8"))
     assert manifest["fingerprint"] == Schedule.preset("lightvlm", keep=best).fingerprint
 
 
@@ -155,6 +157,42 @@ def test_refuses_what_it_cannot_make(olive, cpu, tmp_path):
 
     with pytest.raises(InputError, match="writes no ONNX"):
         made._run_for_config(HfModelHandler(str(bundled.HOME), task="image-text-to-text"), made.config, str(tmp_path))
+
+
+def test_an_artifact_is_a_composite_model_wherever_it_is_copied_to(olive, artifact, tmp_path):
+    from olive.model import CompositeModelHandler, ModelConfig
+
+    made = ModelConfig.from_json(olive.ArtifactHandler(str(artifact), {"fingerprint": "x"}).to_json())
+    made.config["model_path"] = str(shutil.copytree(artifact, tmp_path / "moved"))  # as Olive saves a model
+    handler = ModelConfig.from_json(made.to_json()).create_model()
+    assert isinstance(handler, CompositeModelHandler)
+    assert handler.model_attributes == {"fingerprint": "x"}
+    found = {name: Path(model.model_path) for name, model in handler.get_model_components()}
+    assert found == {name: tmp_path / "moved" / f"{name}.onnx" for name in ("vision", "embed", "prefill", "decode")}
+    with pytest.raises(ArtifactError, match="no artifact"):
+        olive.ArtifactHandler(str(tmp_path))
+
+
+def test_the_evaluator_counts_what_is_answered_as_wanted(olive, artifact, tmp_path):
+    from olive.evaluator.olive_evaluator import OliveEvaluatorConfig
+
+    picture = sorted(bundled.PICTURES.glob("*.png"))[0]
+    asked = [(answer, "how many objects are there ?") for answer in (" Eight ", "seven", "eight", "none")]
+    questions = [{"image": str(picture), "question": question, "answer": answer} for answer, question in asked]
+    (tmp_path / "q.json").write_text(json.dumps(questions), encoding="utf-8")
+    said = json.loads(SEARCH)["evaluators"]["questions"]
+    del said["user_script"]
+    said["type_args"] = {"questions": str(tmp_path / "q.json"), "max_new_tokens": 8}
+    config, model = OliveEvaluatorConfig(**said), olive.ArtifactHandler(str(artifact))
+    found = config.create_evaluator(model).evaluate(model, config.metrics)
+    assert found.get_value("answers", "accuracy_score") == 0.5
+    assert found.get_value("time", "avg") > 0
+    assert [found.root[key].higher_is_better for key in ("answers-accuracy_score", "time-avg")] == [True, False]
+    with pytest.raises(InputError, match="asks artifacts"):
+        config.create_evaluator(model).evaluate(object(), config.metrics)
+    other = OliveEvaluatorConfig(**said | {"metrics": [{"name": "size", "type": "size_on_disk", "sub_types": [{"name": "bytes"}]}]})
+    with pytest.raises(InputError, match="not size"):
+        other.create_evaluator(model).evaluate(model, other.metrics)
 
 
 def test_the_table_is_olives_own_with_one_more(olive):
