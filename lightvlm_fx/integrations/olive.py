@@ -1,37 +1,65 @@
-"""A pass of Olive (olive-ai): a Hugging Face vision-language model in, an artifact out.
+"""A pass of Olive (olive-ai): a Hugging Face vision-language model in, an artifact out; and an evaluator, so that runs can search.
 
-`python -m lightvlm_fx.integrations.olive > package.json` writes the table of passes for `olive run --package_config package.json`.
+`python -m lightvlm_fx.integrations.olive > package.json` writes the table of passes for `olive run --package-config package.json`.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+from olive.evaluator.metric import Metric, MetricType
+from olive.evaluator.metric_result import MetricResult, flatten_metric_result
+from olive.evaluator.olive_evaluator import OliveEvaluator
+from olive.evaluator.registry import Registry
 from olive.hardware.accelerator import AcceleratorSpec, Device
 from olive.model import CompositeModelHandler, HfModelHandler, ONNXModelHandler
+from olive.model.config.registry import model_handler_registry
 from olive.package_config import OlivePackageConfig
 from olive.passes import Pass
 from olive.passes.pass_config import BasePassConfig, PassConfigParam
 from olive.search.search_parameter import Categorical, Conditional
 from pydantic import field_validator
 
+from lightvlm_fx.artifact.load import load
+from lightvlm_fx.artifact.manifest import read
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.exporting.example import example
 from lightvlm_fx.exporting.export import export
-from lightvlm_fx.pictures import open_picture
+from lightvlm_fx.pictures import inputs_of, open_picture, processor_of
 from lightvlm_fx.schedule import Schedule
 
-FOLDER = "artifact"  # of Olive's output: what Olive writes beside it (model_config.json, ...) is not the artifact's
 PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
+
+
+@model_handler_registry("LightVLMArtifact")
+class ArtifactHandler(CompositeModelHandler):
+    """An artifact as a composite model, a component a stage of its first bucket.
+
+    A type of its own: of Olive's CompositeModel every graph and its weights are written anew when it is saved, and none is evaluated.
+    Olive saves this one as what it is, a folder, which `lightvlm verify` and `lightvlm.load` take. Raises ArtifactError for another.
+    """
+
+    json_config_keys = ()
+
+    def __init__(self, model_path: Any, model_attributes: dict[str, Any] | None = None) -> None:
+        folder = getattr(model_path, "get_path", lambda: model_path)()
+        files = {name: stage["file"] for name, stage in read(folder)["buckets"][0]["stages"].items()}
+        stages = [ONNXModelHandler(str(folder), onnx_file_name=file) for file in files.values()]
+        super().__init__(stages, list(files), model_path=model_path, model_attributes=model_attributes)
+
+    def to_json(self, check_object: bool = False) -> dict[str, Any]:
+        """Without components, which stand in the folder, wherever it is copied to."""
+        found: dict[str, Any] = super(CompositeModelHandler, self).to_json(check_object)
+        return found
 
 
 class LightVLM(Pass):
     """Cuts of visual tokens and bounded caches, written as ONNX graphs: what `lightvlm export` does, as a pass.
 
-    The artifact is the folder `artifact` of the output, byte for byte as it was exported: Olive is told to copy the folder as it is
-    (`no_flatten`), so `lightvlm verify` and `lightvlm.load` take it. The model that Olive sees is a composite, a component a stage.
+    Its output is an ArtifactHandler, which Olive saves as the folder `model` of its own output.
     """
 
     @staticmethod
@@ -65,25 +93,63 @@ class LightVLM(Pass):
     def _validators(cls) -> dict[str, Any]:
         return {"what_the_file_says": field_validator("schedule", mode="before")(_contents)}
 
-    def _run_for_config(self, model: Any, config: BasePassConfig, output_model_path: str) -> CompositeModelHandler:
+    def _run_for_config(self, model: Any, config: BasePassConfig, output_model_path: str) -> ArtifactHandler:
         from transformers import AutoProcessor
 
         if not isinstance(model, HfModelHandler):
             raise InputError(f"the pass LightVLM takes a Hugging Face model (type HfModel), got {type(model).__name__}: put it first")
         if config.target == "torch-export":
             raise InputError("target 'torch-export' writes no ONNX, which Olive's models here are: use `lightvlm export`")
-        home = Path(output_model_path)
         remote = model.get_load_kwargs().get("trust_remote_code")
         processor = AutoProcessor.from_pretrained(model.model_name_or_path, trust_remote_code=remote)
         pictures = None if config.image is None else [open_picture(config.image)]
         made = export(
-            model.load_model(cache_model=False).eval(), _schedule(config), home / FOLDER, target=config.target, dtype=config.dtype,
+            model.load_model(cache_model=False).eval(), _schedule(config), output_model_path, target=config.target, dtype=config.dtype,
             inputs=example(processor, pictures, rows=config.rows), processor=processor, images=config.images,
             prompt_tokens=config.prompt_tokens, new_tokens=config.new_tokens, provider=_provider(self.accelerator_spec),
         )  # fmt: skip
-        files = {name: stage["file"] for name, stage in made.manifest["buckets"][0]["stages"].items()}
-        stages = [ONNXModelHandler(str(made.path), onnx_file_name=file) for file in files.values()]
-        return CompositeModelHandler(stages, list(files), model_path=str(home), model_attributes={"no_flatten": True})
+        return ArtifactHandler(str(made.path), {"fingerprint": made.manifest["fingerprint"]})
+
+
+@Registry.register("LightVLM")
+class Questions(OliveEvaluator):
+    """Asks an artifact about pictures: for metrics of type `accuracy` the share answered as wanted, for `latency` mean milliseconds.
+
+    `questions` is a JSON file, [{"image": path, "question": text, "answer": text}, ...]; capitals and white space around are one.
+    """
+
+    def __init__(self, questions: str, max_new_tokens: int | None = None) -> None:
+        super().__init__()
+        self.questions, self.max_new_tokens = json.loads(Path(questions).read_text(encoding="utf-8")), max_new_tokens
+
+    def evaluate(
+        self, model: Any, metrics: list[Metric], device: Any = Device.CPU, execution_providers: str | list[str] | None = None
+    ) -> MetricResult:
+        """Raises InputError for another model, and for metrics of other types."""
+        if not isinstance(model, ArtifactHandler):
+            raise InputError(f"the evaluator LightVLM asks artifacts, the output of the pass LightVLM, got {type(model).__name__}")
+        found = self._measured(model.model_path, execution_providers or "CPUExecutionProvider")
+        wrong = [metric.name for metric in metrics if metric.type not in found]
+        if wrong:
+            raise InputError(f"the evaluator LightVLM knows metrics of type accuracy and latency, not {', '.join(wrong)}")
+        return flatten_metric_result({metric.name: {
+            sub.name: {"value": found[metric.type], "priority": sub.priority, "higher_is_better": metric.type == MetricType.ACCURACY}
+            for sub in metric.sub_types
+        } for metric in metrics})  # fmt: skip
+
+    def _measured(self, folder: str, providers: str | list[str]) -> dict[str, float]:
+        vlm = load(folder, providers=[providers] if isinstance(providers, str) else providers)
+        processor, right, seconds = processor_of(vlm), 0, 0.0
+        for item in self.questions:
+            inputs = inputs_of(processor, item["question"], [open_picture(item["image"])], "np")
+            if not seconds:
+                vlm.generate(**inputs, max_new_tokens=1)  # opens the sessions
+            start = time.perf_counter()
+            tokens = vlm.generate(**inputs, max_new_tokens=self.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+            seconds += time.perf_counter() - start
+            said = processor.batch_decode(tokens, skip_special_tokens=True)[0]
+            right += said.strip().casefold() == item["answer"].strip().casefold()
+        return {MetricType.ACCURACY: right / len(self.questions), MetricType.LATENCY: 1000 * seconds / len(self.questions)}
 
 
 def _contents(schedule: str | None) -> str | None:

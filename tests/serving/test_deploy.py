@@ -43,7 +43,7 @@ def source():
 def artifact(source, tmp_path_factory):
     model, processor = source
     folder = tmp_path_factory.mktemp("deployed") / "bundled"
-    lightvlm.export(model, "lightvlm", folder, inputs=example(processor), processor=processor, new_tokens=64)
+    lightvlm.export(model, "lightvlm", folder, inputs=example(processor), processor=processor)
     return folder
 
 
