@@ -114,10 +114,12 @@ def _symbolic(mode: Any, program: Program, inputs: Sequence[Tensor]) -> list[Ten
     def size(wanted: Any, number: int, name: str) -> Any:
         if not isinstance(wanted, SymInt):
             return number
-        key = expression(wanted)
+        times, key = expression(wanted).as_coeff_Mul()
+        if not key.is_Symbol:
+            times, key = 1, expression(wanted)
         if key not in known:
-            known[key] = symbolic_size(mode, name, number)
-        return known[key]
+            known[key] = symbolic_size(mode, name, number // int(times))
+        return known[key] * int(times)
 
     made = []
     for node, x in zip(program.placeholders(), inputs, strict=True):

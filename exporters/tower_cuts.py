@@ -65,7 +65,7 @@ class Cutting(TorchFunctionMode):
         blocks = tower_blocks(tower)
         if blocks is None:
             raise NotCut("its tower has no list of equal blocks")
-        self.cuts, self.together = dict(zip(schedule.blocks(used), schedule.tower, strict=True)), together
+        self.cuts, self.together = schedule.in_tower(used), together
         whole = whole_picture_layers(tower)
         windowed = [i for i in range(min(self.cuts), used) if whole is not None and i not in whole]
         if windowed:

@@ -144,8 +144,8 @@ def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: 
                 return _traced(whole, how, pictures, static, single)
             cutting = _cutting(model, kind, how, schedule, static)
             if kind == "patches":
-                fewest = max(max(cut.score.fewest, cut.combine.fewest) for cut in schedule.tower)
-                how |= {"left": [cut.keep for cut in schedule.tower], "least": max(3, fewest)}
+                cuts = tuple(cutting.cuts.values())
+                how |= {"left": [cut.keep for cut in cuts], "least": max(3, *(max(cut.score.fewest, cut.combine.fewest) for cut in cuts))}
             reduced = Vision(module(model, how, True, cutting).eval(), True)
             _refuse_mixing(reduced, cutting, feed(how, pictures)[0])
             return _traced(reduced, how, pictures, static, single)

@@ -154,12 +154,13 @@ def compile(  # noqa: A001  (the public name of design.md 2)
                       prepack=prepack, dump=dump, options=torch_compile_options)  # fmt: skip
     above = path.rpartition(".")[0]
     parent, images = fast.get_submodule(above), None
+    inside = decoder.effective.tower
     if schedule.watches_tower:
         object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
-    elif schedule.tower and not hasattr(type(parent), "get_image_features"):
+    elif inside and not hasattr(type(parent), "get_image_features"):
         raise not_cut(["it has no get_image_features() beside its decoder"])
-    elif (backend != "eager" or schedule.tower) and hasattr(type(parent), "get_image_features"):  # eager, the same code would run
-        images = ImageFeatures(model, above, parent, report, schedule, decoder.note_left, backend=backend,
+    elif (backend != "eager" or inside) and hasattr(type(parent), "get_image_features"):  # eager, the same code would run
+        images = ImageFeatures(model, above, parent, report, decoder.effective, decoder.note_left, backend=backend,
                                options=torch_compile_options, static=static, frozen=lambda: decoder.frozen)  # fmt: skip
         object.__setattr__(parent, "get_image_features", images)
     stand_in = fast.get_submodule(path)

@@ -228,7 +228,7 @@ class Schedule(Frozen):
         survived = first is not None and isinstance(first.score, Survived)
         if not self.tower and not survived:
             return
-        keeps = [cut.keep for cut in self.tower]
+        keeps, layers = [cut.keep for cut in self.tower], [cut.layer for cut in self.tower if cut.layer != -1]
         if not survived or first is None or first.layer != 0 or keeps[-1:] != [first.keep]:
             raise ScheduleError(
                 "tower: what leaves inside the vision tower leaves the prompt by a first cut with layer=0, score='survived' and the keep "
@@ -236,6 +236,9 @@ class Schedule(Frozen):
             )
         if keeps != sorted(keeps, reverse=True):
             raise ScheduleError(f"tower: keep must not rise from cut to cut, got {keeps}")
+        every = [cut.layer for cut in self.tower]
+        if len({type(x) for x in layers}) > 1 or layers != sorted(set(layers)) or -1 in every[:-1]:
+            raise ScheduleError(f"tower: layers must rise and not repeat, all indices or all shares of the depth, -1 last; got {every}")
 
     @staticmethod
     def preset(name: str, /, **options: Any) -> Schedule:
@@ -276,17 +279,20 @@ class Schedule(Frozen):
         Shares of the depth that fall on one layer of a shallow decoder take layers of their own, as near as there are.
         """
         at = [cut.at(depth) for cut in self.cuts]
-        spread = apart(at, depth)
-        if spread and spread[0] < min(at[0], 1):
+        apart = list(at)
+        for i in range(1, len(apart)):
+            apart[i] = max(apart[i], apart[i - 1] + 1)
+        apart = [min(layer, depth - len(apart) + i) for i, layer in enumerate(apart)]
+        if apart and apart[0] < min(at[0], 1):
             raise ScheduleError(f"{len(at)} cuts need {len(at)} layers after the first, but the decoder has {depth}; give fewer cuts")
-        return spread
+        return apart
 
-    def blocks(self, depth: int) -> list[int]:
-        """Block index of every cut in a vision tower of which `depth` blocks are used; raises ScheduleError if impossible."""
-        at = [cut.at(depth) for cut in self.tower]
-        if len(at) > depth or sorted(at) != at:
-            raise ScheduleError(f"tower: {len(at)} cuts in blocks {at} of a vision tower that uses {depth}; they must rise, one a block")
-        return apart(at, depth)
+    def in_tower(self, depth: int) -> dict[int, TowerCut]:
+        """The cuts inside a vision tower of which `depth` blocks are used, by block; raises ScheduleError if it has fewer.
+
+        Of shares of the depth that fall on one block of a shallow tower, the last cut counts.
+        """
+        return {cut.at(depth): cut for cut in self.tower}
 
     def frozen(self, depth: int) -> tuple[int, ...]:
         """The layers that freeze visual tokens in a decoder of `depth` layers; raises ScheduleError if it has fewer."""
@@ -335,14 +341,6 @@ class Schedule(Frozen):
         except (ScheduleError, UnknownName) as error:
             error.add_note(f"in schedule file {path}")
             raise
-
-
-def apart(at: list[int], depth: int) -> list[int]:
-    """Rising indices below `depth`, as near to those `at` as there are: shares of a shallow depth may fall on one layer."""
-    spread = list(at)
-    for i in range(1, len(spread)):
-        spread[i] = max(spread[i], spread[i - 1] + 1)
-    return [min(x, depth - len(spread) + i) for i, x in enumerate(spread)]
 
 
 def as_schedule(schedule: Schedule | str | Path) -> Schedule:

@@ -25,7 +25,7 @@ def tower_flops(model: Any, pictures: list[int], schedule: Schedule) -> tuple[fl
     if not packed and any(n != square for n in pictures):
         return 0.0, 0.0
     depth, whole = used_blocks(model), whole_picture_layers(tower)
-    cuts = dict(zip(schedule.blocks(depth), schedule.tower, strict=True))
+    cuts = schedule.in_tower(depth)
     window = int(getattr(config, "window_size", 0) // config.patch_size) ** 2
     reduced = full = 0.0
     for tokens in pictures:

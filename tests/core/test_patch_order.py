@@ -211,7 +211,7 @@ def test_refuses_pictures_without_their_grid(qwen):
 @pytest.mark.parametrize("family", ["got_ocr2", "pp_chart2table"])
 def test_refuses_a_tower_whose_attention_cannot_be_seen(family):
     tiny = zoo.build(family, layers=3)
-    with pytest.raises(NotSupported, match="this tower does not attend through transformers' AttentionInterface"):
+    with pytest.raises(NotSupported, match="this vision tower does not attend through transformers' AttentionInterface"):
         answer(compiled(tiny.model, keep=0.5), tiny.inputs(text=(9,), images=(1,)), 2)
 
 

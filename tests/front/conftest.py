@@ -7,19 +7,24 @@ import pytest
 import lightvlm_fx as lightvlm
 from lightvlm_fx import bundled
 
+LOAD, COMPILE = functools.cache(bundled.load), lightvlm.compile
 
-@pytest.fixture(scope="session", autouse=True)
+
+@functools.cache
+def captured():
+    return COMPILE(LOAD()[0], "none", backend="eager")
+
+
+@pytest.fixture(scope="module", autouse=True)  # no longer: tests of other folders run in the same worker
 def one_bundled_model():
     """What compiles it for backend "eager" gets what `compile` would give, over shared captures (`with_schedule`)."""
-    load, compiled, first = functools.cache(bundled.load), lightvlm.compile, []
 
     def once(model, schedule, **options):
-        if model is not load()[0] or options != {"backend": "eager"}:
-            return compiled(model, schedule, **options)
-        first[:] = first or [compiled(model, "none", backend="eager")]
-        return first[0].lightvlm.with_schedule(schedule)
+        if model is not LOAD()[0] or options != {"backend": "eager"}:
+            return COMPILE(model, schedule, **options)
+        return captured().lightvlm.with_schedule(schedule)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundled, "load", load)
+        patch.setattr(bundled, "load", LOAD)
         patch.setattr(lightvlm, "compile", once)
         yield

@@ -167,7 +167,8 @@ class Fuzz:
 
     def cut(self) -> None:
         cut = self.made(Cut, *self.options(self.random.choice(CUTS), Cut.model_fields))
-        self.back(cut and Schedule(cuts=[cut]))
+        alone = cut is not None and cut.score.name != "survived"  # which goes with cuts in the tower
+        self.back(Schedule(cuts=[cut]) if alone else None)
 
     def kv(self) -> None:
         kv = self.made(Kv, *self.options(self.random.choice(KVS), Kv.model_fields))

@@ -141,7 +141,7 @@ def window_index(tower, grid):
 
 
 def check(family, case, schedule, rules, proportional=False):
-    keep = {number: cut.keep for number, cut in zip(schedule.blocks(3 if family == "llava" else BLOCKS), schedule.tower, strict=True)}
+    keep = {number: cut.keep for number, cut in schedule.in_tower(3 if family == "llava" else BLOCKS).items()}
 
     def ruled(seen):
         model, pixels, grid = seen.model, seen.inputs.get("pixel_values"), seen.inputs.get("image_grid_thw")
@@ -278,11 +278,23 @@ def test_refuses_windows_after_the_cut():
         answer(fast, tiny.inputs(text=(9,), images=(1,)))
 
 
-def test_refuses_more_cuts_than_blocks():
+def test_refuses_blocks_that_a_tower_has_not():
     tiny = zoo.build("llava", layers=2)
-    fast = lightvlm.compile(tiny.model, Schedule.preset("tome"), backend="eager")
-    with pytest.raises(ScheduleError, match="3 cuts in blocks"):
+    fast = lightvlm.compile(tiny.model, Schedule.preset("tome", layers=(0, 1)), backend="eager")
+    with pytest.raises(ScheduleError, match="tower: block 1 of a vision tower that uses 1 blocks"):
         answer(fast, tiny.inputs(text=(9,), images=(1,)))
+
+
+def test_shares_that_fall_on_one_block_of_a_shallow_tower_are_one_cut():
+    schedule = Schedule.preset("tome")
+    assert list(schedule.in_tower(1).items()) == [(0, schedule.tower[-1])]
+    assert list(schedule.in_tower(24)) == [6, 12, 18]
+
+
+@pytest.mark.parametrize("layers", [(1, 1), (2, 1), (0, 0.5)])
+def test_refuses_blocks_that_do_not_rise(layers):
+    with pytest.raises(ScheduleError, match="tower: layers must rise and not repeat"):
+        Schedule.preset("tome", layers=layers)
 
 
 @pytest.mark.parametrize(

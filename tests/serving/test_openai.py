@@ -159,7 +159,8 @@ def test_sampling_repeats_with_a_seed_and_differs_without(engine):
             return user.chat.completions.create(**body, temperature=1.9, max_tokens=40, **more).choices[0].message.content
 
         assert once(seed=1) == once(seed=1)
-        assert len({once() for _ in range(4)} | {once(seed=2)}) > 1
+        first = once(seed=2)
+        assert any(once() != first for _ in range(20))  # the model is sure of most words
 
 
 def test_a_client_that_leaves_ends_its_answer(engine):
@@ -224,7 +225,7 @@ def test_the_command_says_what_is_wrong(run, monkeypatch, tmp_path):
     assert (code, "there is no folder" in err) == (2, True)
     code, _, err = run("serve", "--timeout", "0")
     assert (code, "the limit seconds must be above 0" in err) == (2, True)
-    monkeypatch.setattr("lightvlm_fx.cli.serve._artifact", lambda *given: Letters())
+    monkeypatch.setattr("lightvlm_fx.serving.opening._artifact", lambda *given: Letters())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = run("serve", str(artifact), "--port", str(taken.getsockname()[1]))
     assert (code, "in use" in err) == (2, True)
