@@ -97,7 +97,10 @@ class ByLayer:
             with mode, shapes_in_python():
                 graph, blocks = _in_aten(self.program, dict(zip(self.names, weights, strict=True)), given, self.prepack)
             run = by_layer(graph, blocks, mode)
-        self.made.append((size_checks(mode, [given[i].shape[d] for i, d in self.dims]), run))
+        dims = [given[i].shape[d] for i, d in self.dims]
+        times = [_multiple(size)[0] if isinstance(size, SymInt) else 1 for size in dims]
+        holds = size_checks(mode, [size // n for size, n in zip(dims, times, strict=True)])
+        self.made.append((lambda numbers: holds([number // n for number, n in zip(numbers, times, strict=True)]), run))
         return run
 
 
@@ -114,12 +117,10 @@ def _symbolic(mode: Any, program: Program, inputs: Sequence[Tensor]) -> list[Ten
     def size(wanted: Any, number: int, name: str) -> Any:
         if not isinstance(wanted, SymInt):
             return number
-        times, key = expression(wanted).as_coeff_Mul()
-        if not key.is_Symbol:
-            times, key = 1, expression(wanted)
+        times, key = _multiple(wanted)
         if key not in known:
-            known[key] = symbolic_size(mode, name, number // int(times))
-        return known[key] * int(times)
+            known[key] = symbolic_size(mode, name, number // times)
+        return known[key] * times
 
     made = []
     for node, x in zip(program.placeholders(), inputs, strict=True):
@@ -127,6 +128,12 @@ def _symbolic(mode: Any, program: Program, inputs: Sequence[Tensor]) -> list[Ten
         with mode:
             made.append(torch.empty(shape, dtype=x.dtype, device=x.device))
     return made
+
+
+def _multiple(size: SymInt) -> tuple[int, Any]:
+    """A symbolic size as a number of times a symbol; once itself where it is none."""
+    times, symbol = expression(size).as_coeff_Mul()
+    return (int(times), symbol) if symbol.is_Symbol else (1, expression(size))
 
 
 def _in_aten(
@@ -319,16 +326,16 @@ def _implied_sizes(graph: fx.Graph) -> list[tuple[int, int, int]]:
     Of each the number of the tensor, its dimension, and how many times the size it is.
     """
     inputs = graph.find_nodes(op="placeholder")
-    sizes = [(i, d, size, expression(size).as_coeff_Mul()) for i, node in enumerate(inputs) if isinstance(value(node), Tensor)
+    sizes = [(i, d, size, _multiple(size)) for i, node in enumerate(inputs) if isinstance(value(node), Tensor)
              for d, size in enumerate(value(node).shape) if isinstance(size, SymInt)]  # fmt: skip
     plain = {symbol for _, _, _, (times, symbol) in sizes if times == 1}
     plain |= {expression(value(node)) for node in inputs if isinstance(value(node), SymInt)}
     found: dict[Any, tuple[int, int, int]] = {}
     for i, d, size, (times, symbol) in sizes:
-        if symbol not in plain | found.keys() and symbol.is_Symbol:
+        if times > 1 and symbol not in plain | found.keys():
             with graph.inserting_before(inputs[0]):
-                _noted(graph.placeholder(f"size_{len(found)}"), size // int(times))
-            found[symbol] = (i, d, int(times))
+                _noted(graph.placeholder(f"size_{len(found)}"), size // times)
+            found[symbol] = (i, d, times)
     return list(found.values())
 
 

@@ -32,7 +32,7 @@ QUICK = {
     "test_frozen.py::test_visual_tokens_leave_a_layer_as_they_came": SEVEN,
     "test_gpu.py::test_every_part_on_a_processor": r"cuda-graphs",
     "test_gpu.py::test_the_command_with_inductor": "",
-    "test_images.py::test_a_compiled_model_answers_with_it": r"qwen2_5_vl",
+    "test_images.py::test_a_compiled_model_answers_with_it": r"qwen2_vl",
     "test_images.py::test_gives_what_the_models_own_code_gives": rf"{SEVEN}",
     "test_in_tower.py::test_folder": r"(llava|qwen2_5_vl)-two pictures.*",
     "test_in_tower.py::test_keeping_everything_changes_nothing": r"qwen3_vl",

@@ -55,7 +55,8 @@ class Report:
     fingerprint: str
     backend: str
     warnings: list[str] = field(default_factory=list)
-    buckets: list[Bucket] = field(default_factory=list)
+    buckets: list[Bucket] = field(default_factory=list)  # of the decoder
+    vision: list[Bucket] = field(default_factory=list)  # of the vision tower and the projector
 
     def of(self, stage: str) -> list[Bucket]:
         """The buckets of one stage, in the order in which they were opened."""
@@ -63,7 +64,7 @@ class Report:
 
     def __str__(self) -> str:
         head = f"{self.model} with schedule {self.schedule} ({self.fingerprint}), backend {self.backend}"
-        body = [str(b) for b in self.buckets] or ["nothing compiled yet: call warm_up(inputs) or generate()"]
+        body = [str(b) for b in (*self.vision, *self.buckets)] or ["nothing compiled yet: call warm_up(inputs) or generate()"]
         return "\n".join([head, *self.warnings, *body])
 
     __repr__ = __str__
@@ -87,6 +88,6 @@ class Report:
                         for s in b.steps
                     ],
                 }
-                for b in self.buckets
+                for b in (*self.buckets, *self.vision)
             ],
         }

@@ -148,5 +148,5 @@ class ImageFeatures:
         facts = Facts(layers=0, hidden=outputs["image_features"].shape[-1], outputs=tuple(outputs))
         program, steps = Pipeline([DropExportChecks()]).run(Program(unlifted(found.traced, names), "vision", facts, names))
         bucket = Bucket("vision", 1, "one picture" if single else "any pictures", False, False, captured, 0.0, tuple(steps))
-        self.report.buckets.append(bucket)
+        self.report.vision.append(bucket)
         return Stage(found.how, program, lower(program, self.backend, self.options, self.static), bucket, like)

@@ -39,4 +39,4 @@ def test_answers_are_those_of_the_eager_backend(case):
         for x, y in zip(got.logits, expected.logits, strict=True):
             assert (x - y).abs().max() <= 1e-4 * y.abs().max()
         assert expected.sequences.cpu().equal(answer(on_cpu, inputs).sequences)
-    assert compiled_graphs() == before + len(fast.lightvlm.report.buckets) <= before + 3  # of pictures, of the prompt, of a step
+    assert compiled_graphs() == before + 2 + len(fast.lightvlm.report.vision) <= before + 3  # of pictures, of the prompt, of a step
