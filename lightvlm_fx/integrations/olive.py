@@ -135,7 +135,7 @@ class Questions(OliveEvaluator):
             vlm = load(model.model_path, providers=[providers] if isinstance(providers, str) else providers)
             found = self._measured(vlm.generate, processor_of(vlm), "np")
         else:
-            raise InputError(f"the evaluator LightVLM asks what the pass LightVLM makes and Hugging Face models, got {type(model).__name__}")
+            raise InputError(f"the evaluator LightVLM asks what its pass makes and Hugging Face models, got {type(model).__name__}")
         return flatten_metric_result({metric.name: {
             sub.name: {"value": found[metric.type], "priority": sub.priority, "higher_is_better": metric.type == MetricType.ACCURACY}
             for sub in metric.sub_types

@@ -194,7 +194,7 @@ def test_the_evaluator_counts_what_is_answered_as_wanted(olive, artifact, tmp_pa
 
     source = HfModelHandler(str(bundled.HOME), task="image-text-to-text")
     assert config.create_evaluator(source).evaluate(source, config.metrics).get_value("answers", "accuracy_score") == 0.5
-    with pytest.raises(InputError, match="asks what the pass LightVLM makes and Hugging Face models"):
+    with pytest.raises(InputError, match="asks what its pass makes and Hugging Face models"):
         config.create_evaluator(model).evaluate(object(), config.metrics)
     other = OliveEvaluatorConfig(**said | {"metrics": [{"name": "size", "type": "size_on_disk", "sub_types": [{"name": "bytes"}]}]})
     with pytest.raises(InputError, match="not size"):
