@@ -94,14 +94,11 @@ class LightVLM(Pass):
         return {"what_the_file_says": field_validator("schedule", mode="before")(_contents)}
 
     def _run_for_config(self, model: Any, config: BasePassConfig, output_model_path: str) -> ArtifactHandler:
-        from transformers import AutoProcessor
-
         if not isinstance(model, HfModelHandler):
             raise InputError(f"the pass LightVLM takes a Hugging Face model (type HfModel), got {type(model).__name__}: put it first")
         if config.target == "torch-export":
             raise InputError("target 'torch-export' writes no ONNX, which Olive's models here are: use `lightvlm export`")
-        remote = model.get_load_kwargs().get("trust_remote_code")
-        processor = AutoProcessor.from_pretrained(model.model_name_or_path, trust_remote_code=remote)
+        processor = _processor(model)
         pictures = None if config.image is None else [open_picture(config.image)]
         made = export(
             model.load_model(cache_model=False).eval(), _schedule(config), output_model_path, target=config.target, dtype=config.dtype,
@@ -113,9 +110,10 @@ class LightVLM(Pass):
 
 @Registry.register("LightVLM")
 class Questions(OliveEvaluator):
-    """Asks an artifact about pictures: for metrics of type `accuracy` the share answered as wanted, for `latency` mean milliseconds.
+    """Asks about pictures: for metrics of type `accuracy` the share answered as wanted, for `latency` mean milliseconds of an answer.
 
-    `questions` is a JSON file, [{"image": path, "question": text, "answer": text}, ...]; capitals and white space around are one.
+    For artifacts, and for the Hugging Face model itself, uncompiled, to which goals such as `max-degradation` compare. `questions` is a
+    JSON file, [{"image": path, "question": text, "answer": text}, ...]; capitals and white space around are one.
     """
 
     def __init__(self, questions: str, max_new_tokens: int | None = None) -> None:
@@ -126,30 +124,44 @@ class Questions(OliveEvaluator):
         self, model: Any, metrics: list[Metric], device: Any = Device.CPU, execution_providers: str | list[str] | None = None
     ) -> MetricResult:
         """Raises InputError for another model, and for metrics of other types."""
-        if not isinstance(model, ArtifactHandler):
-            raise InputError(f"the evaluator LightVLM asks artifacts, the output of the pass LightVLM, got {type(model).__name__}")
-        found = self._measured(model.model_path, execution_providers or "CPUExecutionProvider")
-        wrong = [metric.name for metric in metrics if metric.type not in found]
+        wrong = [metric.name for metric in metrics if metric.type not in (MetricType.ACCURACY, MetricType.LATENCY)]
         if wrong:
             raise InputError(f"the evaluator LightVLM knows metrics of type accuracy and latency, not {', '.join(wrong)}")
+        if isinstance(model, HfModelHandler):
+            source = model.load_model(cache_model=False).eval()
+            found = self._measured(source.generate, _processor(model), "pt", source.dtype)
+        elif isinstance(model, ArtifactHandler):
+            providers = execution_providers or "CPUExecutionProvider"
+            vlm = load(model.model_path, providers=[providers] if isinstance(providers, str) else providers)
+            found = self._measured(vlm.generate, processor_of(vlm), "np")
+        else:
+            raise InputError(f"the evaluator LightVLM asks what its pass makes and Hugging Face models, got {type(model).__name__}")
         return flatten_metric_result({metric.name: {
             sub.name: {"value": found[metric.type], "priority": sub.priority, "higher_is_better": metric.type == MetricType.ACCURACY}
             for sub in metric.sub_types
         } for metric in metrics})  # fmt: skip
 
-    def _measured(self, folder: str, providers: str | list[str]) -> dict[str, float]:
-        vlm = load(folder, providers=[providers] if isinstance(providers, str) else providers)
-        processor, right, seconds = processor_of(vlm), 0, 0.0
+    def _measured(self, generate: Any, processor: Any, tensors: str, dtype: Any = None) -> dict[str, float]:
+        """Accuracy and latency of what answers; pictures get the type `dtype`, if any."""
+        right, seconds = 0, 0.0
         for item in self.questions:
-            inputs = inputs_of(processor, item["question"], [open_picture(item["image"])], "np")
+            inputs = inputs_of(processor, item["question"], [open_picture(item["image"])], tensors)
+            if dtype is not None:
+                inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
             if not seconds:
-                vlm.generate(**inputs, max_new_tokens=1)  # opens the sessions
+                generate(**inputs, max_new_tokens=1)  # opens sessions
             start = time.perf_counter()
-            tokens = vlm.generate(**inputs, max_new_tokens=self.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+            tokens = generate(**inputs, max_new_tokens=self.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
             seconds += time.perf_counter() - start
             said = processor.batch_decode(tokens, skip_special_tokens=True)[0]
             right += said.strip().casefold() == item["answer"].strip().casefold()
         return {MetricType.ACCURACY: right / len(self.questions), MetricType.LATENCY: 1000 * seconds / len(self.questions)}
+
+
+def _processor(model: HfModelHandler) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(model.model_name_or_path, trust_remote_code=model.get_load_kwargs().get("trust_remote_code"))
 
 
 def _contents(schedule: str | None) -> str | None:

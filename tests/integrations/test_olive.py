@@ -77,6 +77,8 @@ def test_a_search_finds_the_keep_that_answers_best(folder):
     nodes = json.loads((folder / "found" / "footprint.json").read_text(encoding="utf-8"))["nodes"].values()
     tried = {n["pass_run_config"]["keep"]: n["metrics"]["value"] for n in nodes if n["from_pass"]}
     assert set(tried) == {0.35, 0.05}
+    metrics = json.loads((folder / "found" / "input_model_metrics.json").read_text(encoding="utf-8"))
+    assert metrics["answers-accuracy_score"]["value"] == 1
     right = {keep: value["answers-accuracy_score"]["value"] for keep, value in tried.items()}
     assert right[0.35] == 1
     verdict = lightvlm.verify(folder / "found" / "model")
@@ -188,7 +190,11 @@ def test_the_evaluator_counts_what_is_answered_as_wanted(olive, artifact, tmp_pa
     assert found.get_value("answers", "accuracy_score") == 0.5
     assert found.get_value("time", "avg") > 0
     assert [found.root[key].higher_is_better for key in ("answers-accuracy_score", "time-avg")] == [True, False]
-    with pytest.raises(InputError, match="asks artifacts"):
+    from olive.model import HfModelHandler
+
+    source = HfModelHandler(str(bundled.HOME), task="image-text-to-text")
+    assert config.create_evaluator(source).evaluate(source, config.metrics).get_value("answers", "accuracy_score") == 0.5
+    with pytest.raises(InputError, match="asks what its pass makes and Hugging Face models"):
         config.create_evaluator(model).evaluate(object(), config.metrics)
     other = OliveEvaluatorConfig(**said | {"metrics": [{"name": "size", "type": "size_on_disk", "sub_types": [{"name": "bytes"}]}]})
     with pytest.raises(InputError, match="not size"):
