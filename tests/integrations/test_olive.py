@@ -74,7 +74,7 @@ def test_a_search_finds_the_keep_that_answers_best(folder):
     """By the two commands of the page; of the two ratios, each is exported and asked, and the better one is saved."""
     (folder / "package.json").write_text(run([sys.executable, "-m", "lightvlm_fx.integrations.olive"], folder), encoding="utf-8")
     run([sys.executable, "-m", "olive", "run", "--config", "search.json", "--package-config", "package.json"], folder)
-    nodes = json.loads((folder / "found" / "footprint.json").read_text(encoding="utf-8"))["nodes"].values()
+    nodes = json.loads((folder / "found" / "footprint.json").read_text(encoding="utf-8")).values()
     tried = {n["pass_run_config"]["keep"]: n["metrics"]["value"] for n in nodes if n["from_pass"]}
     assert set(tried) == {0.35, 0.05}
     metrics = json.loads((folder / "found" / "input_model_metrics.json").read_text(encoding="utf-8"))
