@@ -27,7 +27,7 @@ def effective(schedule: Schedule, planes: int) -> Schedule:
     as_input = {"positions": "keep" if planes else "compact"}
     cuts = [cut.model_copy(update=as_input) if cut.positions == "input" else cut for cut in schedule.cuts]
     left = tuple(cut for cut in cuts if cut.keep != 1.0 or isinstance(cut.keep, int))
-    return schedule.model_copy(update={"cuts": left, "tower": tuple(cut for cut in schedule.tower if cut.keep != 1.0)})
+    return schedule.unchecked(cuts=left, tower=tuple(cut for cut in schedule.tower if cut.keep != 1.0))
 
 
 def prefill(schedule: Schedule, depth: int, exported: bool = False) -> Pipeline:

@@ -19,7 +19,7 @@ from lightvlm_fx.ops.bodies import bodies
 
 _setup_privateuseone_for_python_backend("elsewhere")
 DEVICE = torch.device("elsewhere:0")
-COPIES = {"copy_", "_to_copy"}  # what may read from one device and write to another
+MIXING = {"copy_", "_to_copy", "index"}  # what may read from two devices: copies, and picks by numbers that the processor holds
 PLAIN = 0  # of what scaled_dot_product_attention can be, what is made of plain operators
 
 
@@ -60,7 +60,7 @@ class There(TorchDispatchMode):
         asked = kwargs.get("device")
         if active_fake_mode() is not None or any(isinstance(x, FakeTensor) for x in tensors) or not (there or asked == DEVICE):
             return func(*args, **kwargs)
-        if there and name not in COPIES and any(not isinstance(x, Elsewhere) and x.ndim for x in tensors):
+        if there and name not in MIXING and any(not isinstance(x, Elsewhere) and x.ndim for x in tensors):
             raise RuntimeError(f"{func} of tensors on {[str(x.device) for x in tensors]}")
         if func in bodies():
             with self:
@@ -73,7 +73,8 @@ class There(TorchDispatchMode):
             return out
         if name == "copy_":
             return args[0]
-        return return_and_correct_aliasing(func, args, kwargs, pytree.tree_map_only(torch.Tensor, Elsewhere, out))
+        out = pytree.tree_map_only(torch.Tensor, Elsewhere, out)
+        return out if asked is not None else return_and_correct_aliasing(func, args, kwargs, out)
 
 
 def moved(module):
@@ -115,6 +116,11 @@ def on_fakes(export):
     return exported
 
 
+def from_numbers(tensor):
+    """`torch.tensor`, of lists of tensors too: it reads their numbers where no mode sees it."""
+    return lambda data, **options: tensor(pytree.tree_map_only(Elsewhere, Elsewhere.tolist, data), **options)
+
+
 @contextmanager
 def elsewhere(monkeypatch):
     """Tensors that are elsewhere can be computed with, and graphs are captured for that device."""
@@ -122,6 +128,7 @@ def elsewhere(monkeypatch):
     try:
         with monkeypatch.context() as patch, There():
             patch.setattr(torch.export, "export", on_fakes(torch.export.export))
+            patch.setattr(torch, "tensor", from_numbers(torch.tensor))
             yield
     finally:
         torch._C._set_only_lift_cpu_tensors(False)

@@ -223,7 +223,7 @@ class Decoder:
         make_dense(self.source, kwargs, self.placeholders.deepstack)
         program, seconds, key = self._capture(kwargs, "prefill", masked)
         if program.facts.static_length and not layout.has_images:
-            schedule, plan, kv = self._plan(layout, schedule.model_copy(update={"cuts": (), "freeze": (), "tower": ()}))
+            schedule, plan, kv = self._plan(layout, schedule.unchecked(cuts=(), freeze=(), tower=()))
         if kv and kv.note and kv.note not in self.report.warnings:
             self.report.warnings.append(kv.note)
         given = self._given(kwargs, schedule, layout, plan, kv)

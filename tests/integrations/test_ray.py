@@ -109,6 +109,7 @@ def begun(cluster, alone, tmp_path_factory):
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     state.place = asked(folder)
+    state.found = written(state.place)  # before a test adds to it: they run in any order
     killer.join(timeout=120)
     assert not killer.is_alive()
     cluster.spare.append(cluster.add_node(num_cpus=CPUS, object_store_memory=STORE))
@@ -118,10 +119,9 @@ def begun(cluster, alone, tmp_path_factory):
 @pytest.mark.full
 def test_a_worker_killed_half_way_loses_nothing_and_answers_nothing_twice(begun, alone):
     assert 0 < begun.at < 30
-    found = written(begun.place)
-    assert [row["id"] for row in found] == [row["id"] for row in begun.rows]
-    assert found == alone(begun.rows)
-    errors = {row["at"]: row["error"] for row in found if row["error"]}
+    assert [row["id"] for row in begun.found] == [row["id"] for row in begun.rows]
+    assert begun.found == alone(begun.rows)
+    errors = {row["at"]: row["error"] for row in begun.found if row["error"]}
     assert sorted(errors) == [BROKEN, LONG]
     assert (errors[BROKEN], errors[LONG][:14]) == ("the picture: not a picture that Pillow can read", "the prompt has")
 

@@ -107,7 +107,7 @@ def test_eight_clients_at_once_are_answered_as_one(engine, alone, parallel):
         asked = [(item, users[at % 8], stream) for at, (item, stream) in enumerate((i, s) for i in ITEMS for s in (False, True))]
         found = list(eight.map(lambda one: said(one[1], one[0], stream=one[2]), asked))
         assert found == [alone[item] for item, _, _ in asked]
-        assert metric(url, 'lightvlm_requests_total{status="200"}') == len(asked)
+        assert until(lambda: metric(url, 'lightvlm_requests_total{status="200"}') == len(asked))  # counted when all of it is sent
         for user in users:
             user.close()
 

@@ -46,5 +46,5 @@ class WeightedHeads(AttentionScore):
         asks = (asks / asks.sum(1, keepdim=True).clamp_min(1))[:, None, None]  # [B, 1, 1, S]
         products = per_group(asks @ view.q.float(), view.k) @ view.k.float().transpose(2, 3).unsqueeze(2) * view.scale
         products = products.view(b, heads, -1) * (view.segment >= 0).unsqueeze(1)
-        by = view.q.new_tensor(self.weights or [1.0] * heads, dtype=torch.float32)
+        by = torch.tensor(self.weights or [1.0] * heads, dtype=torch.float32, device=view.q.device)
         return (torch.nn.functional.normalize(products, dim=-1) * by[:, None]).sum(1)
