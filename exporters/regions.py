@@ -66,7 +66,7 @@ class ByLayer:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         sizes = [inputs[i].shape[d] for i, d in self.dims]
-        if min(sizes, default=2) < 2:  # symbolic sizes are of two and more: sizes of one would need graphs of their own
+        if 0 in sizes:  # of nothing there is little to compute
             return self.program.graph_module(*inputs)
         given = [x if x.is_contiguous() else self._laid_out(i, x) for i, x in enumerate(inputs)]
         run = self._made_for(sizes) or self._compile(given, sizes)
@@ -119,7 +119,7 @@ def _symbolic(mode: Any, program: Program, inputs: Sequence[Tensor]) -> list[Ten
             return number
         times, key = _multiple(wanted)
         if key not in known:
-            known[key] = symbolic_size(mode, name, number // times)
+            known[key] = symbolic_size(mode, name, max(2, number // times))  # code for two and more is right for one, too
         return known[key] * times
 
     made = []

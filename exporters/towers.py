@@ -123,9 +123,8 @@ def vision_stage(model: Any, pictures: dict[str, Tensor], schedule: Schedule, mo
     return VisionStage(fixed_stage(model, pictures, schedule.watches_tower), {"kind": "fixed", "why": found}, given, {})
 
 
-def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: int = 0, static: bool = False,
-             single: bool = False) -> VisionStage | list[str]:  # fmt: skip
-    """`vision_stage` for pictures of every size, or why there is none. With `single`, for one tile or one grid of patches at a time."""
+def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: int = 0, static: bool = False) -> VisionStage | list[str]:
+    """`vision_stage` for pictures of every size, or why there is none."""
     if has_tower(model):  # what is switched on in it, or hooked to it, others do not see
         model = with_own(model, vision_tower(model))[0]
     expected, reasons, with_salience = features_of(model, pictures), [], schedule.watches_tower
@@ -141,14 +140,14 @@ def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: 
             whole = Vision(module(model, how, with_salience).eval(), with_salience)
             _compare(model, whole, how, pictures, expected)
             if not schedule.tower:
-                return _traced(whole, how, pictures, static, single)
+                return _traced(whole, how, pictures, static)
             cutting = _cutting(model, kind, how, schedule, static)
             if kind == "patches":
                 cuts = tuple(cutting.cuts.values())
                 how |= {"left": [cut.keep for cut in cuts], "least": max(3, *(max(cut.score.fewest, cut.combine.fewest) for cut in cuts))}
             reduced = Vision(module(model, how, True, cutting).eval(), True)
             _refuse_mixing(reduced, cutting, feed(how, pictures)[0])
-            return _traced(reduced, how, pictures, static, single)
+            return _traced(reduced, how, pictures, static)
         except ScheduleError:
             raise
         except (NotAnySize, NotCut) as error:
@@ -187,12 +186,6 @@ def _refuse_mixing(stage: Vision, cutting: Cutting, inputs: dict[str, Tensor]) -
     for name in ours:
         if not torch.equal(ours[name][alive], theirs[name][alive]):
             raise NotCut("what comes after its tower makes a token of several patches, of which some are left and some are not")
-
-
-def is_single(pictures: dict[str, Tensor]) -> bool:
-    """Whether these are one tile, or one grid of patches: a kind of its own, as graphs take a size of one for a constant."""
-    pixels = pictures["pixel_values"]
-    return (len(pictures[GRID]) if GRID in pictures else len(pixels.flatten(0, -4)) if pixels.ndim > 3 else 0) == 1
 
 
 def features_of(model: Any, pictures: dict[str, Tensor]) -> Tensor:
@@ -241,13 +234,13 @@ def _compare(model: Any, stage: Vision, how: dict[str, Any], pictures: dict[str,
             raise NotAnySize("the features are other than the model's own")
 
 
-def _traced(stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], static: bool, single: bool) -> VisionStage:
+def _traced(stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], static: bool) -> VisionStage:
     """The stage with a call of it, and as a graph."""
     inputs, _ = feed(how, pictures)
     dynamic: dict[str, dict[int, str]] = {}
     if not static:
-        inputs, _ = feed(how, _traced_at(how, pictures, 1 if single else 2))
-        dynamic = symbolic(how, inputs, single)
+        inputs, _ = feed(how, _traced_at(how, pictures))
+        dynamic = symbolic(how, inputs)
     with torch.no_grad(), InAten(), contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints half-traced graphs
         sizes = (dimensions(dynamic, inputs, VisionStage(stage, how, inputs, dynamic).ranges),) if dynamic else None
         later = {"prefer_deferred_runtime_asserts_over_guards": True} if sizes else {}  # what holds for every size but is not proven
@@ -279,14 +272,17 @@ class _Named(nn.Module):
         return self.traced(given)
 
 
-def _traced_at(how: dict[str, Any], pictures: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """A few small pictures to trace symbolic sizes with: torch.export takes a size of one for a constant, and equal sizes for one."""
+def _traced_at(how: dict[str, Any], pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Two small pictures to trace symbolic sizes with: torch.export takes a size of one for a constant, and equal sizes for one.
+
+    What is traced so serves one picture, too.
+    """
     if how["kind"] == "patches":
-        sizes = torch.tensor([[1, 4, 6], [1, 2, 4]])[:count] * torch.tensor([1, how["merge"], how["merge"]])
+        sizes = torch.tensor([[1, 4, 6], [1, 2, 4]]) * torch.tensor([1, how["merge"], how["merge"]])
         return {"pixel_values": pictures["pixel_values"].new_zeros(int(sizes.prod(1).sum()), how["width"]), how["grid"]: sizes}
     if how["kind"] == "tiles":
         pixels = pictures["pixel_values"]
-        return {"pixel_values": pixels.new_ones(*[1] * (pixels.ndim - 4), count, *how["shape"])}
+        return {"pixel_values": pixels.new_ones(*[1] * (pixels.ndim - 4), 2, *how["shape"])}
     return {name: torch.cat([x[:1]] * 2) for name, x in pictures.items()}
 
 
@@ -301,15 +297,15 @@ def others(how: dict[str, Any], pictures: dict[str, Tensor]) -> list[dict[str, T
     return []
 
 
-def symbolic(how: dict[str, Any], inputs: dict[str, Tensor], single: bool) -> dict[str, dict[int, str]]:
+def symbolic(how: dict[str, Any], inputs: dict[str, Tensor]) -> dict[str, dict[int, str]]:
     """Of each input of a stage, the names of its symbolic dimensions."""
     if how["kind"] == "anyres":
         return {"pixel_values": {0: "tiles"}, "feature_index": {0: "tokens"}}
     if how["kind"] == "tiles":
-        return {} if single else {name: {0: "tiles"} for name in inputs}
-    pictures = {1: "longest"} if single else {0: "pictures", 1: "longest"}
+        return {name: {0: "tiles"} for name in inputs}
+    pictures = {0: "pictures", 1: "longest"}
     axes = {"window_index": {0: "tokens"}, "picture_blocks": pictures, "window_blocks": {0: "windows"}, "picture_of_unit": {0: "tokens"}}
     for i in range(len(how.get("left", ()))):
-        axes |= {f"left_{i}": {} if single else {0: "pictures"}, f"left_{i}_back": {0: f"{how['merge'] ** 2}*left_{i}"}}
+        axes |= {f"left_{i}": {0: "pictures"}, f"left_{i}_back": {0: f"{how['merge'] ** 2}*left_{i}"}}
         axes[f"left_{i}_blocks"] = {d: "pictures" if d == 0 else f"longest_{i}" for d in pictures}
     return {name: axes.get(name, {0: f"{how['merge'] ** 2}*tokens"}) for name in inputs}

@@ -91,8 +91,15 @@ def operators(function: Callable[..., Any], fakes: Sequence[Any]) -> torch.fx.Gr
 
 
 def size_checks(mode: Any, sizes: Sequence[Any]) -> Callable[[Sequence[int]], bool]:
-    """Whether what was assumed of symbolic `sizes` while something was traced under `mode` holds for numbers in their place."""
+    """Whether what was assumed of symbolic `sizes` while something was traced under `mode` holds for numbers in their place.
+
+    Sizes are traced as two and more, so that 1 is no constant; what comes of it is right for one, too, and is not kept from it.
+    """
+    from torch.utils._sympy.value_ranges import ValueRanges
+
     environment = mode.shape_env
+    for symbol, found in environment.var_to_range.items():
+        environment.var_to_range[symbol] = ValueRanges(min(found.lower, 1), found.upper)
     text = environment.produce_guards_expression(sizes, ignore_static=False) or "True"
     code = compile(text, "<sizes>", "eval")
     return lambda numbers: bool(environment.evaluate_guards_expression(code, numbers))

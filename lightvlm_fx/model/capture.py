@@ -169,8 +169,12 @@ class Call:
             out.append({d: axis for d, axis in found.items() if tensor.shape[d] == (rows if axis == "B" else tokens)})
         return out
 
-    def signature(self, free: str = "BS") -> tuple[Any, ...]:
-        """What must agree for two calls to share a capture whose axes `free` are symbolic; one row is a kind of its own."""
+    def one_row(self, masked: bool) -> bool:
+        """Whether this is a kind of its own: one row without padding. A padded one goes with batches of several."""
+        return self.size[0] == 1 and not masked
+
+    def signature(self, free: str = "BS", masked: bool = False) -> tuple[Any, ...]:
+        """What must agree for two calls to share a capture whose axes `free` are symbolic."""
         shapes = []
         for name, tensor, axes in zip(self.names, self.tensors, self.axes(), strict=True):
             sizes = [axes[d] if axes.get(d, "-") in free else size for d, size in enumerate(tensor.shape)]
@@ -178,7 +182,7 @@ class Call:
         constants = tuple(repr(x) for x in self.leaves if not isinstance(x, Tensor))
         device = self.tensors[0].device.type
         casts = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None  # a capture holds what they insert
-        return (self.size[0] == 1, tuple(shapes), constants, str(self.spec), casts)
+        return (self.one_row(masked), tuple(shapes), constants, str(self.spec), casts)
 
     def example(self, free: str) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
         """Tensors to trace with, of sizes of our own along the axes `free`, and what torch.export is told of those."""
@@ -193,7 +197,7 @@ class Call:
 
 @tracing()
 def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked: bool = False) -> Program:
-    """Trace `decoder(**kwargs)` with rows and sequence length symbolic (but for one row, and one new token).
+    """Trace `decoder(**kwargs)` with rows and sequence length symbolic (but for one row without padding, and one new token).
 
     `kwargs` holds inputs_embeds [B, S, D], position_ids, and whatever else the family passes. With
     `masked`, attention masks become values of the graph; else every layer is plainly causal.
@@ -202,10 +206,9 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     private = own_configs(decoder)  # what the source runs with meanwhile, and afterwards, is left alone
     accept_dense(private)
     call = Call.of(kwargs)
-    rows, tokens = call.size
-    stepping = stage == "decode" and tokens == 1
+    stepping = stage == "decode" and call.size[1] == 1
     flat = _Flat(private, call.spec, call.leaves).eval()
-    wanted = ("" if rows == 1 else "B") + ("" if stepping else "S")
+    wanted = ("" if call.one_row(masked) else "B") + ("" if stepping else "S")
     implementation = STEP if stage == "decode" else MASKED if masked else CAUSAL
     private.set_attn_implementation(implementation)
     with torch.no_grad(), without_stack_traces(), warnings.catch_warnings():

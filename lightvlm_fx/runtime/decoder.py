@@ -364,11 +364,11 @@ class Decoder:
     def _capture(self, kwargs: dict[str, Any], stage: Any, masked: bool) -> tuple[Program, float, tuple[Any, ...]]:
         """The graph of such a call before any pass, the seconds that it took, and what it is kept under.
 
-        One serves every number of rows above one, and every length, unless the decoder's own code forbids it.
+        One serves every number of rows, and every length, unless the decoder's own code forbids it; one row without padding has its own.
         """
         call = Call.of(kwargs)
         kind = (stage, masked, call.size[1] == 1 and stage == "decode")
-        keys = {free: (*kind, free, call.signature(free)) for free in ("BS", "S", "B", "")}
+        keys = {free: (*kind, free, call.signature(free, masked)) for free in ("BS", "S", "B", "")}
 
         def known() -> tuple[Program, float, tuple[Any, ...]] | None:
             return next(((*found, key) for key in keys.values() if (found := self.captured.get(key))), None)

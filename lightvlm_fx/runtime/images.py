@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightvlm_fx.compat import tracing
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
-from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, is_single, not_cut
+from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, not_cut
 from lightvlm_fx.graph.program import Facts, Program
 from lightvlm_fx.model.capture import unlifted
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
@@ -106,8 +106,8 @@ class ImageFeatures:
             return None
         now = self._now()
         pixels = pictures["pixel_values"]
-        single, sizes = is_single(pictures), tuple(tuple(x.shape) for x in pictures.values()) if self.static else ()
-        key = (single, tuple(pictures), pixels.ndim, pixels.shape[-3:][pixels.ndim < 4 :], pixels.dtype, pixels.device, sizes)
+        sizes = tuple(tuple(x.shape) for x in pictures.values()) if self.static else ()
+        key = (tuple(pictures), pixels.ndim, pixels.shape[-3:][pixels.ndim < 4 :], pixels.dtype, pixels.device, sizes)
         if now == self.taken and key in self.stages:
             return self.stages[key]
         with tracing():
@@ -119,7 +119,7 @@ class ImageFeatures:
                         "pictures of this form were not warmed up, and compiling is frozen; call fast.lightvlm.warm_up(inputs) with such "
                         "a batch before freezing, or fast.lightvlm.thaw()"
                     )
-                self.stages[key] = self._made(pictures, single)
+                self.stages[key] = self._made(pictures)
                 self.taken = self._now()  # the model's own code, asked for the first time, adds hooks of transformers
             return self.stages[key]
 
@@ -128,10 +128,10 @@ class ImageFeatures:
         inner, decoder = self.model.get_submodule(self.path), self.model.get_decoder()
         return tuple(fingerprint(child) for child in inner.children() if child is not decoder)
 
-    def _made(self, pictures: dict[str, Tensor], single: bool) -> Stage | None:
+    def _made(self, pictures: dict[str, Tensor]) -> Stage | None:
         like = self.own(**pictures, return_dict=True)
         begun = time.perf_counter()
-        found: VisionStage | list[str] = any_size(self.model, pictures, self.schedule, single=single)
+        found: VisionStage | list[str] = any_size(self.model, pictures, self.schedule)
         more = {name for name, x in like.items() if x is not None} - SAID
         if isinstance(found, VisionStage) and more:
             found = [f"its output also holds {', '.join(sorted(more))}"]
@@ -147,6 +147,6 @@ class ImageFeatures:
             outputs = found.module(**found.inputs)
         facts = Facts(layers=0, hidden=outputs["image_features"].shape[-1], outputs=tuple(outputs))
         program, steps = Pipeline([DropExportChecks()]).run(Program(unlifted(found.traced, names), "vision", facts, names))
-        bucket = Bucket("vision", 1, "one picture" if single else "any pictures", False, False, captured, 0.0, tuple(steps))
+        bucket = Bucket("vision", 1, "any pictures", False, False, captured, 0.0, tuple(steps))
         self.report.vision.append(bucket)
         return Stage(found.how, program, lower(program, self.backend, self.options, self.static), bucket, like)

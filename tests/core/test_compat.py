@@ -332,6 +332,7 @@ def test_checks_of_sizes_hold_for_what_was_assumed():
     mode = fresh_mode()
     first, second = (symbolic_size(mode, name, hint) for name, hint in (("first", 5), ("second", 7)))
     assert size_checks(mode, [first, second])([2, 1000])
+    assert size_checks(mode, [first, second])([1, 1])  # though 1 would have been a constant
     with mode:
         x, y = torch.empty(first), torch.empty(second)
     assert fake_mode(x) is mode

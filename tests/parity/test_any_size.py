@@ -12,7 +12,7 @@ from lightvlm_fx import zoo
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.schedule import Cut, Schedule
 
-FEW = 6  # a prefill and a step for one row and for more, each prefill with and without masks
+FEW = 5  # a prefill and a step for one row and for more, and a prefill with masks
 CUTS = (Cut(layer=1, keep=0.4, score="density", combine="merge", proportional=True), Cut(layer=2, keep=1, score="last-query"))
 SCHEDULES = {
     "cuts, one a count": Schedule(cuts=CUTS),
@@ -121,7 +121,7 @@ def test_dynamo_traces_no_graph_twice(name):
     prompts = [*batches("qwen2_5_vl", 8, seed=2), tiny.inputs(text=(1,), images=(0,)), tiny.inputs(text=(1, 1), images=(0, 0))]
     for inputs in prompts:
         same(answer(fast, inputs), answer(eager, inputs))
-    assert counters["stats"]["unique_graphs"] - before <= FEW
+    assert counters["stats"]["unique_graphs"] - before <= FEW + 1  # the vision tower's
 
 
 @pytest.mark.parametrize("new_tokens", [1, 4], ids=["prompt", "answer"])

@@ -38,15 +38,11 @@ def fits(family, schedule):
     return True
 
 
-REST = [pytest.param(family, marks=pytest.mark.full) for family in FAMILIES if family != "qwen2_5_vl"]
-
-
-@pytest.mark.parametrize("family", ["qwen2_5_vl", *REST])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_everything_is_on_the_device(monkeypatch, family):
     assert wrong(monkeypatch, family, dict(BOUNDED)) == []
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_under_every_preset_and_moment(monkeypatch, family):
     schedules = {name: Schedule.preset(name) for name in PRESETS} | CACHES

@@ -50,7 +50,7 @@ def test_gives_what_the_models_own_code_gives(family):
                     for x, y in zip(flat(mine), flat(theirs), strict=True):
                         assert float((x - y).abs().max()) <= NEAR * float(y.abs().max())
     assert not report.warnings
-    assert len(report.vision) in (1, 2)  # of one picture, and of any
+    assert len(report.vision) == 1  # for one picture too
 
 
 @pytest.mark.parametrize("family", OWN_CODE)
@@ -87,9 +87,9 @@ def test_compiles_nothing_while_frozen():
     with torch.no_grad():
         features(**pictures(tiny, 1))
         frozen.append(True)
-        features(**pictures(tiny, 1, seed=3))
+        features(**pictures(tiny, 2, seed=3))
         with pytest.raises(InputError, match="not warmed up, and compiling is frozen"):
-            features(**pictures(tiny, 2))
+            features(pictures(tiny, 1)["pixel_values"].double())
 
 
 def test_the_source_is_left_as_it_was():
@@ -110,6 +110,6 @@ def test_a_compiled_model_answers_with_it(family):
     for text, images in (((9,), (2,)), ((9,), (1,)), ((12,), (3,))):
         inputs = tiny.inputs(text=text, images=images, seed=images[0])
         assert difference(answer(tiny.model, inputs), answer(fast, inputs)) <= NEAR
-    assert len(fast.lightvlm.report.vision) <= 2
+    assert len(fast.lightvlm.report.vision) == 1
     assert "vision: any pictures" in str(fast.lightvlm.report)
     assert "aten.linear" in fast.lightvlm.graph("vision")
