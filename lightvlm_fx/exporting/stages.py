@@ -148,7 +148,7 @@ def cache_arrays(state: State) -> dict[str, Tensor]:
 
 
 class Decode(StageModule):
-    """One new token: `step` [1] counts those already written behind the prompt.
+    """One new token: `step` [1] counts those already written after the prompt.
 
     The cache comes in as `past_key_values` and what was written goes out as `present`. Buffers with `room` for new tokens have so many
     slots more than the prompt left entries.
@@ -162,7 +162,7 @@ class Decode(StageModule):
         self.length = state.seen  # index of the first new token
         self.used = [stage.fixed - period for stage in state.stages]
         self.room = room
-        self.period = period  # steps between two compactions, behind each of which slots are used anew; 0: none
+        self.period = period  # steps between two compactions, after each of which slots are used anew; 0: none
         self.state = sorted(cache_arrays(state))
         self.depth = len(state.layers)
 

@@ -10,16 +10,14 @@ from lightvlm_fx.methods.options import Share
 from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
 from lightvlm_fx.methods.token_scores.fold_keys import FoldKeys
 from lightvlm_fx.methods.token_scores.survived import Survived
-from lightvlm_fx.presets.shared import QUARTERS
+from lightvlm_fx.presets.shared import QUARTERS, falling
 from lightvlm_fx.schedule import Cut, Layer, Policy, Schedule, TowerCut
 
 
 def tower_cuts(keep: float, layers: Sequence[Layer], scores: Sequence[AnyTokenScore], combine: AnyCombine,
                proportional: bool) -> tuple[TowerCut, ...]:  # fmt: skip
     """Cuts that each leave the same share of what arrives, `keep` of a picture at last."""
-    n = len(layers)
-    kept = [keep ** ((i + 1) / n) for i in range(n - 1)] + [keep]
-    each = zip(layers, kept, scores, strict=True)
+    each = zip(layers, falling(keep, layers), scores, strict=True)
     return tuple(TowerCut(layer=at, keep=k, score=score, combine=combine, proportional=proportional) for at, k, score in each)
 
 

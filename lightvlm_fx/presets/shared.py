@@ -14,16 +14,18 @@ PYRAMID = (0.25, 0.625, 0.875)
 QUARTERS = (0.25, 0.5, 0.75)
 
 
-def pyramid(name: str, keep: Keep, layers: Sequence[Layer], **options: object) -> Schedule:
-    """Equal factors: cut s of n leaves keep^(s/n) of an image (a count: the same fall from its size)."""
+def falling(keep: float, layers: Sequence[Layer]) -> list[float]:
+    """What cuts at `layers` leave by equal factors, `keep` at last; raises ScheduleError where there are none."""
     n = len(layers)
     if not n:
         raise ScheduleError("layers must name at least one layer, got none")
-    if isinstance(keep, float):
-        kept: list[float | int] = [keep ** ((s + 1) / n) for s in range(n - 1)] + [keep]
-    elif n == 1:
-        kept = [keep]
-    else:
+    return [keep ** ((s + 1) / n) for s in range(n - 1)] + [keep]
+
+
+def pyramid(name: str, keep: Keep, layers: Sequence[Layer], **options: object) -> Schedule:
+    """Equal factors: cut s of n leaves keep^(s/n) of an image (a count: the same fall from its size)."""
+    kept: Sequence[float | int] = falling(keep, layers) if isinstance(keep, float) else [keep]
+    if len(kept) != len(layers):
         raise ScheduleError(f"{name}: keep as a count needs a single layer (layers=(k,)), got layers={tuple(layers)}")
     cuts = tuple(Cut(layer=at, keep=k, **options) for at, k in zip(layers, kept, strict=True))
     return Schedule(name=name, cuts=cuts)

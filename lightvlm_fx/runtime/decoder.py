@@ -107,7 +107,7 @@ class Decoder:
         self._seen.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def note_tower(self, noted: Noted) -> None:
-        """What the vision tower attended to, for cuts with the score `salience`."""
+        """What the vision tower attended to, for cuts that read it."""
         self._seen.tower = noted
 
     def note_left(self, scores: Tensor | None, tile: int | None) -> None:
@@ -277,7 +277,7 @@ class Decoder:
         self._seen.tower = None
         if noted is None:
             raise InputError(
-                "score 'salience' reads what the vision tower attends to in get_image_features(), which did not run: the prompt holds "
+                f"{self._watching()} reads what the vision tower attends to in get_image_features(), which did not run: the prompt holds "
                 "a video or finished features; pass pictures as pixels, or use a cut with score 'density', which needs no tower"
             )
         others = {n for row in layout.images for n in row if isinstance(noted, Given) and n != (noted.tile or n)}
@@ -286,7 +286,7 @@ class Decoder:
                                f"{sorted(others)}; use a schedule that cuts before the decoder (layer=0)")  # fmt: skip
         ids = getattr(self._seen, "ids", None)
         if ids is not None and any(bool((ids == video).any()) for video in self.placeholders.videos):
-            raise NotSupported("score 'salience' reads how the vision tower attends to pictures, but this prompt holds a video; "
+            raise NotSupported(f"{self._watching()} reads how the vision tower attends to pictures, but this prompt holds a video; "
                                "use a cut with score 'density', which needs no tower")  # fmt: skip
         # with beams each row stands several times after the other, but its pictures were encoded once
         rows = len(visual)
@@ -294,6 +294,11 @@ class Decoder:
         score = torch.zeros(visual[::times].shape, dtype=torch.float32, device=visual.device)
         score[visual[::times]] = salience(noted, int(visual[::times].sum()))
         return score.repeat_interleave(times, 0)
+
+    def _watching(self) -> str:
+        """The method that reads the vision tower, for messages."""
+        methods = ((word, m) for cut in self.effective.cuts for word, m in (("score", cut.score), ("combine", cut.combine)))
+        return next(f"{word} {method.name!r}" for word, method in methods if "tower" in method.reads)
 
     # --- steps --------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
+import contextlib
 import inspect
 
 import pytest
 
 from lightvlm_fx import presets
-from lightvlm_fx.errors import ScheduleError, UnknownName
+from lightvlm_fx.errors import LightVLMError, ScheduleError, UnknownName
 from lightvlm_fx.methods.moments import Prefill
 from lightvlm_fx.presets import PRESETS
 from lightvlm_fx.schedule import Schedule
@@ -89,6 +90,16 @@ def test_refuses_an_unknown_option_with_a_guess():
 def test_refuses_options_that_do_not_fit(name, options, message):
     with pytest.raises(ScheduleError, match=message):
         Schedule.preset(name, **options)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_any_value_of_any_option_is_a_schedule_or_an_error_of_ours(name):
+    """Whatever else it raises is a foreign traceback in a user's face."""
+    odd = ((), (0.5,), (1, 2, 3, 4, 5), 0, -1, 1.5, None, "x", float("nan"), 10**30, {}, (None,), ("a",))
+    for option in presets.defaults(name):
+        for value in odd:
+            with contextlib.suppress(LightVLMError):
+                assert isinstance(Schedule.preset(name, **{option: value}), Schedule)
 
 
 def test_a_count_fits_a_single_layer():
