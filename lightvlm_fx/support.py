@@ -110,7 +110,7 @@ def _counts(tiny: TinyVLM, fast: Any) -> list[str]:
     firsts = schedule.layers(len(layers))
     text = inputs["input_ids"].shape[1] - visual
     expected = [text + left[sum(at >= first for first in firsts)] for at in range(len(layers))]
-    found = [layer.stage.used - (NEW_TOKENS - 1) for layer in layers]
+    found = [layer.table.used - (NEW_TOKENS - 1) for layer in layers]
     return [] if found == expected else [f"keep={KEEP}: {found} tokens a layer, scheduled {expected}"]
 
 

@@ -113,7 +113,7 @@ def choice_seconds(cache: Any, schedule: Schedule, backend: str, turns: int = 20
     for turn in range(turns):
         start = time.perf_counter()
         for layer in layers:
-            choose(layer.stage.position, layer.stage.score, query, state.start, 1, kv.sinks, kv.recent)
+            choose(layer.table.position, layer.table.score, query, state.start, 1, kv.sinks, kv.recent)
         if turn > turns // 10:
             per_layer.append(time.perf_counter() - start)
     return statistics.median(per_layer)

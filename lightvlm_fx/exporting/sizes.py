@@ -92,12 +92,12 @@ class Sizes:
         """Keys and values are [B, G, C, d], what else there is of a slot [B, C] or [B, G, C]."""
         if not self.appends:
             return {}
-        stage = {str(i): layer.stage.number for i, layer in enumerate(state.layers)}
+        table = {str(i): layer.table.number for i, layer in enumerate(state.layers)}
         found: Axes = {}
         for name, x in cache_arrays(state).items():
             number, _, what = name.partition(".")
             if what in ("key", "value"):
-                found[f"past_key_values.{name}"] = {2: f"slots_{stage[number]}"}
+                found[f"past_key_values.{name}"] = {2: f"slots_{table[number]}"}
             elif what in ("position", "size", "score"):
                 found[f"past_key_values.{name}"] = {x.ndim - 1: f"slots_{number}"}
         return found

@@ -138,8 +138,8 @@ def cache_arrays(state: State) -> dict[str, Tensor]:
     out = {}
     for i, layer in enumerate(state.layers):
         out[f"{i}.key"], out[f"{i}.value"] = layer.keys, layer.values
-    for stage in state.stages:
-        out |= {f"{stage.number}.{what}": x for what in ARRAYS if (x := getattr(stage, what)) is not None}
+    for table in state.tables:
+        out |= {f"{table.number}.{what}": x for what in ARRAYS if (x := getattr(table, what)) is not None}
     out |= {f"shift.{i}": shift for i, shift in enumerate(state.shifts)}
     out["start"] = state.start
     if state.limit is not None and state.kv is not None and state.kv.when.masks:
@@ -160,7 +160,7 @@ class Decode(StageModule):
         self.body, self.inputs = program.graph_module, program.inputs
         self.embedding, self.head, self.positions = embedding, head, positions
         self.length = state.seen  # index of the first new token
-        self.used = [stage.fixed - period for stage in state.stages]
+        self.used = [table.fixed - period for table in state.tables]
         self.room = room
         self.period = period  # steps between two compactions, after each of which slots are used anew; 0: none
         self.state = sorted(cache_arrays(state))
@@ -193,7 +193,7 @@ class Compact(StageModule):
         super().__init__()
         assert state.kv is not None
         self.kv, self.length = state.kv, state.seen
-        self.targets = [stage.fixed - period for stage in state.stages]
+        self.targets = [table.fixed - period for table in state.tables]
         self.state = [name for name in sorted(cache_arrays(state)) if name.split(".")[-1] in ("key", "value", *ARRAYS)]
 
     def forward(self, step: Tensor, past_key_values: dict[str, Tensor]) -> dict[str, Any]:

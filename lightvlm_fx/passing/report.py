@@ -12,7 +12,7 @@ from lightvlm_fx.passing.pipeline import PassRun
 
 
 @dataclass
-class Bucket:
+class BucketReport:
     """One graph, and what it took to make it."""
 
     stage: str
@@ -55,10 +55,10 @@ class Report:
     fingerprint: str
     backend: str
     warnings: list[str] = field(default_factory=list)
-    buckets: list[Bucket] = field(default_factory=list)  # of the decoder
-    vision: list[Bucket] = field(default_factory=list)  # of the vision tower and the projector
+    buckets: list[BucketReport] = field(default_factory=list)  # of the decoder
+    vision: list[BucketReport] = field(default_factory=list)  # of the vision tower and the projector
 
-    def of(self, stage: str) -> list[Bucket]:
+    def of(self, stage: str) -> list[BucketReport]:
         """The buckets of one stage, in the order in which they were opened."""
         return [bucket for bucket in self.buckets if bucket.stage == stage]
 

@@ -1,4 +1,4 @@
-"""The cache of a compiled model: one buffer a layer, as long as its stage of the pyramid needs.
+"""The cache of a compiled model: one buffer a layer, as long as the cuts before it leave tokens.
 
 The layers go into the transformers `Cache` that generate() made. `layers[l].keys` is the physical buffer
 [B, G, C_l, d]; `get_seq_length()` is the logical length, as if nothing had been removed.
@@ -26,10 +26,10 @@ OPS = torch.ops.lightvlm
 CHUNK = 256  # slots a buffer grows by
 
 
-class Stage:
+class SlotTable:
     """What the layers between two cuts share: which sequence index each slot holds, and how many are used.
 
-    `position` [B, C], or [B, G, C] where every layer is a stage of its own because its entries are bounded; `size`
+    `position` [B, C], or [B, G, C] where every layer has one of its own because its entries are bounded; `size`
     and `score` have its shape. `fixed` slots (0: as many as needed) is the buffers' size once and for all.
     """
 
@@ -77,20 +77,20 @@ class Stage:
 
 
 class State:
-    """Shared by all layers of one cache: the stages, the logical length, and what made them.
+    """Shared by all layers of one cache: the tables, the logical length, and what made them.
 
     `start` [B] is the sequence index of each row's first real token.
     """
 
     def __init__(
-        self, stages: list[Stage], layer_stage: list[int], seen: int, shifts: list[Tensor], start: Tensor, owner: object,
+        self, tables: list[SlotTable], layer_table: list[int], seen: int, shifts: list[Tensor], start: Tensor, owner: object,
         schedule: Schedule, plan: KvPlan | None,
     ) -> None:  # fmt: skip
-        self.stages, self.layer_stage, self.seen, self.shifts, self.owner = stages, layer_stage, seen, shifts, owner
+        self.tables, self.layer_table, self.seen, self.shifts, self.owner = tables, layer_table, seen, shifts, owner
         self.start, self.schedule, self.kv = start, schedule, schedule.kv
         self.count = None if plan is None else plan.count  # [B, L]: visual entries that a question may read
         self.limit = None if plan is None else plan.own  # [B, L]: entries that a layer may hold while decoding
-        self.layers: list[StageLayer] = []
+        self.layers: list[BufferLayer] = []
         self.stores: list[Store] = []
 
     @property
@@ -105,22 +105,22 @@ class State:
 
     def reserve(self, n: int) -> None:
         """Make room for `n` more tokens in every buffer."""
-        for stage in self.stages:
-            if stage.used + n <= stage.position.shape[-1]:
+        for table in self.tables:
+            if table.used + n <= table.position.shape[-1]:
                 continue
             if self.kv is not None and self.kv.when.overwrites:
                 continue  # the step itself finds the slots
-            layers = [layer for layer in self.layers if layer.stage is stage]
+            layers = [layer for layer in self.layers if layer.table is table]
             if self.kv is not None and self.kv.when.period:
-                target = stage.fixed - self.kv.when.period
+                target = table.fixed - self.kv.when.period
                 for layer in layers:
                     now = torch.tensor([self.seen], device=layer.device)
-                    shrink(layer.keys, layer.values, stage.position, stage.score, stage.size, now, self.start,
+                    shrink(layer.keys, layer.values, table.position, table.score, table.size, now, self.start,
                            self.kv.sinks, self.kv.recent, target)  # fmt: skip
-                stage.used = target
+                table.used = target
                 continue
-            size = stage.capacity(stage.used + n)
-            stage.grow(size)
+            size = table.capacity(table.used + n)
+            table.grow(size)
             for layer in layers:
                 layer.keys, layer.values = (_grown(x, 2, size, 0) for x in (layer.keys, layer.values))
 
@@ -130,22 +130,22 @@ class State:
         given = {"query_index": here, "start": self.start} | {f"shift_{i}": shift for i, shift in enumerate(self.shifts)}
         if self.limit is not None:
             given["limit"] = self.limit
-        for stage in self.stages:
-            given[f"position_{stage.number}"], given[f"slot_{stage.number}"] = stage.position, stage.slots(n)
-            given |= {f"{what}_{stage.number}": x for what in ("size", "score") if (x := getattr(stage, what)) is not None}
+        for table in self.tables:
+            given[f"position_{table.number}"], given[f"slot_{table.number}"] = table.position, table.slots(n)
+            given |= {f"{what}_{table.number}": x for what in ("size", "score") if (x := getattr(table, what)) is not None}
         for i, layer in enumerate(self.layers):
             given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
         return given
 
     def advance(self, n: int) -> None:
         self.seen += n
-        for stage in self.stages:
-            stage.used += n
+        for table in self.tables:
+            table.used += n
 
     def pick_rows(self, rows: Tensor) -> None:
         """Replace the batch rows by `rows` of them (beam search)."""
-        for stage in self.stages:
-            stage.each(lambda x, fill: x.index_select(0, rows))
+        for table in self.tables:
+            table.each(lambda x, fill: x.index_select(0, rows))
         self.shifts = [shift.index_select(0, rows) for shift in self.shifts]
         self.start = self.start.index_select(0, rows)
         self.count = None if self.count is None else self.count.index_select(0, rows)
@@ -162,25 +162,25 @@ class Store:
     The visual entries that are not read are merged into those that are, where `merge` does so. Only the buffers are merged.
     """
 
-    def __init__(self, layer: StageLayer, segment: Tensor, merge: EntryMerge) -> None:
-        stage, used = layer.stage, layer.stage.used
+    def __init__(self, layer: BufferLayer, segment: Tensor, merge: EntryMerge) -> None:
+        table, used = layer.table, layer.table.used
         self.layer, self.merge = layer, merge
         self.segment = segment  # [B, C]: PADDING, TEXT or the number of an image
-        self.keys, self.values, self.position = layer.keys[:, :, :used], layer.values[:, :, :used], stage.position[..., :used]
-        self.size = None if stage.size is None else stage.size[..., :used]
+        self.keys, self.values, self.position = layer.keys[:, :, :used], layer.values[:, :, :used], table.position[..., :used]
+        self.size = None if table.size is None else table.size[..., :used]
         self.synced = used  # slots of the layer's buffers that stand here too
 
     def bring_in(self) -> None:
         """Add what was generated since the latest choice."""
-        stage, new = self.layer.stage, slice(self.synced, self.layer.stage.used)
+        table, new = self.layer.table, slice(self.synced, self.layer.table.used)
         self.keys = torch.cat([self.keys, self.layer.keys[:, :, new]], 2)
         self.values = torch.cat([self.values, self.layer.values[:, :, new]], 2)
-        self.position = torch.cat([self.position, stage.position[..., new]], -1)
-        if self.size is not None and stage.size is not None:
-            self.size = torch.cat([self.size, stage.size[..., new]], -1)
+        self.position = torch.cat([self.position, table.position[..., new]], -1)
+        if self.size is not None and table.size is not None:
+            self.size = torch.cat([self.size, table.size[..., new]], -1)
         more = self.position.shape[-1] - self.segment.shape[1]
         self.segment = F.pad(self.segment, (0, more), value=TEXT)
-        self.synced = stage.used
+        self.synced = table.used
 
     def read_all(self) -> None:
         """Let the layer read everything, as a question does."""
@@ -212,11 +212,11 @@ class Store:
 
     def _put(self, position: Tensor, keys: Tensor, values: Tensor, size: Tensor | None) -> None:
         """Make these the layer's buffers."""
-        stage = self.layer.stage
-        stage.used = self.synced = position.shape[-1]
-        slots = stage.capacity(stage.used)
-        stage.position = _grown(position, -1, slots, -1)
-        stage.size = None if size is None else _grown(size, -1, slots, 1)
+        table = self.layer.table
+        table.used = self.synced = position.shape[-1]
+        slots = table.capacity(table.used)
+        table.position = _grown(position, -1, slots, -1)
+        table.size = None if size is None else _grown(size, -1, slots, 1)
         self.layer.keys, self.layer.values = _grown(keys, 2, slots, 0), _grown(values, 2, slots, 0)
 
     def pick_rows(self, rows: Tensor) -> None:
@@ -226,16 +226,16 @@ class Store:
         self.size = None if self.size is None else self.size.index_select(0, rows)
 
 
-class StageLayer(NoLargestLength, CacheLayerMixin):
+class BufferLayer(NoLargestLength, CacheLayerMixin):
     """One decoder layer's buffers. Written by the compiled step only."""
 
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, state: State, stage: Stage, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, state: State, table: SlotTable, keys: Tensor, values: Tensor) -> None:
         super().__init__()
-        size = stage.position.shape[-1]
-        self.state, self.stage = state, stage
+        size = table.position.shape[-1]
+        self.state, self.table = state, table
         self.keys, self.values = _grown(keys, 2, size, 0), _grown(values, 2, size, 0)
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 

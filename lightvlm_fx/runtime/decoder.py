@@ -30,10 +30,10 @@ from lightvlm_fx.model.families.side_inputs import FEATURES, MASK, make_dense
 from lightvlm_fx.model.layout import Layout, Placeholders, Plan
 from lightvlm_fx.model.salience import Given, Noted, salience
 from lightvlm_fx.passes import pipelines
-from lightvlm_fx.passing.report import Bucket, Report
+from lightvlm_fx.passing.report import BucketReport, Report
 from lightvlm_fx.releases import releases_first
 from lightvlm_fx.runtime.arguments import positions, refuse_looking_ahead, set_mask, tokens_of
-from lightvlm_fx.runtime.cache import StageLayer, State
+from lightvlm_fx.runtime.cache import BufferLayer, State
 from lightvlm_fx.runtime.follow import fingerprint
 from lightvlm_fx.runtime.kv_plan import KvPlan
 from lightvlm_fx.runtime.state import new_state
@@ -54,7 +54,7 @@ class Entry:
 
     program: Program
     compiled: Compiled
-    bucket: Bucket
+    bucket: BucketReport
 
     def run(self, given: dict[str, Tensor]) -> list[Tensor]:
         """The graph's outputs; the first call is timed, as torch.compile does its work in it."""
@@ -156,7 +156,7 @@ class Decoder:
         if not isinstance(cache, Cache):
             raise InputError(f"past_key_values must be a transformers Cache, got {type(cache).__name__}")
         first = cache.layers[0] if cache.layers else None
-        if isinstance(first, StageLayer):
+        if isinstance(first, BufferLayer):
             if first.state.owner is not self:
                 raise InputError("past_key_values was made by another compiled model or schedule; start without it")
             return first.state
@@ -230,7 +230,7 @@ class Decoder:
         if self.static or program.facts.static_length:
             key = (*key, *(tuple(x.shape) for x in given.values()))
 
-        def build() -> tuple[Program, Bucket]:
+        def build() -> tuple[Program, BucketReport]:
             return self._rewrite(pipelines.prefill(schedule, self.depth), program, seconds, kwargs)
 
         entry = self._entry(key, schedule, build, f"{rows} rows, {length} tokens, images of {layout.images} tokens")
@@ -350,7 +350,7 @@ class Decoder:
         if self.static or program.facts.static_length:
             key = (*key, *(tuple(x.shape) for x in given.values()))
 
-        def build() -> tuple[Program, Bucket]:
+        def build() -> tuple[Program, BucketReport]:
             capacity = fixed_capacity(schedule) if new == 1 else 0  # a captured example of several tokens may be longer than it
             pipe = pipelines.decode(schedule, self.depth, several=new > 1, capacity=capacity)
             return self._rewrite(pipe, program, seconds, kwargs)
@@ -389,17 +389,17 @@ class Decoder:
             self.captured[key] = (program, seconds)
         return program, seconds, key
 
-    def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any]) -> tuple[Program, Bucket]:
+    def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any]) -> tuple[Program, BucketReport]:
         start = time.perf_counter()
         rewritten, steps = pipe.run(program, strict=self.strict, dump=self.dump)
         rows, length = kwargs["inputs_embeds"].shape[:2]
         shapes = f"{rows} rows x {length} tokens" if program.stage == "prefill" or length > 1 else f"{rows} rows x 1 token"
         facts = rewritten.facts
-        bucket = Bucket(program.stage, rows, shapes, facts.masked, facts.static_length, seconds,
+        bucket = BucketReport(program.stage, rows, shapes, facts.masked, facts.static_length, seconds,
                         time.perf_counter() - start, tuple(steps))  # fmt: skip
         return rewritten, bucket
 
-    def _entry(self, key: tuple[Any, ...], schedule: Schedule, build: Callable[[], tuple[Program, Bucket]], what: str) -> Entry:
+    def _entry(self, key: tuple[Any, ...], schedule: Schedule, build: Callable[[], tuple[Program, BucketReport]], what: str) -> Entry:
         key = (*key, schedule.fingerprint)
         if entry := self.entries.get(key):
             return entry

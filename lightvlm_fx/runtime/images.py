@@ -23,7 +23,7 @@ from lightvlm_fx.graph.program import Facts, Program
 from lightvlm_fx.model.capture import unlifted
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passing.pipeline import Pipeline
-from lightvlm_fx.passing.report import Bucket, Report
+from lightvlm_fx.passing.report import BucketReport, Report
 from lightvlm_fx.releases import releases_first
 from lightvlm_fx.runtime.follow import fingerprint
 from lightvlm_fx.schedule import Schedule
@@ -33,13 +33,13 @@ SAID = {"last_hidden_state", "hidden_states", "attentions", "pooler_output", DEE
 
 
 @dataclass
-class Stage:
+class TowerGraph:
     """A compiled vision stage. `like`: an output of the model's own code."""
 
     how: dict[str, Any]
     program: Program
     run: Compiled
-    bucket: Bucket
+    bucket: BucketReport
     like: Any
 
     def __call__(self, pictures: dict[str, Tensor], tell: Callable[[Tensor | None, int | None], None]) -> Any:
@@ -79,7 +79,7 @@ class ImageFeatures:
         self.own: Callable[..., Any] = type(holder).get_image_features.__get__(holder)
         self.backend, self.options, self.static, self.frozen = backend, options, static, frozen
         self.__signature__ = inspect.signature(self.own)  # generate() goes by its names
-        self.stages: dict[Any, Stage | None] = {}
+        self.stages: dict[Any, TowerGraph | None] = {}
         self.taken: Any = ()
 
     @torch.compiler.disable
@@ -100,7 +100,7 @@ class ImageFeatures:
         return tensors, {name: x for name, x in others.items() if (name, x) != ("return_dict", True)}
 
     @releases_first()
-    def _stage(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stage | None:
+    def _stage(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TowerGraph | None:
         pictures, others = self._pictures(args, kwargs)
         if others or "pixel_values" not in pictures or torch.is_autocast_enabled(pictures["pixel_values"].device.type):
             return None
@@ -128,7 +128,7 @@ class ImageFeatures:
         inner, decoder = self.model.get_submodule(self.path), self.model.get_decoder()
         return tuple(fingerprint(child) for child in inner.children() if child is not decoder)
 
-    def _made(self, pictures: dict[str, Tensor]) -> Stage | None:
+    def _made(self, pictures: dict[str, Tensor]) -> TowerGraph | None:
         like = self.own(**pictures, return_dict=True)
         begun = time.perf_counter()
         found: VisionStage | list[str] = any_size(self.model, pictures, self.schedule)
@@ -147,6 +147,6 @@ class ImageFeatures:
             outputs = found.module(**found.inputs)
         facts = Facts(layers=0, hidden=outputs["image_features"].shape[-1], outputs=tuple(outputs))
         program, steps = Pipeline([DropExportChecks()]).run(Program(unlifted(found.traced, names), "vision", facts, names))
-        bucket = Bucket("vision", 1, "any pictures", False, False, captured, 0.0, tuple(steps))
+        bucket = BucketReport("vision", 1, "any pictures", False, False, captured, 0.0, tuple(steps))
         self.report.vision.append(bucket)
-        return Stage(found.how, program, lower(program, self.backend, self.options, self.static), bucket, like)
+        return TowerGraph(found.how, program, lower(program, self.backend, self.options, self.static), bucket, like)

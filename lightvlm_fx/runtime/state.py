@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightvlm_fx.kv import Kv
-from lightvlm_fx.runtime.cache import Stage, StageLayer, State, Store
+from lightvlm_fx.runtime.cache import BufferLayer, SlotTable, State, Store
 from lightvlm_fx.runtime.kv_plan import KvPlan
 from lightvlm_fx.schedule import Schedule
 
@@ -16,7 +16,7 @@ def new_state(
 ) -> State:
     """The caches after a prefill that gave `named`; `segment` [B, S] is the prompt's.
 
-    One stage between two cuts; one a layer where their entries are bounded. With `room`, buffers take so many new
+    One table for the layers between two cuts; one a layer where their entries are bounded. With `room`, buffers take so many new
     tokens and never grow.
     """
     rows, length = segment.shape
@@ -24,7 +24,7 @@ def new_state(
     firsts = schedule.layers(depth) if schedule.cuts else []
     place = torch.arange(length, device=segment.device).expand(rows, -1)
     shifts: list[Tensor] = []
-    held: list[tuple[Tensor, Tensor | None]] = []  # sequence index and size of each token, stage by stage
+    held: list[tuple[Tensor, Tensor | None]] = []  # sequence index and size of each token, from cut to cut
     segments = []
     count = (segment != -2).sum(1)
     for number in range(len(firsts) + 1):
@@ -37,16 +37,16 @@ def new_state(
         size = named[f"size.{number - 1}"] if counted else None
         segments.append(segment)
         held.append((torch.where(segment == -2, -1, place), size))
-    stage_of = [sum(layer >= first for first in firsts) for layer in range(depth)]
+    table_of = [sum(layer >= first for first in firsts) for layer in range(depth)]
     if kv is None or schedule.kv is None:
-        stages = [Stage(number, *arrays, fixed=room and arrays[0].shape[1] + room) for number, arrays in enumerate(held)]
+        tables = [SlotTable(number, *arrays, fixed=room and arrays[0].shape[1] + room) for number, arrays in enumerate(held)]
     else:
-        stages = [_bounded_stage(schedule.kv, kv, layer, *held[stage_of[layer]], named, room) for layer in range(depth)]
-        stage_of = list(range(depth))
-    state = State(stages, stage_of, length, shifts, start, owner, schedule, kv)
-    state.layers = [StageLayer(state, stages[stage_of[i]], named.pop(f"keys.{i}"), named.pop(f"values.{i}")) for i in range(depth)]
+        tables = [_bounded_table(schedule.kv, kv, layer, *held[table_of[layer]], named, room) for layer in range(depth)]
+        table_of = list(range(depth))
+    state = State(tables, table_of, length, shifts, start, owner, schedule, kv)
+    state.layers = [BufferLayer(state, tables[table_of[i]], named.pop(f"keys.{i}"), named.pop(f"values.{i}")) for i in range(depth)]
     if schedule.kv and schedule.kv.when.by_turn:
-        cut = [sum(layer >= first for first in firsts) for layer in stage_of]
+        cut = [sum(layer >= first for first in firsts) for layer in table_of]
         state.stores = [Store(layer, segments[cut[i]], schedule.kv.merge) for i, layer in enumerate(state.layers)]
         for i, store in enumerate(state.stores):
             if f"entry.{i}" in named:
@@ -54,10 +54,10 @@ def new_state(
     return state
 
 
-def _bounded_stage(
+def _bounded_table(
     kv: Kv, plan: KvPlan, layer: int, place: Tensor, size: Tensor | None, named: dict[str, Tensor], room: int
-) -> Stage:
-    """The stage of one layer whose entries are bounded: what `bound-prefill` kept of the tokens at `place` [B, S]."""
+) -> SlotTable:
+    """The table of one layer whose entries are bounded: what `bound-prefill` kept of the tokens at `place` [B, S]."""
     heads = 1 if kv.shared else named[f"keys.{layer}"].shape[1]
     entry = named.get(f"entry.{layer}") if not kv.when.by_turn else None  # a turn chooses from everything
 
@@ -72,9 +72,9 @@ def _bounded_stage(
         merged = torch.ones_like(position, dtype=torch.float32) if size is None else kept(size)
     elif merged is None and size is not None:
         merged = kept(size)
-    stage = Stage(layer, position, merged, named.get(f"score.{layer}"), fixed)
+    table = SlotTable(layer, position, merged, named.get(f"score.{layer}"), fixed)
     if kv.when.fixed:
-        stage.close(plan.own[:, layer])
+        table.close(plan.own[:, layer])
     if kv.when.period:
-        stage.begin_periods(kv.when.period)
-    return stage
+        table.begin_periods(kv.when.period)
+    return table

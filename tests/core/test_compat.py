@@ -61,7 +61,7 @@ from lightvlm_fx.compat import (
     without_stack_traces,
 )
 from lightvlm_fx.compat.threads import patches_here
-from lightvlm_fx.runtime.cache import StageLayer
+from lightvlm_fx.runtime.cache import BufferLayer
 
 pytestmark = pytest.mark.compat
 PACKAGE = Path(lightvlm_fx.__file__).parent
@@ -137,8 +137,8 @@ def test_a_tower_hands_packed_attention_all_patches_at_once():
 
 def test_a_cache_layer_of_ours_lacks_nothing():
     assert "get_max_length" in CacheLayerMixin.__abstractmethods__
-    assert not StageLayer.__abstractmethods__
-    assert StageLayer.get_max_length is compat.NoLargestLength.get_max_length
+    assert not BufferLayer.__abstractmethods__
+    assert BufferLayer.get_max_length is compat.NoLargestLength.get_max_length
 
 
 def test_deepstack_is_a_method_of_qwen3_vl(llava):

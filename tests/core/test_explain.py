@@ -81,10 +81,10 @@ def test_counts_are_those_of_the_run(llava, inputs, fast):
     told = lightvlm.explain(llava.model, PYRAMID, inputs)
     with torch.no_grad():
         cache = fast(**inputs, use_cache=True).past_key_values
-    written = (layer.stage.position >= 0 for layer in cache.layers)
+    written = (layer.table.position >= 0 for layer in cache.layers)
     assert told.tokens_per_layer == tuple(int(row.sum(1).max()) for row in written)
     text, pictures = inputs["attention_mask"].sum() - 3 * 36, told.visual_per_layer  # three pictures in two rows; the mean of a row
-    assert [2 * visual + int(text) for visual in pictures] == [int((layer.stage.position >= 0).sum()) for layer in cache.layers]
+    assert [2 * visual + int(text) for visual in pictures] == [int((layer.table.position >= 0).sum()) for layer in cache.layers]
     prefill = fast.lightvlm.report.of("prefill")[0]
     assert (prefill.tokens_per_layer, prefill.visual_per_layer) == (told.tokens_per_layer, told.visual_per_layer)
     assert fast.lightvlm.explain(inputs) == told

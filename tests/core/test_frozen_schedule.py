@@ -50,7 +50,7 @@ def test_it_does_not_adapt_any_more(tiny, plain):
     answer(fast, prompts[0], 1)
     cache = answer(plain.lightvlm.with_schedule(fast.lightvlm.frozen_schedule()), prompts[1], 1).past_key_values
     text = prompts[1]["input_ids"].shape[1] - tiny.visual_tokens
-    assert [int((layer.stage.position[:, 0] >= 0).sum()) - text for layer in cache.layers] == counts[0]
+    assert [int((layer.table.position[:, 0] >= 0).sum()) - text for layer in cache.layers] == counts[0]
 
 
 @pytest.mark.parametrize("name", ["none", "h2o"])

@@ -116,7 +116,7 @@ def test_reads_towers_without_a_summary(family):
     cache = answer(fast, inputs, 2).past_key_values
     assert chosen(fast) == most_salient(tiny, inputs, 2, 3)
     left = inputs["input_ids"].shape[1] - 2 * (tiny.visual_tokens - 3) + 1
-    assert [int((layer.stage.position >= 0).sum()) for layer in cache.layers] == [left] * 3
+    assert [int((layer.table.position >= 0).sum()) for layer in cache.layers] == [left] * 3
     whole = compiled(tiny.model, keep=ALL)
     assert difference(answer(tiny.model, inputs, 2), answer(whole, inputs, 2)) <= 1e-4
 

@@ -7,7 +7,7 @@ from lightvlm_fx.methods.entry_merges.counted import Counted
 from lightvlm_fx.methods.entry_merges.none import NoMerge
 from lightvlm_fx.ops.bounded_attention import attend_bounded
 from lightvlm_fx.ops.segments import PADDING, TEXT
-from lightvlm_fx.runtime.cache import Stage, StageLayer, Store
+from lightvlm_fx.runtime.cache import BufferLayer, SlotTable, Store
 
 GROUPS, HEADS, WIDTH, COPIES = 2, 4, 6, 3
 DISTINCT = 4  # visual entries of each row, COPIES times each
@@ -29,7 +29,7 @@ def store_of(counted, size=None, seed=0):
     place = torch.where(ROWS == PADDING, -1, torch.arange(LENGTH)).unsqueeze(1)
     if size is None and counted:
         size = torch.ones(2, 1, LENGTH)
-    layer = StageLayer(None, Stage(0, place, size, fixed=LENGTH + 4), keys, values)
+    layer = BufferLayer(None, SlotTable(0, place, size, fixed=LENGTH + 4), keys, values)
     return Store(layer, ROWS, Counted() if counted else NoMerge()), layer
 
 
@@ -43,11 +43,11 @@ def asked():
 
 def answer(layer, seed=1):
     """Attention of one new token, which the layer then holds."""
-    draw, stage = torch.Generator().manual_seed(seed), layer.stage
+    draw, table = torch.Generator().manual_seed(seed), layer.table
     q, k, v = (torch.randn(2, n, 1, WIDTH, generator=draw) for n in (HEADS, GROUPS, GROUPS))
-    slot, query = stage.slots(1), torch.tensor([LENGTH])
-    stage.used += 1
-    return attend_bounded(q, k, v, layer.keys, layer.values, stage.position, None, stage.size, query, torch.tensor([1, 0]), slot,
+    slot, query = table.slots(1), torch.tensor([LENGTH])
+    table.used += 1
+    return attend_bounded(q, k, v, layer.keys, layer.values, table.position, None, table.size, query, torch.tensor([1, 0]), slot,
                           WIDTH**-0.5, 0.0, 0, "age", 0, 0, 1.0, None)  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_merged_copies_are_read_as_all_of_them(sized):
     for counted in (True, False):
         store, layer = store_of(counted, size)
         store.choose(asked(), torch.tensor([DISTINCT, DISTINCT]))
-        assert (layer.stage.position >= 0).sum(2).flatten().tolist() == [DISTINCT + 4, DISTINCT + 5]
+        assert (layer.table.position >= 0).sum(2).flatten().tolist() == [DISTINCT + 4, DISTINCT + 5]
         near = (answer(layer) - everything).abs().max() <= 1e-5
         assert near == counted
 
@@ -68,16 +68,16 @@ def test_counts_what_it_does_not_read():
     store, layer = store_of(True)
     store.choose(asked(), torch.tensor([3, 1]))
     for row, text in enumerate((4, 5)):
-        held = layer.stage.position[row, 0] >= 0
-        assert layer.stage.size[row, 0, held].sum() == text + DISTINCT * COPIES
-        assert layer.stage.size[row, 0, ~held].unique().tolist() == [1]
+        held = layer.table.position[row, 0] >= 0
+        assert layer.table.size[row, 0, held].sum() == text + DISTINCT * COPIES
+        assert layer.table.size[row, 0, ~held].unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("counted", [False, True])
 def test_keeps_everything_as_it_was(counted):
     """Nothing that was merged for one question is what the next one reads."""
     store, layer = store_of(counted)
-    before = [x.clone() for x in (layer.keys[:, :, :LENGTH], layer.values[:, :, :LENGTH], layer.stage.position[..., :LENGTH])]
+    before = [x.clone() for x in (layer.keys[:, :, :LENGTH], layer.values[:, :, :LENGTH], layer.table.position[..., :LENGTH])]
     store.choose(asked(), torch.tensor([2, 2]))
     first = layer.keys[0, 0, :4].clone()  # padding, two of text, one of the picture
     answer(layer)
@@ -86,6 +86,6 @@ def test_keeps_everything_as_it_was(counted):
     store.read_all()
     for x, was in zip((layer.keys, layer.values), before[:2], strict=True):
         assert x[:, :, :LENGTH].equal(was)
-    assert layer.stage.position[..., : LENGTH + 1].equal(torch.cat([before[2], torch.full((2, 1, 1), LENGTH)], 2))
+    assert layer.table.position[..., : LENGTH + 1].equal(torch.cat([before[2], torch.full((2, 1, 1), LENGTH)], 2))
     if counted:
-        assert layer.stage.size.unique().tolist() == [1]
+        assert layer.table.size.unique().tolist() == [1]

@@ -118,8 +118,8 @@ def test_dropping_once_equals_masking_once():
     once = answer(compiled("llava", bounded(when="prefill")), inputs, 2)
     masked = answer(compiled("llava", bounded(when="mask")), inputs, 2)
     assert (once.logits[1] - masked.logits[1]).abs().max() > 0  # the mask drops one more for the new token
-    kept = [set(layer.stage.position[0, 0].tolist()) - {-1} for layer in once.past_key_values.layers]
-    left = [set(layer.stage.position[0, 0].tolist()) - {-1} for layer in masked.past_key_values.layers]
+    kept = [set(layer.table.position[0, 0].tolist()) - {-1} for layer in once.past_key_values.layers]
+    left = [set(layer.table.position[0, 0].tolist()) - {-1} for layer in masked.past_key_values.layers]
     for more, less in zip(kept, left, strict=True):
         assert less < more
         assert len(more - less) == 1
@@ -135,7 +135,7 @@ def test_protected_entries_stay_and_memory_does_not_grow(when):
     for layer in cache.layers:
         assert layer.keys.shape[2] == 20 + when.period
         for row, start in enumerate(state.start.tolist()):
-            for held in layer.stage.position[row]:
+            for held in layer.table.position[row]:
                 assert {start, start + 1} | set(range(seen - 4, seen)) <= set(held.tolist())
 
 
@@ -147,7 +147,7 @@ def test_a_guarded_picture_outlives_any_answer(heads):
     states = [answer(fast, inputs, n).past_key_values for n in (1, 60)]
     for first, last in zip(states[0].layers, states[1].layers, strict=True):
         for row in range(2):
-            held = [set(layer.stage.position[row, 0].tolist()) for layer in (first, last)]
+            held = [set(layer.table.position[row, 0].tolist()) for layer in (first, last)]
             place = (fast.lightvlm.layout.segment[row] >= 0).nonzero().flatten().tolist()
             pictures = [entries & set(place) for entries in held]
             assert pictures[0] == pictures[1]
@@ -168,7 +168,7 @@ def test_budgets_that_adapt_sum_to_the_same():
     for layer, per_row in zip(answer(fast, inputs, 1).past_key_values.layers, counts.T.tolist(), strict=True):
         text = [9, 6]
         extra = len(tiny("llava").recipe.span) - visual
-        assert (layer.stage.position[:, 0] >= 0).sum(1).tolist() == [n + t + extra for n, t in zip(per_row, text, strict=True)]
+        assert (layer.table.position[:, 0] >= 0).sum(1).tolist() == [n + t + extra for n, t in zip(per_row, text, strict=True)]
 
 
 @pytest.mark.compat
@@ -177,8 +177,8 @@ def test_cuts_and_bounds_compose():
     out = answer(compiled("llava", schedule), tiny("llava").inputs(**BATCH), 20)
     layers = out.past_key_values.layers
     assert [layer.keys.shape[2] for layer in layers] == [16] * 3
-    assert layers[0].stage.size is None
-    assert layers[1].stage.size.max() > 1
+    assert layers[0].table.size is None
+    assert layers[1].table.size.max() > 1
 
 
 @pytest.mark.compat
@@ -230,7 +230,7 @@ def test_nothing_is_lost_between_turns(merge):
         assert store.position[0, 0].tolist() == list(range(cache.get_seq_length()))
         assert (store.keys[:, :, :prompt] - full.keys).abs().max() <= EXACT * full.keys.abs().max()
         assert (store.values[:, :, :prompt] - full.values).abs().max() <= EXACT * full.values.abs().max()
-        read = layer.stage.position[0, 0]
+        read = layer.table.position[0, 0]
         assert (read >= 0).sum() == cache.get_seq_length() - visual + round(0.25 * visual)
 
 
@@ -247,11 +247,11 @@ def test_what_a_question_does_not_ask_for_is_counted():
         place = fast.lightvlm.layout.segment >= 0
         for layer in cache.layers:
             for row in range(2):
-                held = layer.stage.position[row, 0]
+                held = layer.table.position[row, 0]
                 of_picture = torch.isin(held, place[row].nonzero().flatten())
                 assert of_picture.sum() == round(0.25 * visual)
-                assert layer.stage.size[row, 0, of_picture].sum() == visual
-                assert layer.stage.size[row, 0, ~of_picture].unique().tolist() == [1]
+                assert layer.table.size[row, 0, of_picture].sum() == visual
+                assert layer.table.size[row, 0, ~of_picture].unique().tolist() == [1]
 
 
 def test_each_question_reads_entries_of_its_own():
@@ -259,7 +259,7 @@ def test_each_question_reads_entries_of_its_own():
     read = []
     for question in (torch.full((1, 5), 11), torch.full((1, 5), 50)):
         _, cache = dialogue(compiled("llava", schedule), inputs, [question])
-        read.append([set(layer.stage.position[0, 0].tolist()) for layer in cache.layers])
+        read.append([set(layer.table.position[0, 0].tolist()) for layer in cache.layers])
     assert read[0] != read[1]
 
 

@@ -11,7 +11,7 @@ from lightvlm_fx.errors import LightVLMError
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.ops.bodies import bodies
 from lightvlm_fx.presets import PRESETS
-from lightvlm_fx.runtime.cache import Stage
+from lightvlm_fx.runtime.cache import SlotTable
 from lightvlm_fx.schedule import Schedule
 
 BOUNDED = list(small().items())[-1:]
@@ -52,7 +52,7 @@ def test_under_every_preset_and_moment(monkeypatch, family):
 
 
 def test_a_tensor_made_where_it_should_not_be_is_found(monkeypatch):
-    monkeypatch.setattr(Stage, "slots", lambda self, n: torch.arange(self.used, self.used + n))
+    monkeypatch.setattr(SlotTable, "slots", lambda self, n: torch.arange(self.used, self.used + n))
     assert "not on elsewhere:0: step.slot_0" in wrong(monkeypatch, "llava", dict(BOUNDED))[0]
 
 

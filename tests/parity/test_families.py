@@ -114,9 +114,9 @@ def check_counts(family, schedule):
     told = compiled(family, schedule).lightvlm.explain(inputs).tokens_per_layer
     assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + steps
     for layer, rows, tokens in zip(out.past_key_values.layers, expected, told, strict=True):
-        assert layer.stage.used - steps == max(rows) == tokens
-        assert (layer.stage.position >= 0).sum(1).tolist() == [n + steps for n in rows]
-        assert layer.keys.shape[2] == layer.values.shape[2] == layer.stage.position.shape[1] >= layer.stage.used
+        assert layer.table.used - steps == max(rows) == tokens
+        assert (layer.table.position >= 0).sum(1).tolist() == [n + steps for n in rows]
+        assert layer.keys.shape[2] == layer.values.shape[2] == layer.table.position.shape[1] >= layer.table.used
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.since(5, 18)) if f == "paligemma" else f for f in FAMILIES])

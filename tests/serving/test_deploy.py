@@ -27,6 +27,8 @@ from lightvlm_fx.exporting.example import example
 from lightvlm_fx.integrations import deploy
 from lightvlm_fx.pictures import inputs_of, open_picture
 
+pytestmark = pytest.mark.full  # an export of the bundled model, and processes that serve it
+
 PICTURE = sorted(bundled.PICTURES.glob("*.png"))[0]
 QUESTION = PICTURE.with_suffix(".txt").read_text(encoding="utf-8").splitlines()[0]
 CODED = base64.b64encode(PICTURE.read_bytes())
