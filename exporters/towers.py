@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from lightvlm_fx.artifact.pictures import prepare
+from lightvlm_fx.compat import own_configs
 from lightvlm_fx.errors import NotSupported, ScheduleError
 from lightvlm_fx.exporters.onnx_graph import ANY, dimensions
 from lightvlm_fx.exporters.tower_cuts import Cutting, NotCut
 from lightvlm_fx.exporters.tower_forms import AnyRes, Patches, Tiles
 from lightvlm_fx.exporters.vision import Vision, fixed_stage, flat
 from lightvlm_fx.model.families.patch_order import GRID
-from lightvlm_fx.model.locate import has_tower, used_blocks, vision_tower, with_own
+from lightvlm_fx.model.locate import used_blocks, vision_tower
 from lightvlm_fx.ops.bodies import InAten
 from lightvlm_fx.schedule import Schedule
 
@@ -125,8 +126,7 @@ def vision_stage(model: Any, pictures: dict[str, Tensor], schedule: Schedule, mo
 
 def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: int = 0, static: bool = False) -> VisionStage | list[str]:
     """`vision_stage` for pictures of every size, or why there is none."""
-    if has_tower(model):  # what is switched on in it, or hooked to it, others do not see
-        model = with_own(model, vision_tower(model))[0]
+    model = own_configs(model)  # others do not see what is switched on in it or hooked to it, nor fake weights while it is traced
     expected, reasons, with_salience = features_of(model, pictures), [], schedule.watches_tower
     for kind, (describe, module) in KINDS.items():
         try:

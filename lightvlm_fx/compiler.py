@@ -18,6 +18,7 @@ from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.exporters.torch_compile import check_backend, check_prepack
 from lightvlm_fx.exporters.towers import not_cut
+from lightvlm_fx.graph.ports import KV_COUNT
 from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.methods.budgets.weights import Weights
 from lightvlm_fx.model.incoming import by_name, expect_finite, misfit
@@ -90,14 +91,14 @@ class Handle:
     @property
     def survivors(self) -> dict[str, Tensor]:
         """Of the latest prefill: `index.i` [B, K], `segment.i` [B, K], `went.i` [B, S] and `size.i` [B, K] of cut i."""
-        return {k: v for k, v in self._decoder.last.items() if k != "kv_count"}
+        return {k: v for k, v in self._decoder.last.items() if k != KV_COUNT.name}
 
     def frozen_schedule(self) -> Schedule:
         """The schedule with the budgets that the latest prompt led to as constants, the mean over its rows.
 
         For export, and for prompts like this one. Raises NotSupported where budgets do not adapt.
         """
-        counts = self._decoder.last.get("kv_count")
+        counts = self._decoder.last.get(KV_COUNT.name)
         if counts is None or self.schedule.kv is None:
             raise NotSupported("no budgets to freeze: they do not adapt to the prompt, nothing was dropped, or no prompt came yet")
         weights = [float(weight) for weight in counts.float().mean(0).clamp_min(1)]

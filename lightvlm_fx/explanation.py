@@ -136,14 +136,11 @@ def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explana
         ids[:, 1 : n + 1] = placeholders.ids[0]
         layout = Layout.of(ids, None, placeholders)
         note = f"assuming one picture of {n} visual tokens and {DEFAULT_TEXT} text tokens"
-    layers = schedule.layers(depth)
     plan = layout.plan(schedule)
     rows, length = layout.segment.shape
     full_visual = sum(map(sum, layout.images)) / rows
-    tokens, visual = plan.tokens(schedule, depth), []
-    for layer in range(depth):
-        done = sum(layer >= first for first in layers)
-        visual.append(float(plan.budgets[done - 1].sum()) / rows if done else full_visual)
+    left = [full_visual, *(float(budget.sum()) / rows for budget in plan.budgets)]
+    tokens, visual = plan.tokens(schedule, depth), [left[number] for number in schedule.token_sets(depth)]
     frozen, text = schedule.frozen(depth), plan.text
     costs = [layer_costs(decoder.layers[i], decoder.config) for i in range(depth)]
     flops = [cost.frozen(t, text) if i in frozen else cost.full(t) for i, (cost, t) in enumerate(zip(costs, tokens, strict=True))]

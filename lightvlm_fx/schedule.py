@@ -10,6 +10,8 @@ import json
 import os
 import secrets
 import tomllib
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -287,6 +289,11 @@ class Schedule(Frozen):
             raise ScheduleError(f"{len(at)} cuts need {len(at)} layers after the first, but the decoder has {depth}; give fewer cuts")
         return apart
 
+    def token_sets(self, depth: int) -> tuple[int, ...]:
+        """Of each of `depth` decoder layers, the set of tokens that its keys and queries are of (`token_set`)."""
+        firsts = self.layers(depth)
+        return tuple(token_set(firsts, layer) for layer in range(depth))
+
     def in_tower(self, depth: int) -> dict[int, TowerCut]:
         """The cuts inside a vision tower of which `depth` blocks are used, by block; raises ScheduleError if it has fewer.
 
@@ -354,14 +361,19 @@ def as_schedule(schedule: Schedule | str | Path) -> Schedule:
     return Schedule.preset(schedule)
 
 
+def token_set(firsts: Sequence[int], layer: int) -> int:
+    """The set of tokens that layer `layer` sees, where cuts stand before the layers `firsts`: 0 the prompt's, i + 1 what cut i left."""
+    return bisect_right(firsts, layer)
+
+
 def shared_sizes(schedule: Schedule, depth: int) -> tuple[int, ...]:
     """A number for each layer; those of layers that keep equally many entries after every prompt are the same."""
     kv = schedule.kv
     assert kv is not None
     if kv.budgets.by_layer:
         return tuple(range(depth))
-    firsts = [first for first in schedule.layers(depth) if first > 0] if schedule.cuts else []
-    return tuple(sum(first <= layer for first in firsts) for layer in range(depth))
+    sets = schedule.token_sets(depth)
+    return tuple(number - sets[0] for number in sets)
 
 
 def fixed_capacity(schedule: Schedule) -> int:

@@ -107,9 +107,8 @@ def _counts(tiny: TinyVLM, fast: Any) -> list[str]:
     layers = answer(fast, inputs).past_key_values.layers
     schedule, visual = fast.lightvlm.schedule, tiny.visual_tokens
     left = [visual, *schedule.budgets(visual)]
-    firsts = schedule.layers(len(layers))
     text = inputs["input_ids"].shape[1] - visual
-    expected = [text + left[sum(at >= first for first in firsts)] for at in range(len(layers))]
+    expected = [text + left[number] for number in schedule.token_sets(len(layers))]
     found = [layer.table.used - (NEW_TOKENS - 1) for layer in layers]
     return [] if found == expected else [f"keep={KEEP}: {found} tokens a layer, scheduled {expected}"]
 

@@ -14,6 +14,7 @@ from torch import SymInt, Tensor
 from lightvlm_fx import compiler
 from lightvlm_fx.compat import expression
 from lightvlm_fx.errors import PreconditionError
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.pretty import letters, typed
 from lightvlm_fx.graph.pretty import text as printed
 from lightvlm_fx.graph.program import Program, Stage, value
@@ -72,28 +73,28 @@ def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:
     left = [visual - CUT * (cut + 1) for cut in range(cuts)]
     first = SEEN if program.stage == "decode" else 0
     here = torch.arange(first, first + length)
-    grids = {"visual_segment": segment, "visual_grid": one_line(segment)}
-    constants = {"start": 0, "kv_count": LEAD + TAIL, "kv_most": length, "limit": SEEN}
+    grids = {ports.SEGMENT: segment, ports.GRID: one_line(segment)}
+    constants = {ports.START: 0, ports.KV_COUNT: LEAD + TAIL, ports.KV_MOST: length, ports.LIMIT: SEEN}
 
     def real(name: str, fake: Tensor) -> Tensor:
         shape = tuple(_number(n, sizes) for n in fake.shape)
-        kind, _, number = name.rpartition("_")
-        if name in grids:
-            return grids[name]
-        if kind == "visual_budget":
+        port, number = ports.port_of(name)
+        if port in grids:
+            return grids[port]
+        if port is ports.BUDGET:
             budget = torch.zeros(shape, dtype=fake.dtype)
             budget[:, 0] = left[int(number)]
             return budget
-        if name in ("position_ids", "query_index") or kind == "slot":
+        if name == "position_ids" or port in (ports.QUERY, ports.SLOT):
             return here.expand(shape).clone()
-        if kind == "position":
+        if port is ports.POSITION:
             slots = torch.arange(shape[-1])
             return torch.where(slots < SEEN, slots, -1).expand(shape).clone()
-        if name in constants:
-            return torch.full(shape, constants[name])
-        if kind == "shift":
+        if port in constants:
+            return torch.full(shape, constants[port])
+        if port is ports.SHIFT:
             return torch.full(shape, int(number) + 1)
-        if kind in ("stay", "kv_stay"):
+        if port and port.is_ruler:
             return torch.empty(shape, dtype=fake.dtype)
         if name.startswith("attention_mask"):
             return _mask(segment, shape, fake.dtype)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.edit import every_layer_marked
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
 from lightvlm_fx.passing.pass_base import Index, Pass, PassResult
+from lightvlm_fx.schedule import token_set
 
 SLOTS = 64  # that buffers of any size are traced at, or more: as many as the new tokens of an example
 
@@ -53,19 +55,19 @@ class AttachCache(Pass):
         embeds = value(program.sequence())
         rows, queries = embeds.shape[:2]
         integers = embeds.new_empty(queries, dtype=torch.int64)
-        query = program.add_input("query_index", integers)
+        query = program.add_input(ports.QUERY, integers)
         stages = range(len(self.layers) + 1)
         capacity = [self.capacity or program.new_size(f"capacity_{s}", SLOTS) for s in stages]
-        positions = [program.add_input(f"position_{s}", integers.new_empty(rows, capacity[s])) for s in stages]
-        sizes = {s: program.add_input(f"size_{s}", embeds.new_empty(rows, capacity[s], dtype=torch.float32)) for s in self.biased}
-        slots = [program.add_input(f"slot_{s}", integers.new_empty(queries)) for s in stages]
+        positions = [program.add_input(ports.POSITION, integers.new_empty(rows, capacity[s]), s) for s in stages]
+        sizes = {s: program.add_input(ports.SIZE, embeds.new_empty(rows, capacity[s], dtype=torch.float32), s) for s in self.biased}
+        slots = [program.add_input(ports.SLOT, integers.new_empty(queries), s) for s in stages]
         masks: dict[tuple[int, int], fx.Node] = {}
         held: dict[int, fx.Node] = {}
         start = program.first()  # masks are made before the layers, so that layers of a stage compute the same
         for layer, marker in sorted(markers.items()):
-            stage = sum(layer >= first for first in self.layers)
+            stage = token_set(self.layers, layer)
             q, k, v, _, scale, _, window, softcap = marker.args
-            kv = [buffer(program, f"{name}_{layer}", value(x), capacity[stage]) for name, x in (("keys", k), ("values", v))]
+            kv = [buffer(program, port, layer, value(x), capacity[stage]) for port, x in ((ports.KEYS, k), (ports.VALUES, v))]
             with graph.inserting_before(start):
                 if stage not in held:
                     held[stage] = graph.create_node(
@@ -90,7 +92,7 @@ class AttachCache(Pass):
             raise PostconditionError(f"{self}: markers left in layers {sorted(program.markers())}")
 
 
-def buffer(program: Program, name: str, new: Tensor, capacity: Any) -> fx.Node:
+def buffer(program: Program, port: ports.Port, layer: int, new: Tensor, capacity: Any) -> fx.Node:
     """An input for a cache buffer [B, G, C, d] that takes `new` [B, G, Q, d]; C is `capacity`."""
     rows, heads, _, width = new.shape
-    return program.add_input(name, new.new_empty(rows, heads, capacity, width))
+    return program.add_input(port, new.new_empty(rows, heads, capacity, width), layer)

@@ -9,6 +9,7 @@ from torch import fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.frozen import Count
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.edit import Editor, every_layer_marked
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.methods import operators
@@ -56,28 +57,28 @@ class BoundDecode(Pass):
         markers, embeds = program.markers(), value(program.sequence())
         rows, queries = embeds.shape[:2]
         integers = embeds.new_empty(rows, dtype=torch.int64)
-        query = program.add_input("query_index", integers.new_empty(queries))
-        start = program.add_input("start", integers)
+        query = program.add_input(ports.QUERY, integers.new_empty(queries))
+        start = program.add_input(ports.START, integers)
         asked: list[fx.Node] = []
-        limits = program.add_input("limit", integers.new_empty(rows, len(markers))) if self.limited else None
+        limits = program.add_input(ports.LIMIT, integers.new_empty(rows, len(markers))) if self.limited else None
         scored = self.score.carried
         for layer, marker in sorted(markers.items()):
             q, k, v, _, scale, _, window, softcap = marker.args
             heads = 1 if self.shared else value(k).shape[1]
             capacity = self.capacity or program.new_size(f"capacity_{layer}", SLOTS)
             held = integers.new_empty(rows, heads, capacity)
-            kv = [buffer(program, f"{name}_{layer}", value(x), capacity) for name, x in (("keys", k), ("values", v))]
-            position = program.add_input(f"position_{layer}", held)
-            score = program.add_input(f"score_{layer}", held.float()) if scored else None
-            size = program.add_input(f"size_{layer}", held.float()) if layer in self.biased else None
-            slot = program.add_input(f"slot_{layer}", integers.new_empty(queries)) if self.append else None
+            kv = [buffer(program, port, layer, value(x), capacity) for port, x in ((ports.KEYS, k), (ports.VALUES, v))]
+            position = program.add_input(ports.POSITION, held, layer)
+            score = program.add_input(ports.SCORE, held.float(), layer) if scored else None
+            size = program.add_input(ports.SIZE, held.float(), layer) if layer in self.biased else None
+            slot = program.add_input(ports.SLOT, integers.new_empty(queries), layer) if self.append else None
             limit = limits and Editor(program, marker).call(f"limit_{layer}", torch.ops.aten.select.int, limits, 1, layer)
             arguments: tuple[fx.Node | str | float | None, ...] = (
                 q, k, v, *kv, position, score, size, query, start, slot, scale, softcap, window,
                 self.score.name, self.sinks, self.recent, self.score.decay, limit,
             )  # fmt: skip
             if self.question is not None:
-                segment = program.add_input(f"segment_{layer}", integers.new_empty(rows, capacity))
+                segment = program.add_input(ports.ASKED, integers.new_empty(rows, capacity), layer)
                 read = {"q": q, "k": kv[0], "segment": segment, "scale": scale}
                 asked.append(operators.call(Editor(program, marker), f"asked_{layer}", self.question, "ask", **read))
             with program.graph.inserting_before(marker):

@@ -11,6 +11,7 @@ from torch import fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.frozen import Count
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.edit import Editor, every_layer_marked
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.kv import AnyBudget, VisualShare
@@ -60,7 +61,7 @@ class BoundPrefill(Pass):
     after = ("reduce-tokens",)
 
     def requires(self, program: Program) -> None:
-        if "kv_count" in program.inputs:
+        if ports.KV_COUNT.name in program.inputs:
             raise PreconditionError(f"{self}: the layers' entries are bounded already")
         if self.running is not None and not self.running.steps:
             raise PreconditionError(f"{self}: running must be a KV score that steps carry on, got {self.running.name!r}")
@@ -80,8 +81,8 @@ class BoundPrefill(Pass):
         first = program.sequence()
         rows = value(first).shape[0]
         segments = [program.segment_at(layer) for layer in range(program.facts.layers)]
-        count = program.add_input("kv_count", value(first).new_empty(rows, program.facts.layers, dtype=torch.int64))
-        most = None if not self.budgets.adaptive else program.add_input("kv_most", value(count).new_empty(value(count).shape))
+        count = program.add_input(ports.KV_COUNT, value(first).new_empty(rows, program.facts.layers, dtype=torch.int64))
+        most = None if not self.budgets.adaptive else program.add_input(ports.KV_MOST, value(count).new_empty(value(count).shape))
         outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
         lengths = self._lengths(program)
         scores = [self._score(self.score, program, markers[layer], segments[layer], layer) for layer in range(len(lengths))]
@@ -106,7 +107,7 @@ class BoundPrefill(Pass):
 
     def _lengths(self, program: Program) -> list[fx.Node]:
         """Of each layer, how many entries stay, read off an input's size."""
-        rulers = [program.add_ruler(f"kv_stay_{number}") for number in range(max(self.sizes) + 1)]
+        rulers = [program.add_ruler(ports.KV_STAY, number) for number in range(max(self.sizes) + 1)]
         first = Editor(program, program.first())
         read = [first.call(f"kv_staying_{i}", torch.ops.aten.sym_size.int, ruler, 0) for i, ruler in enumerate(rulers)]
         return [read[number] for number in self.sizes]
@@ -188,7 +189,7 @@ class BoundPrefill(Pass):
     def ensures(self, program: Program) -> None:
         outputs = dict(zip(program.facts.outputs, program.output_node().args[0], strict=True))
         for layer, number in enumerate(self.sizes):
-            got, kept = value(outputs[f"keys.{layer}"]).shape[2], value(program.node(f"kv_stay_{number}")).shape[0]
+            got, kept = value(outputs[f"keys.{layer}"]).shape[2], value(program.node(ports.KV_STAY.at(number))).shape[0]
             if str(got) != str(kept) and not self.store:
                 raise PostconditionError(f"{self}: keys.{layer} should hold {kept} entries, holds {got}")
 

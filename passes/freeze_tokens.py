@@ -10,6 +10,7 @@ import torch
 from torch import SymInt, Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, first_of_layer, layer_nodes, resized, token_dims
 from lightvlm_fx.graph.match import ancestors, hidden_state
 from lightvlm_fx.graph.pretty import excerpt
@@ -42,7 +43,7 @@ class FreezeTokens(Pass):
         depth = program.facts.layers
         if list(self.layers) != sorted(set(self.layers) & set(range(depth))):
             raise PreconditionError(f"{self}: layers must rise within 0 to {depth - 1}, got {self.layers}")
-        if "stay_text" in program.inputs:
+        if ports.STAY_TEXT.name in program.inputs:
             raise PreconditionError(f"{self}: visual tokens are frozen already")
         if program.facts.static_length:
             raise PreconditionError(f"{self}: rows cannot leave a graph that was captured for one sequence length only")
@@ -53,7 +54,7 @@ class FreezeTokens(Pass):
     def call(self, program: Program) -> PassResult:
         if not self.layers:
             return PassResult(0, 0)
-        ruler = program.add_ruler("stay_text")
+        ruler = program.add_ruler(ports.STAY_TEXT)
         rows = Editor(program, program.first()).call("staying_text", torch.ops.aten.sym_size.int, ruler, 0)
         chosen: dict[fx.Node, fx.Node] = {}  # of the tokens that a layer sees, the places of text
         for layer in self.layers:

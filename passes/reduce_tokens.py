@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_after, resized, token_dims
 from lightvlm_fx.graph.match import before_rope, copied, hidden_state, is_positional
 from lightvlm_fx.graph.pretty import excerpt, typed
@@ -73,15 +74,15 @@ class ReduceTokens(Pass):
         hidden = hidden_state(program, values, length)
         segment, size = self._state(program, edit)
         rows = value(hidden).shape[0]
-        images = value(program.node("visual_budget_0")).shape[1] if number else program.new_size("images")
-        budget_input = program.add_input(f"visual_budget_{number}", value(segment).new_empty(rows, images))
+        images = value(program.node(ports.BUDGET.at(0))).shape[1] if number else program.new_size("images")
+        budget_input = program.add_input(ports.BUDGET, value(segment).new_empty(rows, images), number)
         image = edit.call(f"image_{number}", torch.ops.aten.clamp_min.default, segment, 0)
         budget = edit.call(f"budget_{number}", torch.ops.aten.gather.default, budget_input, 1, image)
         given = {"hidden": hidden, "segment": segment, "size": size, "budget": budget, "layer": self.layer}
         given |= self._brought(program, edit)
         asked = "stay" in self.score.reads
         score = None if asked else self._score(program, edit, given)
-        stay = edit.call(f"staying_{number}", torch.ops.aten.sym_size.int, program.add_ruler(f"stay_{number}"), 0)
+        stay = edit.call(f"staying_{number}", torch.ops.aten.sym_size.int, program.add_ruler(ports.STAY, number), 0)
         score = self._score(program, edit, given | {"stay": stay}) if asked else score
         selected = edit.call(f"selected_{number}", OPS.select_tokens.default, score, segment, budget, stay)
         index, left, rank = edit.parts(selected, f"index_{number}", f"left_{number}", f"rank_{number}")
@@ -132,12 +133,12 @@ class ReduceTokens(Pass):
         """What the methods read that the prompt brings, at the tokens that arrive."""
         reads, found = {*self.score.reads, *self.combine.reads}, {}
         embeds = value(program.sequence())
-        kinds = {"tower": ("visual_salience", (), torch.float32), "grid": ("visual_grid", (6,), torch.int64)}
-        for what, (name, more, dtype) in kinds.items():
-            if what in reads and name in program.inputs:
-                found[what] = program.node(name)
+        kinds = {"tower": (ports.SALIENCE, (), torch.float32), "grid": (ports.GRID, (6,), torch.int64)}
+        for what, (port, more, dtype) in kinds.items():
+            if what in reads and port.name in program.inputs:
+                found[what] = program.node(port.name)
             elif what in reads:
-                found[what] = program.add_input(name, embeds.new_empty(*embeds.shape[:2], *more, dtype=dtype))
+                found[what] = program.add_input(port, embeds.new_empty(*embeds.shape[:2], *more, dtype=dtype))
         if "embeds" in reads:
             found["embeds"] = program.sequence()
         if "noted" in reads:

@@ -8,6 +8,7 @@ from functools import partial
 from torch import fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.edit import crossing, first_of_layer, replace_after
 from lightvlm_fx.graph.match import ancestors, is_positional
 from lightvlm_fx.graph.program import Program, value
@@ -38,7 +39,7 @@ class ShiftPositions(Pass):
     def requires(self, program: Program) -> None:
         if program.facts.positions_rank != 2:
             raise PreconditionError(f"{self}: needs positions [B, Q], this model has M-RoPE triples")
-        if "shift_0" in program.inputs:
+        if ports.SHIFT.at(0) in program.inputs:
             raise PreconditionError(f"{self}: expected positions as the model computes them, these are shifted already")
         depth = program.facts.layers
         if list(self.layers) != sorted(set(self.layers) & set(range(depth))):
@@ -53,7 +54,7 @@ class ShiftPositions(Pass):
             if not current:
                 current = {n: n for n in crossing(program, cut) if is_positional(n)}
             rows = value(program.sequence()).shape[0]
-            shift = program.add_input(f"shift_{i}", value(ids).new_empty(rows))
+            shift = program.add_input(ports.SHIFT, value(ids).new_empty(rows), i)
             with program.graph.inserting_before(cut):
                 moved = program.graph.create_node("call_function", shifted, (ids, shift), {}, name=f"position_ids_{i}")
                 moved.meta["val"] = value(ids).new_empty(rows, value(ids).shape[1])
@@ -69,7 +70,7 @@ class ShiftPositions(Pass):
         return PassResult(matched, len(self.layers), "" if matched else "no layers given")
 
     def ensures(self, program: Program) -> None:
-        missing = [i for i in range(len(self.layers)) if f"shift_{i}" not in program.inputs]
+        missing = [i for i in range(len(self.layers)) if ports.SHIFT.at(i) not in program.inputs]
         if missing:
             raise PostconditionError(f"{self}: inputs shift_{missing} are missing")
 

@@ -114,8 +114,8 @@ def baselines(schedule: Schedule, keep: float) -> dict[str, Schedule]:
 
 def mean_visual_tokens(schedule: Schedule, tokens: int, depth: int) -> float:
     """Mean over layers of the visual tokens that one image of `tokens` keeps."""
-    firsts, left = schedule.layers(depth), [tokens, *schedule.budgets(tokens)]
-    return sum(left[sum(layer >= first for first in firsts)] for layer in range(depth)) / depth
+    left = [tokens, *schedule.budgets(tokens)]
+    return sum(left[number] for number in schedule.token_sets(depth)) / depth
 
 
 def scores(

@@ -62,8 +62,7 @@ class Tables:
     @staticmethod
     def of(bounds: Bounds, schedule: Schedule, depth: int) -> Tables:
         """Raises ScheduleError where not even the largest picture and the longest row fit the schedule."""
-        firsts = schedule.layers(depth) if schedule.cuts else []
-        cut_of = tuple(sum(first <= layer for first in firsts) for layer in range(depth))
+        cut_of = schedule.token_sets(depth)
         sizes = [n for n in range(bounds.unit, bounds.visual + 1, bounds.unit) if not schedule.by_grid or math.isqrt(n) ** 2 == n]
         by_size, least_picture = _largest_run(sizes, schedule.budgets)
         kept = np.zeros((len(schedule.cuts), bounds.visual + 1), np.int64)

@@ -19,6 +19,7 @@ from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
 from lightvlm_fx.exporting.causal import leave_out_later_keys
 from lightvlm_fx.exporting.sizes import Sizes
 from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
+from lightvlm_fx.graph import ports
 from lightvlm_fx.methods.base import TokenCount
 from lightvlm_fx.methods.moments import Prefill as Once
 from lightvlm_fx.model.layout import Placeholders
@@ -88,7 +89,7 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
         length = -(-length // divided) * divided
     bucket = capture_bucket(model, schedule, inputs, length, max(3, min(SAMPLE_TOKENS, new_tokens)))
     schedule = pipelines.effective(single_turn(schedule), Placeholders.of(model).planes)
-    depth, segment = bucket.prefill.facts.layers, bucket.given["visual_segment"]
+    depth, segment = bucket.prefill.facts.layers, bucket.given[ports.SEGMENT.name]
     seen = vision_stage(model, bucket.pictures, schedule, bucket.rows * bucket.visual, static)
     bounds = _bounds(bucket, seen, images)
     tables = Tables.of(bounds, schedule, depth)
@@ -197,7 +198,7 @@ def _picture_grids(grid: dict[str, Any], bucket: Bucket, pictures: int) -> Tenso
 
 def _positions(bucket: Bucket, picture_tokens: Tensor, picture_grids: Tensor | None) -> Positions:
     """The rule of RoPE positions that the model's own values follow. Raises CaptureError where none does."""
-    given, segment = bucket.given["position_ids"], bucket.given["visual_segment"]
+    given, segment = bucket.given["position_ids"], bucket.given[ports.SEGMENT.name]
     real = segment >= TEXT
     found = Positions(first=int(given[real].min())) if given.ndim == 2 else Positions(given.shape[0])
     computed, following = found(segment, picture_tokens, picture_grids)
@@ -217,8 +218,8 @@ def _check(bucket: Bucket, embedded: dict[str, Tensor], prefill: dict[str, Tenso
         "the prefill stage": (prefill["logits"], bucket.logits[0], bound),
         "the decode stage": (decode["logits"], bucket.logits[1], bound),
     }
-    if "visual_salience" in embedded:
-        compared["the vision stage's salience"] = (embedded["visual_salience"], bucket.given["visual_salience"], bound)
+    if ports.SALIENCE.name in embedded:
+        compared["the vision stage's salience"] = (embedded[ports.SALIENCE.name], bucket.given[ports.SALIENCE.name], bound)
     for stage, (ours, theirs, most) in compared.items():
         apart = float((ours.float() - theirs.float()).abs().max() / theirs.abs().max())
         if not apart <= most:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.prompt import MaskRule
+from lightvlm_fx.graph.ports import SEGMENT
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.entry_scores.attention import Attention
@@ -24,7 +25,6 @@ from lightvlm_fx.ops.segments import PADDING, per_group
 from lightvlm_fx.ops.tiles import tiles
 
 OPS = torch.ops.lightvlm
-SEGMENT = "visual_segment"
 MASK = 3  # which argument of `attend`
 DERIVED = (OPS.take_tokens.default, OPS.mask_out.default)  # of a mask: the same rule for the tokens that are left
 
@@ -90,7 +90,7 @@ def _segment(program: Program, mask: Any) -> Any:
             return mask.args[1]
         mask = mask.args[0]
     for node in program.graph_module.graph.nodes:
-        if node.op == "placeholder" and node.target == SEGMENT:
+        if node.op == "placeholder" and node.target == SEGMENT.name:
             return node
     embeds = value(program.sequence())
     return program.add_input(SEGMENT, embeds.new_empty(embeds.shape[:2], dtype=torch.int64))

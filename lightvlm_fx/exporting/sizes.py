@@ -20,6 +20,7 @@ from lightvlm_fx.artifact.lengths import LEAST_OF_PART, Lengths
 from lightvlm_fx.artifact.schema import tile_of
 from lightvlm_fx.exporting.bounds import Bounds, Tables
 from lightvlm_fx.exporting.stages import cache_arrays
+from lightvlm_fx.graph import ports
 from lightvlm_fx.runtime.cache import State
 from lightvlm_fx.schedule import Schedule, shared_sizes
 
@@ -44,7 +45,7 @@ class Sizes:
     def of(lengths: Lengths | None, bounds: Bounds, tables: Tables, schedule: Schedule, room: int) -> Sizes:
         if lengths is None:
             return Sizes()
-        cut = {f"stay_{i}": n for i, n in enumerate(tables.stay)}
+        cut = {ports.STAY.at(i): n for i, n in enumerate(tables.stay)}
         parts = dict(zip(("tokens", *cut), lengths.parts, strict=True))
         longest = {name: lengths.of_part(parts[name], n) for name, n in ({"tokens": bounds.length} | cut).items()}
         # traced at lengths that differ from each other, as torch.export takes for the same what is the same there
@@ -52,9 +53,9 @@ class Sizes:
         ranges = {name: (lengths.of_part(parts[name]), n) for name, n in traced.items()}
         axes = {name: tile_of(name, n) for name, n in parts.items()}
         kept = {} if schedule.kv is None else {
-            f"kv_stay_{number}": n for number, n in zip(shared_sizes(schedule, len(tables.entries)), tables.entries, strict=True)
+            ports.KV_STAY.at(number): n for number, n in zip(shared_sizes(schedule, len(tables.entries)), tables.entries, strict=True)
         }  # fmt: skip
-        kept |= {"stay_text": tables.text} if schedule.freeze else {}
+        kept |= {ports.STAY_TEXT.name: tables.text} if schedule.freeze else {}
         most = {name: parts[name] * longest[name] for name in cut} | kept
         ranges |= {name: (LEAST_OF_PART, n) for name, n in kept.items()} | {"features": (LEAST_OF_PART, bounds.rows * bounds.visual)}
         at = {name: parts[name] * n for name, n in traced.items()} | kept

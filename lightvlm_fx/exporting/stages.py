@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt, additive
 from lightvlm_fx.exporting.bounds import Tables
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.program import Program
 from lightvlm_fx.ops.bounded_attention import shrink
 from lightvlm_fx.ops.segments import PADDING
@@ -73,7 +74,7 @@ class Embed(StageModule):
         text = self.embedding(input_ids.masked_fill(visual, 0))
         out = {"inputs_embeds": torch.where(visual.unsqueeze(-1), image_features[place].to(text.dtype), text)}
         if "image_salience" in more:
-            out["visual_salience"] = torch.where(visual, more.pop("image_salience")[place], 0.0)
+            out[ports.SALIENCE.name] = torch.where(visual, more.pop("image_salience")[place], 0.0)
         for name, features in more.items():
             out[name.replace("features", "visual_embeds")] = torch.where(visual.unsqueeze(-1), features[place].to(text.dtype), 0.0)
         return out
@@ -105,26 +106,26 @@ class Prefill(StageModule):
         """What the stage gives out, and the caches as the compiled model would hold them."""
         segment = self.prompt.segment(input_ids, attention_mask, picture_tokens)
         position_ids, following = self.positions(segment, picture_tokens, picture_grids)
-        given = {"inputs_embeds": inputs_embeds, "position_ids": position_ids, "visual_segment": segment, "visual_pos_masks": segment >= 0}
-        given |= more  # DeepStack features, salience
+        given = {"inputs_embeds": inputs_embeds, "position_ids": position_ids, ports.SEGMENT.name: segment}
+        given |= {"visual_pos_masks": segment >= 0} | more  # DeepStack features, salience
         for name in self.inputs:
             if name.startswith("attention_mask"):
                 rule = self.rules.get(name)
                 given[name] = additive(rule.allowed(segment), self.like[name]) if rule else attention_mask.to(self.like[name])
         budgets = [getattr(self, f"kept_{i}")[picture_tokens] for i in range(len(self.tables.stay))]
         for i, (budget, stay) in enumerate(zip(budgets, self.tables.stay, strict=True)):
-            given[f"visual_budget_{i}"] = budget
-            given.setdefault(f"stay_{i}", segment.new_empty(stay))
-        if "visual_grid" in self.inputs:
-            given["visual_grid"] = self.prompt.places(segment, picture_tokens, picture_grids)
-        given.setdefault("stay_text", segment.new_empty(self.tables.text))
+            given[ports.BUDGET.at(i)] = budget
+            given.setdefault(ports.STAY.at(i), segment.new_empty(stay))
+        if ports.GRID.name in self.inputs:
+            given[ports.GRID.name] = self.prompt.places(segment, picture_tokens, picture_grids)
+        given.setdefault(ports.STAY_TEXT.name, segment.new_empty(self.tables.text))
         kv = None
         if self.wanted is not None:
             visual = picture_tokens.sum(1)
             kv = self.tables.plan(self.schedule, self.wanted, visual, (segment != PADDING).sum(1) - visual, budgets)
-            given |= {"kv_count": kv.count, "kv_most": kv.most}
+            given |= {ports.KV_COUNT.name: kv.count, ports.KV_MOST.name: kv.most}
             for layer, number in enumerate(shared_sizes(self.schedule, self.depth)):
-                given.setdefault(f"kv_stay_{number}", segment.new_empty(self.tables.entries[layer]))
+                given.setdefault(ports.KV_STAY.at(number), segment.new_empty(self.tables.entries[layer]))
         outputs = self.body(*(given[name] for name in self.inputs))
         named = dict(zip(self.outputs, outputs, strict=True))
         state = new_state(named, segment, self.schedule, kv, self.depth, None, self.room)
@@ -169,18 +170,18 @@ class Decode(StageModule):
     def forward(self, input_ids: Tensor, step: Tensor, past_key_values: dict[str, Tensor]) -> dict[str, Any]:
         held = {name: past_key_values[name].clone() for name in self.state}
         length = past_key_values.get("length", self.length)
-        given = {"inputs_embeds": self.embedding(input_ids), "query_index": step + length, "start": held["start"]}
+        given = {"inputs_embeds": self.embedding(input_ids), ports.QUERY.name: step + length, ports.START.name: held["start"]}
         given["position_ids"] = self.positions.step(past_key_values["next_position"], length - held["start"], step)
         if "limit" in held:
-            given["limit"] = held["limit"]
+            given[ports.LIMIT.name] = held["limit"]
         slot = step % self.period if self.period else step
         for number, used in enumerate(self.used):
             slots = held[f"{number}.position"].shape[-1]
-            given[f"slot_{number}"] = slot + (used if self.period else slots - self.room)
+            given[ports.SLOT.at(number)] = slot + (used if self.period else slots - self.room)
             given |= {f"{what}_{number}": held[f"{number}.{what}"] for what in ARRAYS if f"{number}.{what}" in held}
         for i in range(self.depth):
-            given[f"keys_{i}"], given[f"values_{i}"] = held[f"{i}.key"], held[f"{i}.value"]
-        given |= {f"shift_{name.removeprefix('shift.')}": held[name] for name in held if name.startswith("shift.")}
+            given |= {ports.KEYS.at(i): held[f"{i}.key"], ports.VALUES.at(i): held[f"{i}.value"]}
+        given |= {ports.SHIFT.at(name.removeprefix("shift.")): held[name] for name in held if name.startswith("shift.")}
         hidden = self.body(*(given[name] for name in self.inputs))[0]
         changed = {name: x for name, x in held.items() if name.split(".")[-1] in ("key", "value", *ARRAYS)}
         return {"logits": self.head(hidden[:, -1]), "present": changed}

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from lightvlm_fx.compat import OpOverload, schema
+from lightvlm_fx.graph.ports import BUDGET, port_of
 from lightvlm_fx.graph.program import Program
 
 SHORT = {
     torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64",
     torch.int64: "i64", torch.int32: "i32", torch.bool: "b8", torch.uint8: "u8",
 }  # fmt: skip
-# what the size of an input is called, by its name before "_<number>"
-SIZED = {"stay": "K", "kv_stay": "E", "visual_budget": "I"} | dict.fromkeys(("keys", "values", "position"), "C")
 NOISE = ("_assert_tensor_metadata",)  # checks that torch.export leaves behind; hidden unless asked for
 
 
@@ -86,17 +85,15 @@ def letters(program: Program) -> dict[str, str]:
     """What each symbolic size is called: rows B, tokens S (of text T), images I, tokens that stay at a cut K0, entries E0, slots C0."""
     out: dict[str, str] = {}
     for node in program.placeholders():
-        kind, _, number = node.name.rpartition("_")
+        port, number = port_of(node.name)
         for d, size in enumerate(node.meta["val"].shape):
             symbol = str(size)
             if not re.fullmatch(r"s\d+", symbol) or symbol in out:
                 continue
             if node.name == "inputs_embeds":
                 out[symbol] = "BS"[d]
-            elif node.name == "stay_text":
-                out[symbol] = "T"
-            elif kind in SIZED and number.isdigit():
-                out[symbol] = SIZED[kind] + (number if kind != "visual_budget" else "")
+            elif port and port.size:
+                out[symbol] = port.size + (number if port is not BUDGET else "")
     return out
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from lightvlm_fx.compat import fake_mode, symbolic_size
+from lightvlm_fx.graph.ports import SEGMENT, Port
 
 Stage = Literal["vision", "prefill", "decode"]
 EXAMPLE = 7  # the smallest number that a new symbolic size is traced at
@@ -101,13 +102,17 @@ class Program:
         before = [cut for cut in self.facts.cuts if cut.layer <= layer]
         if before:
             return self.node(before[-1].segment)
-        if "visual_segment" in self.inputs:
-            return self.node("visual_segment")
+        if SEGMENT.name in self.inputs:
+            return self.node(SEGMENT.name)
         embeds = value(self.sequence())
-        return self.add_input("visual_segment", embeds.new_empty(embeds.shape[:2], dtype=torch.int64))
+        return self.add_input(SEGMENT, embeds.new_empty(embeds.shape[:2], dtype=torch.int64))
 
-    def add_input(self, name: str, value: Any) -> fx.Node:
-        """A new placeholder after the others; `value` is its fake tensor."""
+    def add_input(self, port: Port, value: Any, number: int | None = None) -> fx.Node:
+        """A new placeholder after the others, of a port, or of the one for `number`; `value` is its fake tensor."""
+        assert number is not None or not port.each, f"{port.name} is one for each {port.each}"
+        name = port.name if number is None else port.at(number)
+        assert value.ndim in port.ranks, f"{name} is {port.shape}, got {value.ndim} dimensions"
+        assert value.dtype == getattr(torch, port.dtype or str(value.dtype).removeprefix("torch.")), f"{name} is {port.dtype}"
         last = self.placeholders()[-1]
         with self.graph.inserting_after(last):
             node = self.graph.placeholder(name)
@@ -119,9 +124,9 @@ class Program:
         """A symbolic size that no other value of the program has yet, for the dimension of a new input; traced at `least` or more."""
         return symbolic_size(fake_mode(value(self.sequence())), name, least + 2 * len(self.inputs))
 
-    def add_ruler(self, name: str) -> fx.Node:
+    def add_ruler(self, port: Port, number: int | None = None) -> fx.Node:
         """A new input [n] whose only use is its size n, in the graph as a symbolic number."""
-        return self.add_input(name, value(self.sequence()).new_empty(self.new_size(name), dtype=torch.int64))
+        return self.add_input(port, value(self.sequence()).new_empty(self.new_size(port.name), dtype=torch.int64), number)
 
     def add_output(self, what: str, node: fx.Node) -> None:
         end = self.output_node()

@@ -162,5 +162,5 @@ class Plan:
 
     def tokens(self, schedule: Schedule, depth: int) -> tuple[int, ...]:
         """Tokens of a row in each of `depth` layers, the longest row's."""
-        firsts, left = schedule.layers(depth), (self.length, *self.stay)
-        return tuple(left[sum(first <= layer for first in firsts)] for layer in range(depth))
+        left = (self.length, *self.stay)
+        return tuple(left[number] for number in schedule.token_sets(depth))

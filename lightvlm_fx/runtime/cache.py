@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from lightvlm_fx.compat import NoLargestLength, settled
 from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.graph import ports
 from lightvlm_fx.methods.base import EntryMerge, View
 from lightvlm_fx.ops.bounded_attention import CLOSED, EMPTY, shrink
 from lightvlm_fx.ops.segments import PADDING, TEXT
@@ -127,14 +128,14 @@ class State:
     def inputs(self, n: int) -> dict[str, Tensor]:
         """What a step of `n` new tokens reads, by name."""
         here = torch.arange(self.seen, self.seen + n, device=self.start.device)
-        given = {"query_index": here, "start": self.start} | {f"shift_{i}": shift for i, shift in enumerate(self.shifts)}
+        given = {ports.QUERY.name: here, ports.START.name: self.start} | {ports.SHIFT.at(i): shift for i, shift in enumerate(self.shifts)}
         if self.limit is not None:
-            given["limit"] = self.limit
+            given[ports.LIMIT.name] = self.limit
         for table in self.tables:
-            given[f"position_{table.number}"], given[f"slot_{table.number}"] = table.position, table.slots(n)
-            given |= {f"{what}_{table.number}": x for what in ("size", "score") if (x := getattr(table, what)) is not None}
+            given |= {ports.POSITION.at(table.number): table.position, ports.SLOT.at(table.number): table.slots(n)}
+            given |= {port.at(table.number): x for port in (ports.SIZE, ports.SCORE) if (x := getattr(table, port.name)) is not None}
         for i, layer in enumerate(self.layers):
-            given[f"keys_{i}"], given[f"values_{i}"] = layer.keys, layer.values
+            given |= {ports.KEYS.at(i): layer.keys, ports.VALUES.at(i): layer.values}
         return given
 
     def advance(self, n: int) -> None:

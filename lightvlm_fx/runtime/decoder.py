@@ -24,6 +24,7 @@ from lightvlm_fx.compat import given_cache, tracing, with_cache
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.exporters.regions import ByLayer
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
+from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.program import Program
 from lightvlm_fx.model.capture import Call, capture
 from lightvlm_fx.model.families.side_inputs import FEATURES, MASK, make_dense
@@ -234,17 +235,17 @@ class Decoder:
             return self._rewrite(pipelines.prefill(schedule, self.depth), program, seconds, kwargs)
 
         entry = self._entry(key, schedule, build, f"{rows} rows, {length} tokens, images of {layout.images} tokens")
-        if "visual_salience" in entry.program.inputs:
-            given["visual_salience"] = self._salience(layout)
-        if "visual_grid" in entry.program.inputs:
-            given["visual_grid"] = layout.places()
+        if ports.SALIENCE.name in entry.program.inputs:
+            given[ports.SALIENCE.name] = self._salience(layout)
+        if ports.GRID.name in entry.program.inputs:
+            given[ports.GRID.name] = layout.places()
         if self.observe:
             self.observe("prefill", given)
         outputs = entry.run(given)
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
         entry.bucket.watch(entry.program.facts, layout.segment, named)
         outputs.clear()  # `new_state` takes keys and values out one by one, so that no two copies of all of them ever stand
-        self.last = {k: v for k, v in named.items() if k.split(".")[0] in SURVIVORS or k == "kv_count"}
+        self.last = {k: v for k, v in named.items() if k.split(".")[0] in SURVIVORS or k == ports.KV_COUNT.name}
         self.last_layout = layout
         hidden = named.pop("hidden")
         return entry, hidden, new_state(named, layout.segment, schedule, kv, self.depth, self)
@@ -258,15 +259,15 @@ class Decoder:
     ) -> dict[str, Tensor]:
         """The inputs of a prefill graph, by name; those that are only read for their size hold nothing."""
         call = Call.of(kwargs)
-        given = dict(zip(call.names, call.tensors, strict=True)) | {"visual_segment": layout.segment}
+        given = dict(zip(call.names, call.tensors, strict=True)) | {ports.SEGMENT.name: layout.segment}
         like = layout.segment
         for i, (budget, stay) in enumerate(zip(plan.budgets, plan.stay, strict=True)):
-            given |= {f"visual_budget_{i}": budget, f"stay_{i}": like.new_empty(stay)}
+            given |= {ports.BUDGET.at(i): budget, ports.STAY.at(i): like.new_empty(stay)}
         if schedule.freeze:
-            given["stay_text"] = like.new_empty(plan.text)
+            given[ports.STAY_TEXT.name] = like.new_empty(plan.text)
         if kv:
-            given |= {"kv_count": kv.count, "kv_most": kv.most}
-            given |= {f"kv_stay_{n}": like.new_empty(kv.lengths[i]) for i, n in enumerate(shared_sizes(schedule, self.depth))}
+            given |= {ports.KV_COUNT.name: kv.count, ports.KV_MOST.name: kv.most}
+            given |= {ports.KV_STAY.at(n): like.new_empty(kv.lengths[i]) for i, n in enumerate(shared_sizes(schedule, self.depth))}
         return given
 
     def _salience(self, layout: Layout) -> Tensor:
@@ -346,7 +347,7 @@ class Decoder:
         call = Call.of(kwargs)
         given = dict(zip(call.names, call.tensors, strict=True)) | state.inputs(new)
         if asking:
-            given |= {f"segment_{i}": store.segments() for i, store in enumerate(state.stores)}
+            given |= {ports.ASKED.at(i): store.segments() for i, store in enumerate(state.stores)}
         if self.static or program.facts.static_length:
             key = (*key, *(tuple(x.shape) for x in given.values()))
 

@@ -32,13 +32,13 @@ class KvPlan:
         kv, rows = schedule.kv, len(layout.images)
         assert kv is not None
         real = (layout.segment != PADDING).sum(1).tolist()
-        firsts = schedule.layers(depth) if schedule.cuts else []
+        sets = schedule.token_sets(depth)
         count, most = (torch.zeros(rows, depth, dtype=torch.int64) for _ in range(2))
         lengths, capacity = [], []
         prompts = [sum(images) if kv.of == "visual" else n for images, n in zip(layout.images, real, strict=True)]
         wanted = [kv.capacities(n, depth) for n in prompts]
         for layer in range(depth):
-            cut = sum(first <= layer for first in firsts) - 1
+            cut = sets[layer] - 1
             longest = 0
             for row, images in enumerate(layout.images):
                 visual = int(plan.budgets[cut][row].sum()) if cut >= 0 else sum(images)

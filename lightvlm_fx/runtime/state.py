@@ -21,13 +21,12 @@ def new_state(
     """
     rows, length = segment.shape
     start = (segment == -2).sum(1)
-    firsts = schedule.layers(depth) if schedule.cuts else []
     place = torch.arange(length, device=segment.device).expand(rows, -1)
     shifts: list[Tensor] = []
     held: list[tuple[Tensor, Tensor | None]] = []  # sequence index and size of each token, from cut to cut
     segments = []
     count = (segment != -2).sum(1)
-    for number in range(len(firsts) + 1):
+    for number in range(len(schedule.cuts) + 1):
         if number:
             place = place.gather(1, named[f"index.{number - 1}"])
             segment = named[f"segment.{number - 1}"]
@@ -37,7 +36,7 @@ def new_state(
         size = named[f"size.{number - 1}"] if counted else None
         segments.append(segment)
         held.append((torch.where(segment == -2, -1, place), size))
-    table_of = [sum(layer >= first for first in firsts) for layer in range(depth)]
+    table_of = list(schedule.token_sets(depth))
     if kv is None or schedule.kv is None:
         tables = [SlotTable(number, *arrays, fixed=room and arrays[0].shape[1] + room) for number, arrays in enumerate(held)]
     else:
@@ -46,8 +45,8 @@ def new_state(
     state = State(tables, table_of, length, shifts, start, owner, schedule, kv)
     state.layers = [BufferLayer(state, tables[table_of[i]], named.pop(f"keys.{i}"), named.pop(f"values.{i}")) for i in range(depth)]
     if schedule.kv and schedule.kv.when.by_turn:
-        cut = [sum(layer >= first for first in firsts) for layer in table_of]
-        state.stores = [Store(layer, segments[cut[i]], schedule.kv.merge) for i, layer in enumerate(state.layers)]
+        sets = schedule.token_sets(depth)
+        state.stores = [Store(layer, segments[sets[i]], schedule.kv.merge) for i, layer in enumerate(state.layers)]
         for i, store in enumerate(state.stores):
             if f"entry.{i}" in named:
                 store.read(named[f"kv_index.{i}"], named[f"entry.{i}"])

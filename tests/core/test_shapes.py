@@ -10,6 +10,7 @@ from lightvlm_fx.errors import PostconditionError
 from lightvlm_fx.graph import shapes
 from lightvlm_fx.graph.edit import Editor, crossing, first_of_layer, replace_after
 from lightvlm_fx.graph.match import hidden_state
+from lightvlm_fx.graph.ports import Port
 from lightvlm_fx.graph.pretty import exact
 from lightvlm_fx.graph.program import value
 from lightvlm_fx.passes import pipelines
@@ -19,6 +20,7 @@ from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.testing import tiny_programs
 
+KEPT = Port("index", "[B, K]", "which tokens stay")
 CASES = {  # one kind of mask or another; M-RoPE and side inputs of layers; windows and two kinds of rotation
     "one row": Schedule.preset("pyramiddrop"),
     "masked rows": Schedule.preset("lightvlm", keep=0.3),
@@ -95,7 +97,7 @@ class Unequal(Edit):
 
     def call(self, program):
         total = [n for n in program.graph.nodes if n.target is torch.ops.aten.add.Tensor and value(n).ndim == 3][-1]
-        index = program.add_input("index", value(total).new_empty(1, program.new_size("kept"), dtype=torch.int64))
+        index = program.add_input(KEPT, value(total).new_empty(1, program.new_size("kept"), dtype=torch.int64))
         shorter = Editor(program, total).call("shorter", torch.ops.lightvlm.take_tokens.default, total.args[0], index, 0, 1)
         total.update_arg(0, shorter)
         return PassResult(1, 1)

@@ -37,7 +37,7 @@ def test_a_cold_and_then_warm_model_and_its_source_beside_it(llava, batches, fir
 
 
 def test_other_schedules_at_once(llava, batches, first):
-    names = ("sparsevila", "h2o")
+    names = ("sparsevila", "tome")  # one that watches the tower, one that traces it
     questions = {name: asked(first.lightvlm.with_schedule(name), batches[:1]) for name in names}
     jobs = [[step] for name in names for step in compiled_anew(llava.model, first, name, questions[name])]
     assert at_once(jobs, WAIT) == {"clear": 2 * len(names)}

@@ -151,7 +151,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--requests", type=int, default=40)
-    parser.add_argument("--processes", type=int, default=2, help="how many models are asked at a time, each by so many threads")
+    parser.add_argument("--processes", type=int, default=3, help="how many models are asked at a time, each by so many threads")
     given = parser.parse_args()
     from lightvlm_fx.presets import PRESETS
 
