@@ -56,7 +56,7 @@ class Handle:
 
     def graph(self, stage: str = "prefill", only_pass: str | None = None) -> str:
         """Readable text of the latest rewritten graph of `stage`; `only_pass="*"` shows inserted lines only."""
-        made = [*self._decoder.entries.values(), *(x for x in (self._images.stages.values() if self._images else ()) if x)]
+        made = [*self._decoder.graphs.entries.values(), *(x for x in (self._images.stages.values() if self._images else ()) if x)]
         for entry in reversed(made):
             if entry.program.stage == stage:
                 return text(entry.program, only_pass)
@@ -69,9 +69,9 @@ class Handle:
         """Compile the buckets of a batch now. With `freeze`, a later batch that needs another is an error."""
         self.thaw()
         self._model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
-        if not self._decoder.entries:
+        if not self._decoder.graphs.entries:
             raise NotSupported("nothing was compiled: generate() did not reach the decoder; is its forward, or the model's, replaced?")
-        self._decoder.freeze(freeze)
+        self._freeze(freeze)
         return self.report
 
     def with_schedule(self, schedule: Schedule | str | Path) -> Any:
@@ -81,12 +81,17 @@ class Handle:
         depend on the schedule. Raises as `compile` does.
         """
         other = self._again(schedule)
-        other.lightvlm._decoder.captured = self._decoder.captured
+        other.lightvlm._decoder.graphs.captured = self._decoder.graphs.captured
         return other
 
     def thaw(self) -> None:
         """Allow new buckets again."""
-        self._decoder.freeze(False)
+        self._freeze(False)
+
+    def _freeze(self, frozen: bool) -> None:
+        self._decoder.graphs.freeze(frozen)
+        if self._images:
+            self._images.freeze(frozen)
 
     @property
     def survivors(self) -> dict[str, Tensor]:
@@ -162,7 +167,7 @@ def compile(  # noqa: A001  (the public name of design.md 2)
         raise not_cut(["it has no get_image_features() beside its decoder"])
     elif (backend != "eager" or inside) and hasattr(type(parent), "get_image_features"):  # eager, the same code would run
         images = ImageFeatures(model, above, parent, report, decoder.effective, decoder.note_left, backend=backend,
-                               options=torch_compile_options, static=static, frozen=lambda: decoder.frozen)  # fmt: skip
+                               options=torch_compile_options, static=static)  # fmt: skip
         object.__setattr__(parent, "get_image_features", images)
     stand_in = fast.get_submodule(path)
     object.__setattr__(stand_in, "forward", decoder.forward)

@@ -157,7 +157,7 @@ def held(fast: Any, cache: Any) -> Iterator[tuple[str, Tensor]]:
     yield from tensors(cache.layers, "cache")
     yield from tensors(cache.layers[0].state.inputs(1), "step")
     yield from tensors(fast.lightvlm.survivors, "survivors")
-    for entry in fast.lightvlm._decoder.entries.values():
+    for entry in fast.lightvlm._decoder.graphs.entries.values():
         program = entry.program
         for node in program.graph.nodes:
             found = getattr(program.graph_module, node.target) if node.op == "get_attr" else value(node)

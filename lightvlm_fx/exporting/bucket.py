@@ -87,7 +87,7 @@ def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], le
     decoder.observe = lambda what, given: seen.setdefault(what, dict(given))  # the first of each
     answer = fast.generate(**batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
                            output_logits=True, return_dict_in_generate=True)  # fmt: skip
-    programs = {program.stage: program for program, _ in decoder.captured.values()}
+    programs = {program.stage: program for program, _ in decoder.graphs.captured.values()}
     if not programs["prefill"].facts.masked:
         raise CaptureError("the example was captured without masks, which an artifact needs; make prompt_tokens larger than the example")
     return Bucket(batch, layout.images, programs["prefill"], programs["decode"], seen["prefill"], seen["step"]["position_ids"],

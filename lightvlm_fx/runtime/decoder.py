@@ -1,4 +1,4 @@
-"""The decoder of a compiled model: decides per call between prefill, step and continuation, and runs graphs.
+"""The decoder of a compiled model: decides per call between prefill, step and continuation, and runs graphs (runtime/graphs.py).
 
 It stands where the model's own decoder stood and is called by the model's own code, so sampling, streamers,
 stopping and pipelines stay transformers' own.
@@ -7,9 +7,7 @@ stopping and pipelines stay transformers' own.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,22 +18,19 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
-from lightvlm_fx.compat import given_cache, tracing, with_cache
+from lightvlm_fx.compat import given_cache, with_cache
 from lightvlm_fx.errors import InputError, NotSupported
-from lightvlm_fx.exporters.regions import ByLayer
-from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.program import Program
-from lightvlm_fx.model.capture import Call, capture
+from lightvlm_fx.model.capture import Call
 from lightvlm_fx.model.families.side_inputs import FEATURES, MASK, make_dense
 from lightvlm_fx.model.layout import Layout, Placeholders, Plan
 from lightvlm_fx.model.salience import Given, Noted, salience
 from lightvlm_fx.passes import pipelines
 from lightvlm_fx.passing.report import BucketReport, Report
-from lightvlm_fx.releases import releases_first
 from lightvlm_fx.runtime.arguments import positions, refuse_looking_ahead, set_mask, tokens_of
 from lightvlm_fx.runtime.cache import BufferLayer, State
-from lightvlm_fx.runtime.follow import fingerprint
+from lightvlm_fx.runtime.graphs import Entry, Graphs
 from lightvlm_fx.runtime.kv_plan import KvPlan
 from lightvlm_fx.runtime.state import new_state
 from lightvlm_fx.schedule import Schedule, fixed_capacity, shared_sizes
@@ -49,47 +44,17 @@ REFUSED = ("output_attentions", "output_hidden_states")
 SURVIVORS = ("index", "segment", "went", "size")  # outputs of a cut that a handle shows
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One compiled graph."""
-
-    program: Program
-    compiled: Compiled
-    bucket: BucketReport
-
-    def run(self, given: dict[str, Tensor]) -> list[Tensor]:
-        """The graph's outputs; the first call is timed, as torch.compile does its work in it."""
-        inputs = [given[name] for name in self.program.inputs]
-        if self.bucket.first_s:
-            return list(self.compiled(*inputs))
-        with tracing():
-            start = time.perf_counter()
-            outputs = list(self.compiled(*inputs))
-            self.bucket.first_s = self.bucket.first_s or time.perf_counter() - start
-        return outputs
-
-
-class Captured(dict[Any, tuple[Program, float]]):
-    """Graphs before any pass, with the seconds that each took. Compiled models of one source share them."""
-
-    of: tuple[Any, ...] = ()  # the source's fingerprint that they were captured at
-
-
 class Decoder:
-    """State and buckets of one compiled model. `forward` replaces the source decoder's."""
+    """What one compiled model does with a call. `forward` replaces the source decoder's."""
 
     def __init__(self, source: nn.Module, schedule: Schedule, report: Report, placeholders: Placeholders, *,
                  backend: str, strict: bool, static: bool, prepack: bool, dump: str | Path | None,
                  options: dict[str, Any]) -> None:  # fmt: skip
         self.source, self.schedule, self.report, self.placeholders = source, schedule, report, placeholders
-        self.backend, self.strict, self.static, self.prepack, self.dump, self.options = backend, strict, static, prepack, dump, options
+        self.graphs = Graphs(source, report, backend=backend, strict=strict, static=static, prepack=prepack, dump=dump, options=options)
         self.depth = len(source.layers)
         schedule.layers(self.depth), schedule.frozen(self.depth)  # fail now, not at the first picture
         self.effective = pipelines.effective(schedule, placeholders.planes)
-        self.captured = Captured()
-        self.entries: dict[Any, Entry] = {}
-        self.frozen = False
-        self.taken: tuple[Any, ...] = ()  # the source's fingerprint at the latest prompt
         self.last: dict[str, Tensor] = {}  # of the latest prefill, what stayed of its tokens and entries
         self.observe: Callable[[str, dict[str, Any]], None] | None = None  # told the arguments of every prefill and step
         self.last_layout: Layout | None = None
@@ -185,32 +150,8 @@ class Decoder:
         """The same: a copied cache is still this model's."""
         return self
 
-    def freeze(self, frozen: bool) -> None:
-        """Compile nothing any more, or again."""
-        self.frozen = frozen
-        for entry in list(self.entries.values()):  # other threads may add some
-            if isinstance(entry.compiled, ByLayer):
-                entry.compiled.frozen = frozen
-
-    def _follow_source(self) -> None:
-        """Forget the graphs of a source that is not what it was: other weights, hooks, or adapters switched or merged."""
-        now = fingerprint(self.source)
-        if self.taken == now and self.captured.of == now:
-            return
-        with tracing():
-            if self.taken not in ((), now):
-                if self.frozen:
-                    raise InputError(
-                        "the source model changed after the graphs were frozen: weights, modules, hooks or adapters of its decoder are "
-                        "others; call fast.lightvlm.warm_up(inputs, freeze=True) again, or thaw()"
-                    )
-                self.entries.clear()
-            if self.captured.of != now:
-                self.captured.clear()
-            self.taken = self.captured.of = now
-
     def _prefill(self, kwargs: dict[str, Any]) -> tuple[Entry, Tensor, State]:
-        self._follow_source()
+        self.graphs.follow_source()
         embeds = kwargs["inputs_embeds"]
         rows, length = embeds.shape[:2]
         kwargs["position_ids"] = positions(kwargs.get("position_ids"), self.placeholders.planes, rows, length, embeds.device)
@@ -222,19 +163,19 @@ class Decoder:
         schedule, plan, kv = self._plan(layout, self.effective)
         masked = set_mask(self.source.config, kwargs, plan, flat_mask)
         make_dense(self.source, kwargs, self.placeholders.deepstack)
-        program, seconds, key = self._capture(kwargs, "prefill", masked)
+        program, seconds, key = self.graphs.capture(kwargs, "prefill", masked)
         if program.facts.static_length and not layout.has_images:
             schedule, plan, kv = self._plan(layout, schedule.unchecked(cuts=(), freeze=(), tower=()))
         if kv and kv.note and kv.note not in self.report.warnings:
             self.report.warnings.append(kv.note)
         given = self._given(kwargs, schedule, layout, plan, kv)
-        if self.static or program.facts.static_length:
+        if self.graphs.static or program.facts.static_length:
             key = (*key, *(tuple(x.shape) for x in given.values()))
 
         def build() -> tuple[Program, BucketReport]:
-            return self._rewrite(pipelines.prefill(schedule, self.depth), program, seconds, kwargs)
+            return self.graphs.rewrite(pipelines.prefill(schedule, self.depth), program, seconds, kwargs)
 
-        entry = self._entry(key, schedule, build, f"{rows} rows, {length} tokens, images of {layout.images} tokens")
+        entry = self.graphs.entry(key, schedule, build, f"{rows} rows, {length} tokens, images of {layout.images} tokens")
         if ports.SALIENCE.name in entry.program.inputs:
             given[ports.SALIENCE.name] = self._salience(layout)
         if ports.GRID.name in entry.program.inputs:
@@ -343,81 +284,26 @@ class Decoder:
             for store in state.stores:
                 store.read_all()
         state.reserve(new)
-        program, seconds, key = self._capture(kwargs, "decode", False)
+        program, seconds, key = self.graphs.capture(kwargs, "decode", False)
         call = Call.of(kwargs)
         given = dict(zip(call.names, call.tensors, strict=True)) | state.inputs(new)
         if asking:
             given |= {ports.ASKED.at(i): store.segments() for i, store in enumerate(state.stores)}
-        if self.static or program.facts.static_length:
+        if self.graphs.static or program.facts.static_length:
             key = (*key, *(tuple(x.shape) for x in given.values()))
 
         def build() -> tuple[Program, BucketReport]:
             capacity = fixed_capacity(schedule) if new == 1 else 0  # a captured example of several tokens may be longer than it
             pipe = pipelines.decode(schedule, self.depth, several=new > 1, capacity=capacity)
-            return self._rewrite(pipe, program, seconds, kwargs)
+            return self.graphs.rewrite(pipe, program, seconds, kwargs)
 
-        entry = self._entry(key, schedule, build, f"{rows} rows, {new} new tokens")
+        entry = self.graphs.entry(key, schedule, build, f"{rows} rows, {new} new tokens")
         hidden, *asked = entry.run(given)
         state.advance(new)
         if asking and state.count is not None:
             for i, (store, score) in enumerate(zip(state.stores, asked, strict=True)):
                 store.choose(score, state.count[:, i])
         return entry, hidden
-
-    # --- graphs -------------------------------------------------------------------------------------
-
-    @releases_first()
-    def _capture(self, kwargs: dict[str, Any], stage: Any, masked: bool) -> tuple[Program, float, tuple[Any, ...]]:
-        """The graph of such a call before any pass, the seconds that it took, and what it is kept under.
-
-        One serves every number of rows, and every length, unless the decoder's own code forbids it; one row without padding has its own.
-        """
-        call = Call.of(kwargs)
-        kind = (stage, masked, call.size[1] == 1 and stage == "decode")
-        keys = {free: (*kind, free, call.signature(free, masked)) for free in ("BS", "S", "B", "")}
-
-        def known() -> tuple[Program, float, tuple[Any, ...]] | None:
-            return next(((*found, key) for key in keys.values() if (found := self.captured.get(key))), None)
-
-        if found := known():
-            return found
-        with tracing():
-            if found := known():  # of another thread, while this one waited
-                return found
-            start = time.perf_counter()
-            program = capture(self.source, kwargs, stage, masked=masked)
-            key, seconds = keys[program.facts.free], time.perf_counter() - start
-            self.captured[key] = (program, seconds)
-        return program, seconds, key
-
-    def _rewrite(self, pipe: Any, program: Program, seconds: float, kwargs: dict[str, Any]) -> tuple[Program, BucketReport]:
-        start = time.perf_counter()
-        rewritten, steps = pipe.run(program, strict=self.strict, dump=self.dump)
-        rows, length = kwargs["inputs_embeds"].shape[:2]
-        shapes = f"{rows} rows x {length} tokens" if program.stage == "prefill" or length > 1 else f"{rows} rows x 1 token"
-        facts = rewritten.facts
-        bucket = BucketReport(program.stage, rows, shapes, facts.masked, facts.static_length, seconds,
-                        time.perf_counter() - start, tuple(steps))  # fmt: skip
-        return rewritten, bucket
-
-    def _entry(self, key: tuple[Any, ...], schedule: Schedule, build: Callable[[], tuple[Program, BucketReport]], what: str) -> Entry:
-        key = (*key, schedule.fingerprint)
-        if entry := self.entries.get(key):
-            return entry
-        with tracing():
-            if entry := self.entries.get(key):  # of another thread, while this one waited
-                return entry
-            if self.frozen:
-                known = "\n  ".join(f"{b.stage}: {b.shapes}" for b in self.report.buckets)
-                raise InputError(
-                    f"this batch ({what}) exceeds the buckets that were warmed up:\n  {known}\n"
-                    "call fast.lightvlm.warm_up(inputs) with such a batch before freezing, or fast.lightvlm.thaw()"
-                )
-            with releases_first():
-                program, bucket = build()
-            entry = self.entries[key] = Entry(program, lower(program, self.backend, self.options, self.static, self.prepack), bucket)
-            self.report.buckets.append(bucket)
-            return entry
 
 
 def _repeat(ids: Tensor | None, times: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightvlm_fx.compat import tracing
 from lightvlm_fx.errors import InputError
+from lightvlm_fx.exporters.regions import ByLayer
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, not_cut
 from lightvlm_fx.graph.program import Facts, Program
@@ -74,13 +75,20 @@ class ImageFeatures:
 
     def __init__(self, model: nn.Module, path: str, holder: nn.Module, report: Report, schedule: Schedule,
                  tell: Callable[[Tensor | None, int | None], None], *,
-                 backend: str, options: dict[str, Any], static: bool, frozen: Callable[[], bool]) -> None:  # fmt: skip
+                 backend: str, options: dict[str, Any], static: bool) -> None:  # fmt: skip
         self.model, self.path, self.report, self.schedule, self.tell = model, path, report, schedule, tell
         self.own: Callable[..., Any] = type(holder).get_image_features.__get__(holder)
-        self.backend, self.options, self.static, self.frozen = backend, options, static, frozen
+        self.backend, self.options, self.static, self.frozen = backend, options, static, False
         self.__signature__ = inspect.signature(self.own)  # generate() goes by its names
         self.stages: dict[Any, TowerGraph | None] = {}
         self.taken: Any = ()
+
+    def freeze(self, frozen: bool) -> None:
+        """Compile nothing any more, or again."""
+        self.frozen = frozen
+        for stage in list(self.stages.values()):  # other threads may add some
+            if stage and isinstance(stage.run, ByLayer):
+                stage.run.frozen = frozen
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +122,7 @@ class ImageFeatures:
             if now != self.taken:
                 self.stages, self.taken = {}, now
             if key not in self.stages:
-                if self.frozen():
+                if self.frozen:
                     raise InputError(
                         "pictures of this form were not warmed up, and compiling is frozen; call fast.lightvlm.warm_up(inputs) with such "
                         "a batch before freezing, or fast.lightvlm.thaw()"

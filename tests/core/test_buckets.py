@@ -77,6 +77,6 @@ def test_schedules_that_share_captures_share_no_graphs():
     for turn in (siblings, siblings[::-1]):
         for fast in turn:
             assert difference(own[siblings.index(fast)], answer(fast, inputs, 2)) == 0
-    keys = [set(fast.lightvlm._decoder.entries) for fast in siblings]
+    keys = [set(fast.lightvlm._decoder.graphs.entries) for fast in siblings]
     assert not keys[0] & keys[1] | keys[0] & keys[2] | keys[1] & keys[2]
     assert {len(each) for each in keys} == {2}  # a prompt and a step

@@ -61,7 +61,7 @@ def test_inductor_compiles_once_for_all_threads(small):
     questions = asked(lightvlm.compile(small.model, HALF, backend="eager"), [small.inputs(text=(9,), images=(1,))], NEAR)
     fast = lightvlm.compile(small.model, HALF)
     assert at_once(from_each(fast, questions, 4, 2), WAIT) == {"clear": 8}
-    assert [len(entry.compiled.made) for entry in fast.lightvlm._decoder.entries.values()] == [1, 1]
+    assert [len(entry.compiled.made) for entry in fast.lightvlm._decoder.graphs.entries.values()] == [1, 1]
 
 
 def test_a_thread_that_hangs_is_counted():

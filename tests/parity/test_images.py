@@ -19,7 +19,7 @@ NEAR = 1e-5  # of the largest
 
 def stand_in(tiny, **options):
     report = Report("a model", "none", "", "eager")
-    given = {"backend": "eager", "options": {}, "static": False, "frozen": lambda: False} | options
+    given = {"backend": "eager", "options": {}, "static": False} | options
     made = ImageFeatures(tiny.model, "model", tiny.model.model, report, Schedule.preset("none"), lambda *told: None, **given)
     return made, report
 
@@ -82,11 +82,10 @@ def test_follows_weights_that_change_and_modules_that_are_replaced():
 
 def test_compiles_nothing_while_frozen():
     tiny = zoo.build("llava", layers=2)
-    frozen = []
-    features, _ = stand_in(tiny, frozen=lambda: bool(frozen))
+    features, _ = stand_in(tiny)
     with torch.no_grad():
         features(**pictures(tiny, 1))
-        frozen.append(True)
+        features.freeze(True)
         features(**pictures(tiny, 2, seed=3))
         with pytest.raises(InputError, match="not warmed up, and compiling is frozen"):
             features(pictures(tiny, 1)["pixel_values"].double())
