@@ -106,7 +106,7 @@ def test_a_failed_capture_begins_with_the_release(outside, monkeypatch, llava, f
     def capture(*args, **options):
         raise fails
 
-    monkeypatch.setattr("lightvlm_fx.runtime.decoder.capture", capture)
+    monkeypatch.setattr("lightvlm_fx.runtime.graphs.capture", capture)
     fast = lightvlm.compile(llava.model, "none", backend="eager")
     with pytest.raises(kind, match=f"^{OUTSIDE}: {said}$"):
         fast.generate(**llava.inputs(), max_new_tokens=1)

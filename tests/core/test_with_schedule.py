@@ -4,7 +4,7 @@ import pytest
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx.errors import ScheduleError
-from lightvlm_fx.runtime import decoder as runtime
+from lightvlm_fx.runtime import graphs as runtime
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer, difference
 

@@ -152,8 +152,8 @@ def test_a_guarded_picture_outlives_any_answer(heads):
             pictures = [entries & set(place) for entries in held]
             assert pictures[0] == pictures[1]
             assert len(pictures[0]) == 6  # 0.3 of 20
-            of_picture = torch.isin(last.stage.position[row, 0], torch.tensor(place))
-            assert float(last.stage.size[row, 0, of_picture].sum()) == visual
+            of_picture = torch.isin(last.table.position[row, 0], torch.tensor(place))
+            assert float(last.table.size[row, 0, of_picture].sum()) == visual
             assert held[0] - set(place) != held[1] - set(place)
 
 
@@ -194,7 +194,7 @@ def test_a_dialogue_goes_on_over_a_bounded_cache():
     assert together.shape[1] == 33
     assert first.get_seq_length() == second.get_seq_length()
     for a, b in zip(first.layers, second.layers, strict=True):
-        assert set(a.stage.position[0, 0].tolist()) == set(b.stage.position[0, 0].tolist())
+        assert set(a.table.position[0, 0].tolist()) == set(b.table.position[0, 0].tolist())
     assert (together[:, 0] - singly[0][:, 0]).abs().max() > 0  # a piece drops all its victims before it begins
 
 

@@ -14,7 +14,7 @@ from lightvlm_fx.errors import NotSupported, PreconditionError, RefusedModel
 from lightvlm_fx.graph.match import before_rope
 from lightvlm_fx.model.capture import Call, capture
 from lightvlm_fx.releases import release
-from lightvlm_fx.runtime import decoder as runtime
+from lightvlm_fx.runtime import graphs as runtime
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import ALL, answer, difference
 
