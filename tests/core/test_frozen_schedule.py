@@ -34,7 +34,7 @@ def test_a_frozen_schedule_answers_its_prompt_as_the_adaptive_one(tiny, plain, t
     constant = answer(again, inputs, 6)
     assert difference(adaptive, constant) <= 1e-6
     for ours, theirs in zip(constant.past_key_values.layers, adaptive.past_key_values.layers, strict=True):
-        for head, other in zip(ours.stage.position.flatten(0, 1), theirs.stage.position.flatten(0, 1), strict=True):
+        for head, other in zip(ours.table.position.flatten(0, 1), theirs.table.position.flatten(0, 1), strict=True):
             assert head[head >= 0].tolist() == other[other >= 0].tolist()
 
 
