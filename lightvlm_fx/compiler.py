@@ -160,13 +160,14 @@ def compile(  # noqa: A001  (the public name of design.md 2)
                       prepack=prepack, dump=dump, options=torch_compile_options)  # fmt: skip
     above = path.rpartition(".")[0]
     parent, images = fast.get_submodule(above), None
-    inside = decoder.effective.tower
+    inside, own = decoder.effective.tower, getattr(parent, "get_image_features", None)
     if schedule.watches_tower:
-        object.__setattr__(parent, "get_image_features", watched(vision_tower(model), parent, decoder.note_tower))
-    elif inside and not hasattr(type(parent), "get_image_features"):
+        own = watched(vision_tower(model), parent, decoder.note_tower)
+        object.__setattr__(parent, "get_image_features", own)
+    if inside and own is None:
         raise not_cut(["it has no get_image_features() beside its decoder"])
-    elif (backend != "eager" or inside) and hasattr(type(parent), "get_image_features"):  # eager, the same code would run
-        images = ImageFeatures(model, above, parent, report, decoder.effective, decoder.note_left, backend=backend,
+    if (backend != "eager" or inside) and own is not None:  # eager, the same code would run
+        images = ImageFeatures(model, above, own, report, decoder.effective, decoder.note_left, backend=backend,
                                options=torch_compile_options, static=static)  # fmt: skip
         object.__setattr__(parent, "get_image_features", images)
     stand_in = fast.get_submodule(path)

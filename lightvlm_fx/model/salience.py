@@ -119,7 +119,7 @@ def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Call
         raise NotSupported(f"{why}; use score 'density'")
     whole_picture_layers(tower)
     arguments = inspect.signature(forward)
-    @functools.wraps(forward)
+    @functools.wraps(forward.__get__(model))
     def run(*args: Any, **kwargs: Any) -> Any:
         copied, private = with_own(model, tower)
         grid = arguments.bind(copied, *args, **kwargs).arguments.get(GRID)

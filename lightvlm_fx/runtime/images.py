@@ -35,23 +35,24 @@ SAID = {"last_hidden_state", "hidden_states", "attentions", "pooler_output", DEE
 
 @dataclass
 class TowerGraph:
-    """A compiled vision stage. `like`: an output of the model's own code."""
+    """A compiled vision stage. `like`: an output of the model's own code; `tile`: how many tokens a tile has that was cut inside."""
 
     how: dict[str, Any]
     program: Program
     run: Compiled
     bucket: BucketReport
     like: Any
+    tile: int | None
 
     def __call__(self, pictures: dict[str, Tensor], tell: Callable[[Tensor | None, int | None], None]) -> Any:
-        """The output of get_image_features; `tell` is told which tokens cuts in the tower left, and how many each tile has."""
+        """The output of get_image_features; `tell` is told the tokens' scores by the tower, or which of them cuts in it left."""
         given, tokens = feed(self.how, pictures)
         inputs = [given[name] for name in self.program.inputs]
         start = time.perf_counter()
         with torch.inference_mode(False), torch.no_grad():
             named = dict(zip(self.program.facts.outputs, self.run(*inputs), strict=True))
         self.bucket.first_s = self.bucket.first_s or time.perf_counter() - start
-        tell(named.pop("image_salience", None), self.how.get("tokens"))
+        tell(named.pop("image_salience", None), self.tile)
         own = (self.like.pooler_output, *(getattr(self.like, DEEPSTACK, None) or ()))  # in the order of the stage's outputs
         first, *more = (self._shaped(x[:tokens], pictures, like) for x, like in zip(named.values(), own, strict=True))
         return type(self.like)(pooler_output=first, **({DEEPSTACK: more} if more else {}))
@@ -71,13 +72,16 @@ class TowerGraph:
 
 
 class ImageFeatures:
-    """Stands in for `get_image_features` of one compiled model. Raises NotSupported for cuts in a tower that cannot have them."""
+    """Stands in for `get_image_features` of one compiled model; `own` is what runs where no stage can.
 
-    def __init__(self, model: nn.Module, path: str, holder: nn.Module, report: Report, schedule: Schedule,
+    Raises NotSupported for cuts in a tower that cannot have them.
+    """
+
+    def __init__(self, model: nn.Module, path: str, own: Callable[..., Any], report: Report, schedule: Schedule,
                  tell: Callable[[Tensor | None, int | None], None], *,
                  backend: str, options: dict[str, Any], static: bool) -> None:  # fmt: skip
         self.model, self.path, self.report, self.schedule, self.tell = model, path, report, schedule, tell
-        self.own: Callable[..., Any] = type(holder).get_image_features.__get__(holder)
+        self.own = own
         self.backend, self.options, self.static, self.frozen = backend, options, static, False
         self.__signature__ = inspect.signature(self.own)  # generate() goes by its names
         self.stages: dict[Any, TowerGraph | None] = {}
@@ -157,4 +161,5 @@ class ImageFeatures:
         program, steps = Pipeline([DropExportChecks()]).run(Program(unlifted(found.traced, names), "vision", facts, names))
         bucket = BucketReport("vision", 1, "any pictures", False, False, captured, 0.0, tuple(steps))
         self.report.vision.append(bucket)
-        return TowerGraph(found.how, program, lower(program, self.backend, self.options, self.static), bucket, like)
+        return TowerGraph(found.how, program, lower(program, self.backend, self.options, self.static), bucket, like,
+                          found.how.get("tokens") if self.schedule.tower else None)  # fmt: skip

@@ -20,7 +20,8 @@ NEAR = 1e-5  # of the largest
 def stand_in(tiny, **options):
     report = Report("a model", "none", "", "eager")
     given = {"backend": "eager", "options": {}, "static": False} | options
-    made = ImageFeatures(tiny.model, "model", tiny.model.model, report, Schedule.preset("none"), lambda *told: None, **given)
+    own = tiny.model.model.get_image_features
+    made = ImageFeatures(tiny.model, "model", own, report, Schedule.preset("none"), lambda *told: None, **given)
     return made, report
 
 
@@ -112,3 +113,14 @@ def test_a_compiled_model_answers_with_it(family):
     assert len(fast.lightvlm.report.vision) == 1
     assert "vision: any pictures" in str(fast.lightvlm.report)
     assert "aten.linear" in fast.lightvlm.graph("vision")
+
+
+@pytest.mark.full
+def test_scores_by_tower_attention_come_from_the_graph():
+    tiny = zoo.build("llava", layers=2)
+    fast, eager = (lightvlm.compile(tiny.model, "visionzip", backend=backend) for backend in ("inductor", "eager"))
+    for text, images in (((9,), (1,)), ((9, 6), (2, 1))):
+        inputs = tiny.inputs(text=text, images=images)
+        assert difference(answer(eager, inputs), answer(fast, inputs)) <= NEAR
+    assert len(fast.lightvlm.report.vision) == 1
+    assert not fast.lightvlm.report.warnings
