@@ -24,9 +24,10 @@ from lightvlm_fx.exporters.onnx_graph import operators as onnx_operators
 from lightvlm_fx.exporters.order import least_first
 from lightvlm_fx.exporters.precision import cast
 from lightvlm_fx.exporting.build import build
-from lightvlm_fx.exporting.causal import SEGMENT, attend_and_score, leave_out_later_keys
+from lightvlm_fx.exporting.causal import attend_and_score, leave_out_later_keys
 from lightvlm_fx.exporting.export import record_parity
 from lightvlm_fx.exporting.stages import Head
+from lightvlm_fx.graph.ports import SEGMENT
 from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.entry_scores.attention import Attention
 from lightvlm_fx.methods.token_scores.received import Received
@@ -88,12 +89,12 @@ def test_only_causal_masks_leave_keys_out(window, blocks, monkeypatch):
     if window:
         mask = mask & (here[:, None] - here < window)
     graph = fx.Graph()
-    q, k, seg, low = (graph.placeholder(name) for name in ("q", "k", SEGMENT, "low"))
+    q, k, seg, low = (graph.placeholder(name) for name in ("q", "k", SEGMENT.name, "low"))
     made = graph.call_function(torch.ops.aten.logical_not.default, (low,))  # models make their masks from others
     score = graph.call_function(operators.operator(Received, "score"), (q, k, seg, made, 0.5))
     graph.output((score, graph.call_function(attend, (q, k, k, made, 0.5))))
     module = fx.GraphModule(nn.Module(), graph)
-    given = {"q": torch.randn(1, 4, 8, 4), "k": torch.randn(1, 2, 8, 4), SEGMENT: segment, "low": ~mask}
+    given = {"q": torch.randn(1, 4, 8, 4), "k": torch.randn(1, 2, 8, 4), SEGMENT.name: segment, "low": ~mask}
     before = module(*given.values())
     changed = leave_out_later_keys(SimpleNamespace(graph_module=module), given, segment, blocks)
     assert changed == (0 if window else 1 + blocks)
@@ -113,12 +114,12 @@ def test_blocks_of_attention_score_their_keys(softcap, counted, monkeypatch):
     allowed = ((here[:, None] >= here) & (segment != PADDING)[:, None, :])[:, None]
     mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
     graph = fx.Graph()
-    q, k, v, seg, low, size = (graph.placeholder(name) for name in ("q", "k", "v", SEGMENT, "mask", "size"))
+    q, k, v, seg, low, size = (graph.placeholder(name) for name in ("q", "k", "v", SEGMENT.name, "mask", "size"))
     score = graph.call_function(operators.operator(Attention, "prompt"), (q, k, seg, low, 0.5))
     shared = graph.call_function(torch.ops.aten.mean.dim, (score, [1], True))
     graph.output((shared, graph.call_function(attend, (q, k, v, low, 0.5, softcap, *([size] if counted else [])))))
     module = fx.GraphModule(nn.Module(), graph)
-    given = {"q": torch.randn(2, 4, 8, 4), "k": torch.randn(2, 2, 8, 4), "v": torch.randn(2, 2, 8, 4), SEGMENT: segment, "mask": mask}
+    given = {"q": torch.randn(2, 4, 8, 4), "k": torch.randn(2, 2, 8, 4), "v": torch.randn(2, 2, 8, 4), SEGMENT.name: segment, "mask": mask}
     given["size"] = torch.randint(1, 4, (2, 8)).float()
     before = module(*given.values())
     assert leave_out_later_keys(SimpleNamespace(graph_module=module), given, segment, True) == 2

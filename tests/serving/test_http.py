@@ -244,7 +244,7 @@ def test_a_client_that_does_not_read_holds_up_nobody():
         slow.connect((urlsplit(url).hostname, urlsplit(url).port))
         body = json.dumps(HELLO | {"max_tokens": 20_000, "stream": True}).encode()
         slow.sendall(HEAD % (len(body), body))
-        assert until(lambda: engine.said == 20_000)
+        assert until(lambda: engine.said == 20_000, seconds=60)
         begun = time.monotonic()
         assert at_once(8, lambda _: ask(url, HELLO)[2]["choices"][0]["message"]["content"]) == ["abcde"] * 8
         assert time.monotonic() - begun < 5
