@@ -35,6 +35,7 @@ QUICK = {
     "test_images.py::test_a_compiled_model_answers_with_it": r"qwen2_vl",
     "test_images.py::test_gives_what_the_models_own_code_gives": rf"{SEVEN}",
     "test_in_tower.py::test_folder": r"llava-two pictures.*",
+    "test_in_tower.py::test_illava": r"llava-blocks1",
     "test_in_tower.py::test_keeping_everything_changes_nothing": r"qwen3_vl",
     "test_in_tower.py::test_tome": r"llava",
     "test_in_tower.py::test_what_resembles_the_mean_leaves": "",

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import references
 import torch
-from references import CASES, run_reference
+from references import CASES, absorbed, log_sum_exp, run_reference
 from torch.nn import functional as F
 
 import lightvlm_fx as lightvlm
@@ -59,7 +59,7 @@ def deep_towers(monkeypatch):
 
 
 def attend(block, x, turned, sizes):
-    """What a block's attention adds to x [n, D], its probabilities and keys [H, n, .]; keys count as `sizes` [n]."""
+    """What a block's attention adds to x [n, D]; its logits, probabilities and keys [H, n, .]; keys count as `sizes` [n]."""
     n = len(x)
     if turned is None:
         own = block.self_attn
@@ -77,7 +77,7 @@ def attend(block, x, turned, sizes):
 
         q, k = (y * cos + half(y) * sin for y in (q, k))
     logits = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
-    seen = logits.softmax(-1), k
+    seen = logits, logits.softmax(-1), k
     return out((logits + sizes.log()).softmax(-1).matmul(v).transpose(0, 1).reshape(n, -1)), seen
 
 
@@ -85,7 +85,8 @@ def attend(block, x, turned, sizes):
 def tower_reference(model, pixels, grid, rules, keep, proportional):
     """Of one picture the places of the visual tokens that are left, and their features.
 
-    `rules`, by block, say which groups of tokens become one, each in the place of its last; `keep`, how many are left of all.
+    `rules`, by block, say which groups of tokens become one, each in the place of its last and their mean, or beside them what they
+    become [m, W]; `keep`, how many are left of all.
     """
     tower, got = vision_tower(model), {}
     blocks, first = blocks_of(tower), min(rules)
@@ -102,14 +103,16 @@ def tower_reference(model, pixels, grid, rules, keep, proportional):
     layer = getattr(model.config, "vision_feature_layer", None)
     for number in range(first, len(blocks) if layer is None else len(blocks) + 1 + layer):
         block = blocks[number]
-        more, (seen, k) = attend(block, hidden, turned, sizes if proportional else torch.ones_like(sizes))
+        more, (logits, seen, k) = attend(block, hidden, turned, sizes if proportional else torch.ones_like(sizes))
         hidden = hidden + more
         if number in rules:
-            view = {"hidden": hidden, "k": k.transpose(0, 1), "seen": seen, "summary": summary, "group": group}
+            view = {"hidden": hidden, "k": k.transpose(0, 1), "seen": seen, "logits": logits, "summary": summary, "group": group}
             joined = rules[number](view, math.floor(tokens * keep[number] + 0.5))
+            joined, new = joined if isinstance(joined, tuple) else (joined, None)
             units, weights = (x[summary:].unflatten(0, (-1, group)) for x in (hidden, sizes))
             weigh = [weights[who][..., None] / weights[who].sum(0)[..., None] for who in joined]
             kept = torch.cat([(units[who] * w).sum(0) for who, w in zip(joined, weigh, strict=True)])
+            kept = kept if new is None else new.reshape(kept.shape)
             sizes = torch.cat([sizes[:summary], *(weights[who].sum(0) for who in joined)])
             hidden = torch.cat([hidden[:summary], kept])
             places = [places[who[-1]] for who in joined]
@@ -140,7 +143,7 @@ def window_index(tower, grid):
     return get_vision_window_index(grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
 
 
-def check(family, case, schedule, rules, proportional=False):
+def check(family, case, schedule, rules, proportional=False, later=None):
     keep = {number: cut.keep for number, cut in schedule.in_tower(3 if family == "llava" else BLOCKS).items()}
 
     def ruled(seen):
@@ -153,7 +156,7 @@ def check(family, case, schedule, rules, proportional=False):
         return out
 
     renumber = () if schedule.cuts[0].positions == "keep" else (0,)
-    run_reference(family, case, schedule, {0: ruled}, EXACT, renumber)
+    run_reference(family, case, schedule, {0: ruled} | (later or {}), EXACT, renumber)
 
 
 # --- rules ------------------------------------------------------------------------------------------------
@@ -202,6 +205,19 @@ def unlike_mean(view):
     return 1 - F.cosine_similarity(units, units.mean(0)[None], dim=-1)
 
 
+def absorbing(share, group):
+    """By log-sum-exp of a patch's own logits (of patches that become one: their mean) the best stay, and centres take up the others."""
+
+    def rule(view, left):
+        summary, n = view["summary"], view["group"]
+        units = view["hidden"][summary:].unflatten(0, (-1, n)).flatten(1)
+        logits = view["logits"][:, summary:].unflatten(1, (-1, n)).mean(2).unflatten(2, (-1, n)).mean(3)
+        kept, new = absorbed(logits.logsumexp(-1).mean(0), units, left, share, group)
+        return [[i] for i in kept], new
+
+    return rule
+
+
 # --- tests ------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +241,24 @@ def test_what_resembles_the_mean_leaves(family):
     cut = TowerCut(layer=1, keep=0.5, score="unlike-mean")
     schedule = Schedule(tower=(cut,), cuts=(Cut(layer=0, keep=0.5, score="survived"),))
     check(family, "two pictures and a ragged batch", schedule, [best_of(unlike_mean)])
+
+
+@pytest.mark.parametrize(("family", "blocks"), [("llava", (1,)), *((family, (1, 2)) for family in FAMILIES)])
+def test_illava(family, blocks):
+    """Its cuts of the tower, then those of the decoder, of what they left. In so shallow a tower the preset's four fall on one block."""
+    schedule = Schedule.preset("illava", keep=0.6, layers=(1, 3), centres=0.2, group=3, tower=0.6)
+    inside = schedule.tower[::-1][: len(blocks)][::-1]
+    if len(blocks) > 1:
+        apart = tuple(cut.model_copy(update={"layer": at}) for at, cut in zip(blocks, inside, strict=True))
+        schedule = schedule.model_copy(update={"tower": apart})
+    assert tuple(schedule.in_tower(3)) == blocks
+    shares = {1: 0.6**0.5 * 0.6, 3: 0.6 * 0.6}
+
+    def rule(seen):
+        kept = [max(1, math.floor(n * shares[seen.layer] + 0.5)) for n in seen.sizes]
+        return [absorbed(s, h, m, 0.2, 3) for s, h, m in zip(log_sum_exp(seen, family == "paligemma"), seen.images, kept, strict=True)]
+
+    check(family, "two pictures and a ragged batch", schedule, [absorbing(0.2, 3)] * len(blocks), later={1: rule, 3: rule})
 
 
 @pytest.mark.parametrize("family", ["llava", "paligemma"])
@@ -317,7 +351,7 @@ def test_refuses_a_tower_whose_prompt_does_not_follow(tower, cuts):
 def test_artifacts_answer_alike(family, tmp_path):
     tiny = deep(family)
     inputs = tiny.inputs(text=(9, 6), images=(1, 2))
-    for preset, options in (("folder", {"tower": True}), ("tome", {"layers": (1, 2)})):
+    for preset, options in (("folder", {"tower": True}), ("tome", {"layers": (1, 2)}), ("illava", {"layers": (1, 3), "tower": 0.6})):
         schedule = Schedule.preset(preset, **options)
         lightvlm.export(tiny.model, schedule, tmp_path / preset, inputs=inputs, new_tokens=8)
         fast = unreduced(family).lightvlm.with_schedule(schedule)

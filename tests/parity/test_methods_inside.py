@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from references import CASES, FAMILIES, last_query, run_reference, tiny, unit, unreduced
+from references import CASES, FAMILIES, absorbed, last_query, log_sum_exp, run_reference, tiny, unit, unreduced
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx.errors import LightVLMError
@@ -81,29 +81,6 @@ def test_dart(family, case, keep):
 
 
 # --- iLLaVA ----------------------------------------------------------------------------------------------
-
-
-def log_sum_exp(seen):
-    """Of each image, per token, over the keys that it sees, mean over heads."""
-    q, k, _ = seen.attention()
-    logits = (q @ k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
-    blind = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
-    scores = logits.masked_fill(blind, -torch.inf).logsumexp(-1).mean(0)
-    return [scores[span] for span in seen.spans]
-
-
-def absorbed(scores, hidden, budget, share, group):
-    """The best P stay, the next ones are centres, each half itself and half of the dropped tokens most like it."""
-    sound = max((p for p in range(budget + 1) if p + max(1, int(share * p)) <= budget), default=0)
-    order = scores.argsort(descending=True, stable=True).tolist()
-    dropped, new = order[budget:], hidden.clone()
-    for centre in order[sound:budget] if dropped else []:
-        products = hidden[dropped] @ hidden[centre]
-        most = products.topk(min(group, len(dropped)))
-        joined = (most.values / hidden.shape[1] ** 0.5).softmax(0) @ hidden[dropped][most.indices]
-        new[centre] = (hidden[centre] + joined) / 2
-    kept = sorted(order[:budget])
-    return kept, new[kept]
 
 
 @cases
