@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, dict[str, tuple[str, ...] | None] | None]] = {
     },
     "Schedules": {
         "schedule.py": {"Schedule": ("preset", "load", "save", "fingerprint"), "Cut": ()}, "kv.py": {"Kv": ()},
+        "calibration.py": {"outlier_share": ALL},
     },
     "Presets": {f"presets/{file}.py": ALL for file in ("pyramid", "before_decoder", "in_tower", "inside", "caches")},
     "Errors": {"errors.py": ALL},

@@ -15,6 +15,7 @@ _HOMES = {
     "export": "lightvlm_fx.exporting.export",
     "load": "lightvlm_fx.artifact.load",
     "verify": "lightvlm_fx.artifact.verify",
+    "outlier_share": "lightvlm_fx.calibration",
     "explain": "lightvlm_fx.explanation",
     "Explanation": "lightvlm_fx.explanation",
     "Schedule": "lightvlm_fx.schedule",
@@ -22,11 +23,15 @@ _HOMES = {
     "Report": "lightvlm_fx.passing.report",
     "LightVLMError": "lightvlm_fx.errors",
 }
-__all__ = ["Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain", "export", "load", "verify"]
+__all__ = [
+    "Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain", "export", "load", "outlier_share",
+    "verify",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from lightvlm_fx.artifact.load import load
     from lightvlm_fx.artifact.verify import verify
+    from lightvlm_fx.calibration import outlier_share
     from lightvlm_fx.compiler import compile
     from lightvlm_fx.errors import LightVLMError
     from lightvlm_fx.explanation import Explanation, explain

@@ -43,7 +43,7 @@ LEVELS = (
     ("model",),
     ("exporters",),
     ("runtime",),
-    ("explanation",),
+    ("explanation", "calibration"),
     ("compiler",),
     ("pictures",),
     ("exporting",),
