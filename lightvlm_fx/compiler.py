@@ -162,8 +162,10 @@ def compile(  # noqa: A001  (the public name of design.md 2)
     parent, images = fast.get_submodule(above), None
     inside, own = decoder.effective.tower, getattr(parent, "get_image_features", None)
     if schedule.watches_tower:
-        own = watched(vision_tower(model), parent, decoder.note_tower)
-        object.__setattr__(parent, "get_image_features", own)
+        for kind in ("image", "video") if hasattr(type(parent), "get_video_features") else ("image",):
+            seen = watched(vision_tower(model), parent, partial(decoder.note_tower, kind), kind)
+            object.__setattr__(parent, f"get_{kind}_features", seen)
+        own = parent.get_image_features
     if inside and own is None:
         raise not_cut(["it has no get_image_features() beside its decoder"])
     if (backend != "eager" or inside) and own is not None:  # eager, the same code would run

@@ -26,6 +26,7 @@ from lightvlm_fx.model.locate import with_own
 from lightvlm_fx.ops.column_sums import column_sums
 
 NAME = "lightvlm_salience"
+GRIDS = {"image": GRID, "video": "video_grid_thw"}  # of each kind, the argument that says how many patches each has
 
 
 class Noted:
@@ -107,22 +108,23 @@ def noting(tower: nn.Module, grid: Tensor | None = None) -> Iterator[Noted]:
         _noted.reset(token)
 
 
-def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None]) -> Callable[..., Any]:
-    """`model.get_image_features`, which hands what its `tower` attended to on to `tell`.
+def watched(tower: nn.Module, model: Any, tell: Callable[[Noted], None], of: str = "image") -> Callable[..., Any]:
+    """`model.get_image_features` (or get_video_features, `of` "video"), which hands what its `tower` attended to on to `tell`.
 
     It runs on a copy over the same weights, whose tower has configs of its own: other threads may run the tower itself meanwhile.
     Raises NotSupported where there is none, or the tower attends within windows only.
     """
-    forward = getattr(type(model), "get_image_features", None)
+    forward = getattr(type(model), f"get_{of}_features", None)
     if forward is None:
-        why = f"a score by tower attention watches get_image_features(), which {type(model).__name__} has not"
+        why = f"a score by tower attention watches get_{of}_features(), which {type(model).__name__} has not"
         raise NotSupported(f"{why}; use score 'density'")
     whole_picture_layers(tower)
     arguments = inspect.signature(forward)
     @functools.wraps(forward.__get__(model))
     def run(*args: Any, **kwargs: Any) -> Any:
         copied, private = with_own(model, tower)
-        grid = arguments.bind(copied, *args, **kwargs).arguments.get(GRID)
+        vars(copied).pop("get_image_features", None)  # of a video some families ask for pictures' features, which are watched, too
+        grid = arguments.bind(copied, *args, **kwargs).arguments.get(GRIDS[of])
         with noting(private, grid) as noted:
             out = forward(copied, *args, **kwargs)
         tell(noted)

@@ -5,6 +5,7 @@ from lightvlm_fx.presets.before_decoder import (
     divprune,
     dycoke,
     dynamic_vlm,
+    fastvid,
     folder,
     fourier,
     framefusion,

@@ -9,11 +9,13 @@ from lightvlm_fx.frozen import Number, Positive
 from lightvlm_fx.methods.combines.contextual import Contextual
 from lightvlm_fx.methods.combines.earlier_frame import EarlierFrame
 from lightvlm_fx.methods.combines.fold import Fold as FoldedMean
+from lightvlm_fx.methods.combines.into_anchors import IntoAnchors
 from lightvlm_fx.methods.combines.low_pass import LowPass
 from lightvlm_fx.methods.combines.neighbours import Neighbours
 from lightvlm_fx.methods.combines.pool import Pool
 from lightvlm_fx.methods.counts.frame_groups import FrameGroups
 from lightvlm_fx.methods.counts.lattice import Lattice as SmallGrid
+from lightvlm_fx.methods.counts.share_of_frames import ShareOfFrames
 from lightvlm_fx.methods.counts.share_of_video import ShareOfVideo
 from lightvlm_fx.methods.counts.shared_total import SharedTotal
 from lightvlm_fx.methods.options import Part, Power, Share
@@ -28,6 +30,7 @@ from lightvlm_fx.methods.token_scores.lattice import Lattice
 from lightvlm_fx.methods.token_scores.salience import Salience
 from lightvlm_fx.methods.token_scores.salient_far_apart import SalientFarApart
 from lightvlm_fx.methods.token_scores.salient_then_even import SalientThenEven
+from lightvlm_fx.methods.token_scores.shot_anchors import ShotAnchors
 from lightvlm_fx.methods.token_scores.weighted_heads import WeightedHeads, Weights
 from lightvlm_fx.presets.in_tower import survivors
 from lightvlm_fx.presets.shared import before
@@ -51,6 +54,7 @@ def prumerge(keep: Keep = 0.125, group: Positive = 32, extra: bool = True, posit
     """PruMerge (arXiv 2403.15388), with a fixed count: what the vision tower attends to most, each with its neighbours added.
 
     The paper's count is that of each picture's outliers, which no graph of a fixed size can have; 1/8 is its repository's fixed ratio.
+    `lightvlm.outlier_share(model, inputs)` is the mean of the paper's counts over some pictures, for `keep`.
     """
     return before("prumerge", keep, Salience(), Neighbours(group=group, extra=extra), positions)
 
@@ -146,3 +150,17 @@ def framefusion(keep: Share = 0.3) -> Schedule:
     """
     cut = Cut(layer=0, keep=ShareOfVideo(share=keep), score=FrameChange(), combine=EarlierFrame())
     return Schedule(name="framefusion", cuts=(cut,))
+
+
+def fastvid(keep: Share = 0.1, shots: Positive = 8, alike: Part = 0.9, anchors: Part = 0.4, every: Positive = 4,
+            own: Part = 0.6) -> Schedule:  # fmt: skip
+    """FastVID (arXiv 2503.11187): of every shot of a video what the vision tower attends to most, and anchors, which take up the rest.
+
+    A shot is a run of frames that look alike: there are `shots` at least, and a new one where a frame's cosine with the one before is below
+    `alike`. Of what stays, `anchors` are density peaks in every `every`-th frame of a shot; of a merged token, `own` is the anchor's.
+    Shots depend on the video, and how many tokens a frame keeps with them, but not their sum: int(keep * tokens of a frame) for each.
+    Still pictures stay whole. Left out: frames that hardly differ share one frame's tokens in the code for Qwen2.5-VL.
+    """
+    score = ShotAnchors(shots=shots, alike=alike, anchors=anchors, every=every)
+    cut = Cut(layer=0, keep=ShareOfFrames(share=keep), score=score, combine=IntoAnchors(own=own))
+    return Schedule(name="fastvid", cuts=(cut,))

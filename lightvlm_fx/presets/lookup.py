@@ -18,9 +18,10 @@ FUNCTIONS: tuple[Callable[..., Schedule], ...] = (
     pyramid.lightvlm, inside.fastv, inside.pyramiddrop, inside.feather, inside.shortv, before_decoder.divprune,
     before_decoder.visionzip, before_decoder.prumerge, before_decoder.prumerge_plus, before_decoder.score, before_decoder.folder,
     before_decoder.cdpruner, before_decoder.fourier, before_decoder.pool, before_decoder.dynamic_vlm, before_decoder.dycoke,
-    before_decoder.framefusion, inside.dart, inside.illava, inside.v2drop, inside.sparsevlm, before_decoder.hawk, inside.meteor,
-    in_tower.tome, caches.streaming_llm, caches.h2o, caches.scissorhands, caches.snapkv, caches.pyramidkv, caches.vl_cache,
-    caches.look_m, caches.meda, caches.aircache, caches.sparsevila, inside.random, inside.uniform, inside.none,
+    before_decoder.framefusion, before_decoder.fastvid, inside.dart, inside.illava, inside.v2drop, inside.sparsevlm,
+    before_decoder.hawk, inside.meteor, in_tower.tome, caches.streaming_llm, caches.h2o, caches.scissorhands, caches.snapkv,
+    caches.pyramidkv, caches.vl_cache, caches.look_m, caches.meda, caches.aircache, caches.sparsevila, inside.random, inside.uniform,
+    inside.none,
 )  # fmt: skip
 PRESETS = {f.__name__.replace("_plus", "+").replace("_", "-"): f for f in FUNCTIONS}
 

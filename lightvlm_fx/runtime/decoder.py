@@ -72,14 +72,14 @@ class Decoder:
         self._seen.ids = ids if isinstance(ids, Tensor) and ids.ndim == 2 else None
         self._seen.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
-    def note_tower(self, noted: Noted) -> None:
-        """What the vision tower attended to, for cuts that read it."""
-        self._seen.tower = noted
+    def note_tower(self, kind: str, noted: Noted | Given) -> None:
+        """What the vision tower attended to in pictures (`kind` "image") or videos ("video"), for cuts that read it."""
+        self._seen.tower = getattr(self._seen, "tower", {}) | {kind: noted}
 
     def note_left(self, scores: Tensor | None, tile: int | None) -> None:
         """Which visual tokens cuts inside the tower left [N], tiles having so many each; None: there are no such cuts."""
         if scores is not None:
-            self._seen.tower = Given(scores, tile)
+            self.note_tower("image", Given(scores, tile))
 
     @torch.compiler.disable  # fast.compile() and the like go around it: what runs here is compiled already
     def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
@@ -215,8 +215,22 @@ class Decoder:
         """What the tower attended to, where each visual token stands: [B, S] float32."""
         if not layout.has_images:
             return torch.zeros(layout.segment.shape, dtype=torch.float32, device=layout.segment.device)
-        noted, visual = getattr(self._seen, "tower", None), layout.segment >= 0
-        self._seen.tower = None
+        noted, self._seen.tower = getattr(self._seen, "tower", {}), {}
+        ids, visual = getattr(self._seen, "ids", None), layout.segment >= 0
+        video = torch.zeros_like(visual)
+        for one in self.placeholders.videos if ids is not None else ():
+            video |= visual & (ids == one)
+        score = torch.zeros(visual.shape, dtype=torch.float32, device=visual.device)
+        for kind, own in (("image", visual & ~video), ("video", video)):
+            if bool(own.any()):
+                score = torch.where(own, self._attended(kind, noted.get(kind), own, layout), score)
+        return score
+
+    def _attended(self, kind: str, noted: Noted | Given | None, visual: Tensor, layout: Layout) -> Tensor:
+        """What the tower attended to [B, S] float32 at the tokens `visual` [B, S] of pictures, or of videos."""
+        if noted is None and kind == "video":
+            raise NotSupported(f"{self._watching()} reads what the vision tower attends to in get_video_features(), which did not run; "
+                               "pass videos as pixels, or use a cut with score 'density', which needs no tower")  # fmt: skip
         if noted is None:
             raise InputError(
                 f"{self._watching()} reads what the vision tower attends to in get_image_features(), which did not run: the prompt holds "
@@ -226,12 +240,8 @@ class Decoder:
         if others:
             raise NotSupported(f"cuts inside the vision tower leave shares of tiles of {noted.tile} tokens, but pictures here have "
                                f"{sorted(others)}; use a schedule that cuts before the decoder (layer=0)")  # fmt: skip
-        ids = getattr(self._seen, "ids", None)
-        if ids is not None and any(bool((ids == video).any()) for video in self.placeholders.videos):
-            raise NotSupported(f"{self._watching()} reads how the vision tower attends to pictures, but this prompt holds a video; "
-                               "use a cut with score 'density', which needs no tower")  # fmt: skip
         # with beams each row stands several times after the other, but its pictures were encoded once
-        rows = len(visual)
+        rows, ids = len(visual), getattr(self._seen, "ids", None)
         times = next((n for n in range(rows, 1, -1) if rows % n == 0 and _repeat(ids, n) and noted.fits(int(visual[::n].sum()))), 1)
         score = torch.zeros(visual[::times].shape, dtype=torch.float32, device=visual.device)
         score[visual[::times]] = salience(noted, int(visual[::times].sum()))

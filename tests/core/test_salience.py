@@ -10,7 +10,7 @@ from lightvlm_fx import zoo
 from lightvlm_fx.compat import attention_name
 from lightvlm_fx.errors import NotSupported, PreconditionError, ScheduleError
 from lightvlm_fx.model.locate import vision_tower
-from lightvlm_fx.model.salience import NAME, Noted, noting, salience
+from lightvlm_fx.model.salience import NAME, Noted, noting, salience, watched
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.schedule import Cut, Schedule
@@ -129,8 +129,8 @@ def test_beams_read_the_picture_once(llava):
     assert chosen(fast) == [first, first, second, second]
 
 
-def test_refuses_a_video_beside_a_picture_of_as_many_tokens():
-    """Its row would be taken for a beam of the picture's, and scored by the picture's numbers."""
+def test_a_video_beside_a_picture_of_as_many_tokens_has_scores_of_its_own():
+    """Its row is no beam of the picture's."""
     tiny = zoo.build("qwen2_vl", layers=3)
     inputs, video = tiny.inputs(text=(9, 9), images=(1, 1)), tiny.model.config.video_token_id
     picture = inputs["input_ids"] == tiny.model.config.image_token_id
@@ -138,9 +138,24 @@ def test_refuses_a_video_beside_a_picture_of_as_many_tokens():
     inputs["input_ids"][picture], inputs["mm_token_type_ids"][picture] = video, 2
     for of_pictures, of_videos in (("pixel_values", "pixel_values_videos"), ("image_grid_thw", "video_grid_thw")):
         inputs[of_pictures], inputs[of_videos] = inputs[of_pictures].chunk(2)
-    assert answer(compiled(tiny.model, score="density", keep=0.5), inputs, 2).sequences.shape[0] == 2
-    with pytest.raises(NotSupported, match=r"score 'salience' reads how .* attends to pictures, but this prompt holds a video"):
-        answer(compiled(tiny.model, keep=0.5), inputs, 2)
+    fast, pictures = compiled(tiny.model, keep=0.5), tiny.inputs(text=(9, 9), images=(1, 1))
+    answer(fast, inputs, 1)
+    found = fast.lightvlm.survivors["index.0"]
+    answer(fast, pictures, 1)
+    assert found.equal(fast.lightvlm.survivors["index.0"])
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_in_a_video_the_tower_attends_to_each_frame_as_to_a_picture(family):
+    tiny, told, frames = zoo.build(family, layers=2), [], 3
+    holder, tower = tiny.model.model, vision_tower(tiny.model)
+    side = 2 * tower.spatial_merge_size
+    patches = torch.randn(frames * side**2, tiny.inputs(images=(1,))["pixel_values"].shape[1], generator=torch.Generator().manual_seed(0))
+    watched(tower, holder, told.append, "video")(patches, torch.tensor([[frames, side, side]]))
+    watched(tower, holder, told.append)(patches, torch.tensor([[1, side, side]] * frames))
+    video, pictures = (salience(noted, frames * 4) for noted in told)
+    torch.testing.assert_close(video, pictures)
+    assert len(set(pictures.tolist())) == frames * 4
 
 
 def test_refuses_a_tower_whose_patches_are_not_its_tokens():

@@ -208,3 +208,35 @@ def test_survivors_go_to_themselves_and_fillers_to_the_last_of_their_place():
     assert same_place(place, segment, index, left).tolist() == [[0, 1, 2, -1, 2]]
     assert same_place(place, segment, index, left, earlier=True).tolist() == [[0, 1, 2, -1, 2]]
     assert image_tokens(segment)[0, 1:].tolist() == [4] * 4
+
+
+@given(st.lists(st.lists(grids, min_size=1, max_size=2), min_size=1, max_size=3), st.floats(0.1, 1), st.integers(1, 4), st.floats(0, 1))
+def test_shots_and_anchors_of_a_video_depend_on_nothing_beside_it(made, keep, shots, alike):
+    def run(batch, tower):
+        score = OPS.score_shot_anchors(batch.hidden, batch.segment, batch.budget, batch.grid, tower, shots, alike, 0.4, 2)
+        index, left, rank = OPS.select_tokens(score, batch.segment, batch.budget, batch.length)
+        assert ((score > 0) == ((batch.segment >= 0) & (rank < batch.budget))).all()
+        size = torch.ones(batch.segment.shape)
+        merged, size, went = OPS.combine_into_anchors(batch.hidden, size, score, batch.segment, index, left, batch.grid, 0.6)
+        for b, number, _ in batch.pictures:
+            mine = left[b] == number
+            places = index[b][mine] - int((batch.segment[b] == number).nonzero()[0])
+            its = batch.own(went, b, number)
+            assert (its[places] == mine.nonzero().flatten()).all()  # what stays belongs to itself
+            assert mine[its[its >= 0]].all()
+            if len(places) == len(its):
+                assert merged[b][mine].equal(batch.own(batch.hidden, b, number))
+            yield places, merged[b][mine], size[b][mine]
+
+    def kept(p):
+        return max(p.sides[0], round(p.tokens * keep))
+
+    together = Rows(made, kept, pad=2)
+    tower = torch.rand(together.segment.shape, generator=torch.Generator().manual_seed(1))
+    for (b, number, grid), found in zip(together.pictures, run(together, tower), strict=True):
+        alone = Rows([[grid]], kept)
+        alone.hidden[:, 1:-1] = together.own(together.hidden, b, number)
+        its = torch.zeros(alone.segment.shape)
+        its[:, 1:-1] = together.own(tower, b, number)
+        (other,) = run(alone, its)
+        torch.testing.assert_close(found, other, atol=1e-5, rtol=1e-5)

@@ -9,10 +9,12 @@ from references import ALONE, CASES, FAMILIES, NEW, reference_logits, run_refere
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx.bench.memory import FRAME, video
-from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.errors import LightVLMError, NotSupported
 from lightvlm_fx.methods.base import Picture
+from lightvlm_fx.model.locate import vision_tower
+from lightvlm_fx.model.salience import noting, salience
 from lightvlm_fx.schedule import Schedule
-from lightvlm_fx.support import answer
+from lightvlm_fx.support import answer, difference
 
 EXACT = 1e-5  # of the largest logit
 LATTICES = {"fourier": {}, "pool": {}, "dynamic-vlm": {"tokens": 12, "most": 9}}
@@ -127,6 +129,91 @@ def test_framefusion(frames):
     run_video(Schedule.preset("framefusion"), rule, frames, ())
 
 
+def attended(inputs):
+    """What the tower attends to in a video [n]; tests/core/test_salience.py checks that it is that of its frames as pictures."""
+    model, grid = tiny("qwen2_5_vl").model, inputs["video_grid_thw"]
+    with torch.no_grad(), noting(vision_tower(model), grid) as noted:
+        model.model.get_video_features(inputs["pixel_values_videos"], grid)
+    return salience(noted, int(grid.prod()) // 4)
+
+
+def shots_of(x, shots, alike):
+    """Begin and end of each run of frames of x [F, n, D]."""
+    mean = unit(x.mean(1))
+    step = (mean[1:] * mean[:-1]).sum(-1)
+    cuts = {i + 1 for i in [*step.argsort(stable=True)[: shots - 1].tolist(), *(step < alike).nonzero().flatten().tolist()]}
+    begin = [0, *sorted(cuts)]
+    return list(zip(begin, [*begin[1:], len(x)], strict=True))
+
+
+def peaks_of(x, count):
+    """The `count` density peaks of x [n, D]."""
+    apart = torch.cdist(x.double(), x.double()) / x.shape[1] ** 0.5
+    dense = (-apart.sort(1).values[:, :4].square().mean(1)).exp()
+    denser = dense[None] > dense[:, None]
+    peak = dense * torch.where(denser, apart, torch.inf).amin(1).clamp_max(apart.max())
+    return peak.argsort(descending=True, stable=True)[:count].tolist()
+
+
+@pytest.mark.parametrize(("frames", "options"), [
+    (1, {}), (4, {}), (9, {"shots": 2, "alike": 0.0}), (7, {"shots": 3, "alike": 0.5, "own": 0.1, "every": 2}),
+])  # fmt: skip
+def test_fastvid(frames, options):
+    """Shot by shot, loops over its frames; ids stay."""
+    many = options.get("every", 4)
+    seen = attended(video(frames * math.prod(FRAME))).view(frames, -1)
+
+    def rule(x):
+        n, new = x.shape[1], {}
+        m, flat = int(0.1 * n), unit(x)
+        if frames == 1:
+            return list(range(n))
+        for first, end in shots_of(x, options.get("shots", 8), options.get("alike", 0.9)):
+            count = end - first
+            anchors = max(1, int(count * m * 0.4))
+            salient, groups, turns = [], [], -(-count // many)
+            for i in range(count):
+                t, back, rest = first + i, count - 1 - i, count * m - anchors
+                most = rest // count + (i < rest % count)
+                here = 0 if back % many else anchors // turns + (back // many < anchors % turns)
+                order = seen[t].argsort(descending=True, stable=True).tolist()
+                salient += [(t, j) for j in order[:most]]
+                others = sorted(order[most:])
+                if here:
+                    groups.append([(t, others[j]) for j in peaks_of(x[t, others], here)])
+            new |= {at: x[at] for at in salient}
+            for group in groups:
+                to = {at: [] for at in group}
+                for at in [(t, j) for t in range(first, end) for j in range(n) if (t, j) not in {*salient, *group}]:
+                    to[max(group, key=lambda anchor: float(flat[anchor] @ flat[at]))].append(at)
+                for at, those in to.items():
+                    weight = max(options.get("own", 0.6), 1 / (len(those) + 1))
+                    joined = torch.stack([x[other] for other in those]).mean(0) if those else x[at]
+                    new[at] = weight * x[at] + (1 - weight) * joined
+        assert len(new) == frames * m
+        return [t * n + j for t, j in sorted(new)], torch.stack([new[at] for at in sorted(new)])
+
+    fast = run_video(Schedule.preset("fastvid", **options), rule, frames, ())
+    n = math.prod(FRAME)
+    assert fast.lightvlm.schedule.budgets(Picture(9 * n, (9, *FRAME))) == [9 * int(0.1 * n)]
+
+
+def test_fastvid_leaves_a_video_whole_of_which_everything_stays():
+    inputs = video(6 * math.prod(FRAME))
+    fast = unreduced("qwen2_5_vl").lightvlm.with_schedule(Schedule.preset("fastvid", keep=1.0))
+    assert difference(answer(unreduced("qwen2_5_vl"), inputs, NEW), answer(fast, inputs, NEW)) <= EXACT
+
+
+@pytest.mark.parametrize(("family", "why"), [
+    ("internvl", "needs to know which patches of the vision tower a visual token comes from"),
+    ("llava_next", "has no known grid"),
+])  # fmt: skip
+def test_fastvid_refuses_pictures_that_it_cannot_tell(family, why):
+    fast = lightvlm.compile(tiny(family).model, "fastvid", backend="eager")
+    with pytest.raises(LightVLMError, match=why):
+        answer(fast, tiny(family).inputs(), NEW)
+
+
 @pytest.mark.parametrize("name", LATTICES)
 def test_every_frame_has_its_smaller_grid(name):
     """Of 40 tokens, 13 fall to each of three frames: 3 times 4 of 8 times 9."""
@@ -144,7 +231,7 @@ def test_every_frame_has_its_smaller_grid(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["fourier", "pool", "dynamic-vlm", "dycoke", "framefusion"])
+@pytest.mark.parametrize("name", ["fourier", "pool", "dynamic-vlm", "dycoke", "framefusion", "fastvid"])
 def test_an_artifact_answers_as_the_compiled_model(name, tmp_path):
     """Artifacts take still pictures, which the methods for videos leave whole."""
     options = {"dynamic-vlm": {"tokens": 12}}.get(name, {})
