@@ -32,6 +32,7 @@ class ReduceTokens(Pass):
     Before:    h[B,S,D], cos[B,S,d], sin[B,S,d], ... = layers[:layer]
     After:     s[B,S] = score(q, k of layer-1);  i[B,K] = select_tokens(s, segment, budget, K),
                K is the size of a new input, stay_<cut> [K]: one graph for pictures of every size
+               with a score that adapts, budget' = minimum(budget, wanted(s)); what fills up to K is padding
                h'[B,K,D] = combine(h);  every other value with a token dimension = take_tokens(value, i)
     Requires:  a layer after every earlier cut; plain positions for `compact`.
     Ensures:   layers from `layer` on write K keys and values, earlier ones S; order of tokens unchanged.
@@ -56,6 +57,8 @@ class ReduceTokens(Pass):
             raise PreconditionError(f"{self}: score {self.score.name!r} reads the layer before, got layer 0")
         if program.facts.cuts and program.facts.cuts[-1].layer >= self.layer:
             raise PreconditionError(f"{self}: layer must be after the cut before layer {program.facts.cuts[-1].layer}")
+        if self.score.adapts and not program.facts.masked:
+            raise PreconditionError(f"{self}: score {self.score.name!r} leaves fewer tokens than its budget, which only masks can hide")
         if "tower" in self.score.reads and program.facts.cuts:
             raise PreconditionError(f"{self}: only the first cut can use score {self.score.name!r}, which is of every token there was")
         if program.facts.static_length:
@@ -84,6 +87,9 @@ class ReduceTokens(Pass):
         score = None if asked else self._score(program, edit, given)
         stay = edit.call(f"staying_{number}", torch.ops.aten.sym_size.int, program.add_ruler(ports.STAY, number), 0)
         score = self._score(program, edit, given | {"stay": stay}) if asked else score
+        if self.score.adapts:
+            wanted = operators.call(edit, f"wanted_{number}", self.score, "wanted", **given | {"score": score})
+            budget = given["budget"] = edit.call(f"lowered_{number}", torch.ops.aten.minimum.default, budget, wanted)
         selected = edit.call(f"selected_{number}", OPS.select_tokens.default, score, segment, budget, stay)
         index, left, rank = edit.parts(selected, f"index_{number}", f"left_{number}", f"rank_{number}")
         given |= {"score": score, "rank": rank, "index": index, "left": left}

@@ -145,6 +145,18 @@ class TokenScore(Method):
         """[B, S] float32 of `embeds` and `segment` of the whole prompt, of a class that reads `noted`: once, whatever the cut."""
         raise NotImplementedError(f"score {self.name!r} reads what was noted, but has no `note`")
 
+    def wanted(self, view: View) -> Tensor:
+        """How many tokens [B, S] int64 of a token's image are to stay, of `score`, `segment` and `budget`; of a class that `adapts`.
+
+        The budget is a ceiling: its tokens are computed whatever is wanted, and nothing attends to those beyond that.
+        """
+        raise NotImplementedError(f"score {self.name!r} adapts, but has no `wanted`")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether less than the budget may stay, by what the prompt says."""
+        return False
+
     @property
     def before_layers(self) -> bool:
         """Whether a cut before layer 0 can have it: it reads nothing of a layer before."""

@@ -76,6 +76,7 @@ def _tensors(n: int) -> str:
 ROLES = {
     "score": Role("score", ("segment",), lambda kind: "Tensor", _scores),
     "note": Role("note", ("segment", "embeds"), lambda kind: "Tensor", _scores),
+    "wanted": Role("wanted", ("score", "segment", "budget"), lambda kind: "Tensor", lambda view, kind: torch.empty_like(view.budget)),
     "combine": Role("combine", ("segment",), lambda kind: _tensors(3), _combined),
     "prompt": Role("kv_score", ("segment",), lambda kind: _tensors(2) if kind.statistics else "Tensor", _entry_scores),
     "ask": Role("kv_ask", ("segment",), lambda kind: "Tensor", _asked),
@@ -87,7 +88,7 @@ ROLES = {
 
 def arguments(kind: type[Method], role: str) -> tuple[str, ...]:
     """What the operator takes before the method's options, by the names of `ARGUMENTS`."""
-    read = {*ROLES[role].reads, *(() if role in ("note", "shares") else kind.reads)}
+    read = {*ROLES[role].reads, *(() if role in ("note", "wanted", "shares") else kind.reads)}
     return tuple(name for name in ARGUMENTS if name in read)
 
 

@@ -147,7 +147,7 @@ class Layout:
             stay.append(max(lengths))
             budgets.append(budget.to(self.segment.device))
         text = max(n - sum(images) for n, images in zip(real, self.images, strict=True))
-        return Plan(length, tuple(budgets), tuple(stay), text, masked=not even)
+        return Plan(length, tuple(budgets), tuple(stay), text, masked=not even or any(cut.score.adapts for cut in schedule.cuts))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from references import CASES, FAMILIES, absorbed, last_query, log_sum_exp, run_r
 import lightvlm_fx as lightvlm
 from lightvlm_fx.errors import LightVLMError
 from lightvlm_fx.schedule import Schedule
+from lightvlm_fx.support import answer, difference
 
 EXACT = 1e-5  # of the largest logit
 cases = pytest.mark.parametrize("case", CASES)
@@ -198,11 +199,50 @@ def test_meteor(family, case, heads):
     run_reference(family, case, schedule, {2: rule}, EXACT, renumber=())
 
 
+@cases
+@families
+@pytest.mark.parametrize("rate", [0.3, 2.0])
+def test_meteor_keeps_as_many_as_the_prompt_asks_for(family, case, rate):
+    """Of each picture tokens times what the heads pay it, on average; half of them at most."""
+    schedule, counts = Schedule.preset("meteor", layer=2, keep=0.5, heads=3, rate=rate), []
+
+    def rule(seen):
+        q, k, _ = seen.attention()
+        logits = (q @ k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
+        blind = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+        paid = logits.masked_fill(blind, -torch.inf).softmax(-1)[:, words_after(seen)].mean(1)  # [H, n]
+        most = paid[:, torch.cat(seen.spans)].sum(1).topk(3).indices
+        score = [paid[most].mean(0)[span] for span in seen.spans]
+        counts.extend((max(1, int(rate * n * float(s.sum()))), rounded(n, 0.5)) for s, n in zip(score, seen.sizes, strict=True))
+        return [best(s, min(count)) for s, count in zip(score, counts[-len(score) :], strict=True)]
+
+    run_reference(family, case, schedule, {2: rule}, EXACT, renumber=())
+    assert all(wanted < ceiling for wanted, ceiling in counts) == (rate < 0.5)
+
+
+@pytest.mark.parametrize(("kv", "options"), [
+    (None, {}), ("snapkv", {"capacity": 0.7, "window": 4}), ("h2o", {"capacity": 0.7}), ("aircache", {"capacity": 0.2}),
+])  # fmt: skip
+def test_what_is_beyond_the_count_is_as_if_it_had_left(kv, options):
+    """The same answer, step by step, as with that count as `keep`; whatever cache comes after."""
+    bound = Schedule.preset(kv, **options).kv if kv else None
+    made = [Schedule.preset("meteor", layer=2, keep=0.5, heads=3, rate=0.3), Schedule.preset("meteor", layer=2, keep=0.5, heads=3)]
+    inputs = tiny("llava").inputs(text=(9,), images=(1,))
+    fast = unreduced("llava").lightvlm.with_schedule(made[0].model_copy(update={"kv": bound}))
+    found = answer(fast, inputs, 8)
+    count = int((fast.lightvlm.survivors["segment.0"] >= 0).sum())
+    assert 1 < count < fast.lightvlm.schedule.budgets(tiny("llava").visual_tokens)[0]
+    cut = made[1].cuts[0].model_copy(update={"keep": count})
+    wanted = answer(unreduced("llava").lightvlm.with_schedule(made[1].model_copy(update={"cuts": (cut,), "kv": bound})), inputs, 8)
+    assert difference(wanted, found) <= EXACT
+
+
 # --- artifacts -------------------------------------------------------------------------------------------
 
 EXPORTED = {
     "pyramiddrop": {"layers": (1, 2, 3), "ahead": True}, "dart": {"layer": 2, "keep": 0.5}, "illava": {"layers": (1, 2, 3)},
-    "v2drop": {"layers": (1, 2, 3)}, "sparsevlm": {"layers": (1, 2, 3)}, "hawk": {"weights": (0.5, 1.0, 2.0, 4.0)}, "meteor": {"heads": 2},
+    "v2drop": {"layers": (1, 2, 3)}, "sparsevlm": {"layers": (1, 2, 3)}, "hawk": {"weights": (0.5, 1.0, 2.0, 4.0)},
+    "meteor": {"heads": 2, "keep": 0.5, "rate": 0.3},
 }  # fmt: skip
 
 

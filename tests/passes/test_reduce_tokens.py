@@ -9,6 +9,7 @@ from lightvlm_fx.graph.pretty import text
 from lightvlm_fx.graph.program import value
 from lightvlm_fx.methods.registry import COMBINES
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
+from lightvlm_fx.methods.token_scores.visual_heads import VisualHeads
 from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passing.pipeline import Pipeline
@@ -90,6 +91,10 @@ def test_inserts_masks_for_fillers(masked_programs, golden):
         text(rewritten(masked_programs["prefill"], ReduceTokens(layer=1, combine="merge")), "*")
         == golden
     )
+
+
+def test_inserts_a_lower_budget_where_the_score_adapts(masked_programs, golden):
+    assert text(rewritten(masked_programs["prefill"], ReduceTokens(layer=2, score=VisualHeads(rate=0.5))), "*") == golden
 
 
 def test_a_second_cut_reads_what_the_first_left(prefill, golden):
@@ -273,6 +278,11 @@ def test_refuses_attention_before_layer_0(prefill, score):
 def test_refuses_a_layer_that_is_not_after_the_cut_before(prefill, layer):
     with pytest.raises(PreconditionError, match="layer must be after the cut before layer 2"):
         rewritten(prefill, ReduceTokens(layer=2), ReduceTokens(layer=layer))
+
+
+def test_refuses_a_score_that_adapts_where_nothing_can_be_hidden(prefill):
+    with pytest.raises(PreconditionError, match="score 'visual-heads' leaves fewer tokens than its budget, which only masks can hide"):
+        rewritten(prefill, ReduceTokens(layer=2, score=VisualHeads(rate=0.5)))
 
 
 def test_refuses_to_renumber_position_triples(prefill):

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from lightvlm_fx.frozen import Positive
+from pydantic import Field
+
+from lightvlm_fx.frozen import Number, Positive
 from lightvlm_fx.methods.base import ATTENTION, AttentionScore, View
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Rate = Annotated[Number, Field(ge=0, le=1000)]
+
 
 class VisualHeads(AttentionScore):
     """Mean attention from the text after the pictures, over the `heads` of most attention to visual tokens (all, of fewer).
 
-    The source has no code; its summary leaves open which layer and how many heads. Its number of tokens grows with what those heads pay
-    the picture; a cut's is known before, so `keep` is a ceiling, ours. Pictures of a row share the heads, ours.
+    The source has no code; its summary leaves open which layer and how many heads. Its number of tokens is a constant times the sum of
+    what those heads pay the picture. With `rate`, int(rate * tokens * the mean of what they pay the picture) stay, one at least: the same
+    where the constant is rate * tokens / heads. A graph's sizes are known before, so `keep` is a ceiling, ours: what is above the count is
+    computed and not attended to. Without, `keep` stays. Pictures of a row share the heads, ours.
     """
 
     name = "visual-heads"
     source = "arXiv 2507.20842"
     reads = (*ATTENTION, "mask")
     heads: Positive = 8
+    rate: Rate = 0.0
+
+    @property
+    def adapts(self) -> bool:
+        return self.rate > 0
+
+    def wanted(self, view: View) -> Tensor:
+        from lightvlm_fx.ops.segments import image_tokens, over_image
+
+        there = image_tokens(view.segment) * over_image(view.score, view.segment)
+        return (self.rate * there + 1e-4).floor().long().clamp_min(1)
 
     def score(self, view: View) -> Tensor:
         from lightvlm_fx.ops.column_sums import column_sums
