@@ -148,6 +148,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the scenes; 8000000 was used for choosing.")] = 7_000_000,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of every preset, e.g. score=peak.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also random and uniform at equal visual tokens.")] = True,
+    pixels: Annotated[list[int] | None, typer.Option(help="Also pictures of so many pixels a side (of 96), uncut; repeatable.")] = None,
     drift: Annotated[bool, typer.Option(help="How far predictions move, in nats an answer, in place of exact match.")] = False,
     turns: Annotated[bool, typer.Option(help="Dialogues of two short questions over one cache, in place of exact match.")] = False,
     artifact: Annotated[list[Path] | None, typer.Option(help="Artifact of the bundled model, beside the compiled one; repeatable.")] = None,
@@ -173,8 +174,9 @@ def evaluate(
         if baselines:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
-        total = samples * (1 if turns else len(kinds))
-        tasks = {name: progress.add_task(escape(plain(name)), total=total) for name in ["full model", *schedules]}
+        total, sides = samples * (1 if turns else len(kinds)), [] if turns or drift else pixels or []
+        names = ["full model", *schedules, *map(program.downsampled, sides)]
+        tasks = {name: progress.add_task(escape(plain(name)), total=total) for name in names}
 
         def tick(name: str, n: int) -> None:
             progress.update(tasks[name], advance=n)
@@ -184,7 +186,7 @@ def evaluate(
         elif drift:
             table = _drift_table(drifting.drifts(schedules, samples, kinds=kinds, seed=seed, tick=tick))
         else:
-            table = _score_table(program.scores(schedules, samples, kinds=kinds, seed=seed, tick=tick), schedules)
+            table = _score_table(program.scores(schedules, samples, kinds=kinds, seed=seed, pixels=sides, tick=tick), schedules)
     table.title = f"{table.title}, {samples} held-out {'dialogues' if turns else 'questions a kind'}"
     Console(width=max(out.width, 140)).print(table)
 
@@ -195,7 +197,7 @@ def _score_table(scores: list[Any], schedules: dict[str, Schedule]) -> Table:
     full = scores[0]
     table = Table("schedule", "mean visual tokens", "of full", *full.right, "things placed", title="exact match")
     for score in scores:
-        tokens = mean_visual_tokens(schedules[score.name], 144, 8) if score.name in schedules else 144.0
+        tokens = mean_visual_tokens(schedules[score.name], score.tokens, 8) if score.name in schedules else score.tokens
         table.add_row(score.name, f"{tokens:.1f}", f"{score.accuracy() / full.accuracy():.3f}",
                       *(f"{score.accuracy(kind):.3f}" for kind in full.right), f"{score.grounding:.3f}")  # fmt: skip
     return table

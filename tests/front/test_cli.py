@@ -111,9 +111,9 @@ def test_show_draws_pruning_too(run, tmp_path):
 
 
 def test_eval_compares_with_baselines(run):
-    code, text, _ = run("eval", "--samples", "4", "--keep", "0.35", "--kind", "where")
+    code, text, _ = run("eval", "--samples", "4", "--keep", "0.35", "--kind", "where", "--pixels", "72")
     assert code == 0
-    for row in ("full model", "lightvlm @ 0.35", "random + prune @ 0.35", "uniform + merge @ 0.35"):
+    for row in ("full model", "lightvlm @ 0.35", "random + prune @ 0.35", "uniform + merge @ 0.35", "downsample to 72 x 72"):
         assert row in text
 
 

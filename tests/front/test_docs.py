@@ -5,14 +5,18 @@ import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
 from built import ROOT
+from transformers import Qwen2VLImageProcessor
 
 import lightvlm_fx as lightvlm
+from lightvlm_fx import bundled
 from lightvlm_fx.cli import artifact, bench, serve  # noqa: F401  (they add their commands)
 from lightvlm_fx.cli import main as cli
+from lightvlm_fx.pictures import open_picture, prompt
 from lightvlm_fx.presets import PRESETS
 
 README = ROOT / "README.md"
@@ -37,6 +41,52 @@ def test_readmes_code_runs(tmp_path, monkeypatch, capsys):
     assert text.strip().endswith("['eight']")
     prompt = names["inputs"]["input_ids"].shape[1]
     assert names["tokens"][:, prompt:].tolist() == names["answer"].tolist()
+
+
+@pytest.fixture
+def smaller(tmp_path):
+    """The bundled model and its processor after the page's code for towers of one size, and three questions about two pictures each."""
+    names = dict(zip(("model", "processor"), bundled.load.__wrapped__(), strict=True))
+    exec(compile(blocks(ROOT / "docs" / "faq.md", "python")[1], "faq.md", "exec"), names)
+    pictures = [open_picture(path) for path in sorted(bundled.PICTURES.glob("*.png"))[:2]]
+    asked = [prompt(names["processor"], "how many objects are there ?", pictures=2)]
+    inputs = names["processor"](images=pictures, text=asked, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (2, 3, 48, 48)
+    assert int((inputs["input_ids"] == names["model"].config.image_token_index).sum()) == 2 * 36
+    return names["model"], inputs
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.full)])
+def test_smaller_pictures_for_a_tower_of_one_size(smaller, backend):
+    model, inputs = smaller
+    fast = lightvlm.compile(model, "none", backend=backend)
+    wanted = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert fast.generate(**inputs, max_new_tokens=4, do_sample=False).equal(wanted)
+    assert fast.lightvlm.layout.images == ((36, 36),)
+    assert not fast.lightvlm.report.warnings
+    assert bool(fast.lightvlm.report.vision) == (backend != "eager")  # the tower is a graph, too
+
+
+@pytest.mark.full
+def test_smaller_pictures_in_an_artifact(smaller, tmp_path):
+    model, inputs = smaller
+    lightvlm.export(model, "lightvlm", tmp_path / "out", inputs=dict(inputs), new_tokens=4)
+    wanted = lightvlm.compile(model, "lightvlm", backend="eager").generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:]
+    got = lightvlm.load(tmp_path / "out").generate(**{name: x.numpy() for name, x in inputs.items()}, max_new_tokens=4)[:, -4:]
+    assert got.tolist() == wanted.tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_smaller_pictures_for_a_tower_of_any_size():
+    processor = SimpleNamespace(image_processor=Qwen2VLImageProcessor())
+    picture = open_picture(bundled.PICTURES / "1-crowd.png").resize((1500, 1000))
+
+    def tokens():
+        return int(processor.image_processor(images=[picture], return_tensors="pt")["image_grid_thw"].prod()) // 4
+
+    assert tokens() > 256
+    exec(compile(blocks(ROOT / "docs" / "faq.md", "python")[0], "faq.md", "exec"), {"processor": processor})
+    assert 200 < tokens() <= 256
 
 
 def test_the_interfaces_page_is_current():
