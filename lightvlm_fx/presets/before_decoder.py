@@ -159,7 +159,8 @@ def fastvid(keep: Share = 0.1, shots: Positive = 8, alike: Part = 0.9, anchors: 
     A shot is a run of frames that look alike: there are `shots` at least, and a new one where a frame's cosine with the one before is below
     `alike`. Of what stays, `anchors` are density peaks in every `every`-th frame of a shot; of a merged token, `own` is the anchor's.
     Shots depend on the video, and how many tokens a frame keeps with them, but not their sum: int(keep * tokens of a frame) for each.
-    Still pictures stay whole. Left out: frames that hardly differ share one frame's tokens in the code for Qwen2.5-VL.
+    Still pictures stay whole. The source's script for Qwen2.5-VL has alike=0.84 and keep=0.27. Left out: frames that hardly differ share
+    one frame's tokens there.
     """
     score = ShotAnchors(shots=shots, alike=alike, anchors=anchors, every=every)
     cut = Cut(layer=0, keep=ShareOfFrames(share=keep), score=score, combine=IntoAnchors(own=own))
