@@ -124,10 +124,12 @@ def vision_stage(model: Any, pictures: dict[str, Tensor], schedule: Schedule, mo
     return VisionStage(fixed_stage(model, pictures, schedule.watches_tower), {"kind": "fixed", "why": found}, given, {})
 
 
-def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: int = 0, static: bool = False) -> VisionStage | list[str]:
-    """`vision_stage` for pictures of every size, or why there is none."""
+def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: int = 0, static: bool = False,
+             expected: Tensor | None = None) -> VisionStage | list[str]:  # fmt: skip
+    """`vision_stage` for pictures of every size, or why there is none. `expected`: what the model's own code makes of `pictures` [N, D]."""
     model = own_configs(model)  # others do not see what is switched on in it or hooked to it, nor fake weights while it is traced
-    expected, reasons, with_salience = features_of(model, pictures), [], schedule.watches_tower
+    reasons, with_salience = [], schedule.watches_tower
+    expected = features_of(model, pictures) if expected is None else expected
     for kind, (describe, module) in KINDS.items():
         try:
             how = describe(model, pictures, len(expected), static) | {"most": 0}

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightvlm_fx.compat import tracing
+from lightvlm_fx.compat import pytree, tracing
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.exporters.regions import ByLayer
 from lightvlm_fx.exporters.torch_compile import Compiled, lower
 from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, not_cut
+from lightvlm_fx.exporters.vision import flat
 from lightvlm_fx.graph.program import Facts, Program
 from lightvlm_fx.model.capture import unlifted
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
@@ -143,7 +144,7 @@ class ImageFeatures:
     def _made(self, pictures: dict[str, Tensor]) -> TowerGraph | None:
         like = self.own(**pictures, return_dict=True)
         begun = time.perf_counter()
-        found: VisionStage | list[str] = any_size(self.model, pictures, self.schedule)
+        found: VisionStage | list[str] = any_size(self.model, pictures, self.schedule, expected=flat(like.pooler_output))
         more = {name for name, x in like.items() if x is not None} - SAID
         if isinstance(found, VisionStage) and more:
             found = [f"its output also holds {', '.join(sorted(more))}"]
@@ -155,9 +156,8 @@ class ImageFeatures:
             return None
         assert found.traced is not None
         names, captured = tuple(found.inputs), time.perf_counter() - begun
-        with torch.no_grad():
-            outputs = found.module(**found.inputs)
-        facts = Facts(layers=0, hidden=outputs["image_features"].shape[-1], outputs=tuple(outputs))
+        facts = Facts(layers=0, hidden=flat(like.pooler_output).shape[-1], outputs=tuple(pytree.tree_unflatten(
+            list(found.traced.graph_signature.user_outputs), found.traced.call_spec.out_spec)))  # fmt: skip
         program, steps = Pipeline([DropExportChecks()]).run(Program(unlifted(found.traced, names), "vision", facts, names))
         bucket = BucketReport("vision", 1, "any pictures", False, False, captured, 0.0, tuple(steps))
         self.report.vision.append(bucket)
