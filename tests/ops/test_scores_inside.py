@@ -76,7 +76,7 @@ def test_weighted_heads_are_of_length_one(batch: Batch):
 @given(batches(), kinds, st.integers(1, 5))
 def test_visual_heads_are_those_that_pay_the_pictures_most(batch: Batch, kind, heads):
     (q, k), allowed = batch.qk(), causal(batch)
-    score = OPS.score_visual_heads(q, k, batch.segment, as_mask(allowed, kind), SCALE, heads)
+    score = OPS.score_visual_heads(q, k, batch.segment, as_mask(allowed, kind), SCALE, heads, 0.0)
     logits = q @ k.repeat_interleave(2, 1).transpose(2, 3) * SCALE
     each = logits.masked_fill(~allowed[:, None], float("-inf")).softmax(-1)
     for row in range(batch.rows):
