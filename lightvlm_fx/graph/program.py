@@ -120,6 +120,15 @@ class Program:
         self.inputs = (*self.inputs, name)
         return node
 
+    def add_weight(self, name: str, weight: torch.Tensor) -> fx.Node:
+        """A weight that the source does not have, of a part that was trained for a schedule; before everything that computes."""
+        assert not hasattr(self.graph_module, name), f"there is a weight {name} already"
+        self.graph_module.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
+        with self.graph.inserting_before(self.first()):
+            node = self.graph.get_attr(name)
+        node.meta["val"] = fake_mode(value(self.sequence())).from_tensor(weight, static_shapes=True)
+        return node
+
     def new_size(self, name: str, least: int = EXAMPLE) -> torch.SymInt:
         """A symbolic size that no other value of the program has yet, for the dimension of a new input; traced at `least` or more."""
         return symbolic_size(fake_mode(value(self.sequence())), name, least + 2 * len(self.inputs))
