@@ -204,7 +204,7 @@ class Schedule(Frozen):
 
     @model_validator(mode="after")
     def _cuts_in_order(self) -> Schedule:
-        for name, layers in (("layers", [c.layer for c in self.cuts]), ("freeze", list(self.freeze))):
+        for name, layers in (("layers", [c.layer for c in self.cuts]), ("freeze: layers", list(self.freeze))):
             if len({type(x) for x in layers if x != 0}) > 1:  # before the first layer is an index and a share
                 raise ScheduleError(f"{name} must be all indices or all shares of the depth, got {layers}")
             if layers != sorted(set(layers)):

@@ -56,6 +56,8 @@ def feather(layers: Sequence[Layer] = (0.25, 0.5), keep: Share = 0.3, stride: Po
     """
     if len(layers) != 2:
         raise ScheduleError(f"feather: layers must name two layers, got {tuple(layers)}")
+    if keep**2 == 0:
+        raise ScheduleError(f"feather: keep={keep} is so small that keep^2 is none at all; give a share above 1e-160")
     first = Cut(layer=layers[0], keep=GridAndShare(stride=stride, share=keep), score=GridLastQuery(stride=stride))
     second = Cut(layer=layers[1], keep=ShareOfArriving(share=keep**2), score=LastQuery(rope=False, image_softmax=True))
     return Schedule(name="feather", cuts=(first, second))

@@ -88,7 +88,7 @@ def test_a_copy_with_other_fields_is_checked():
     assert schedule.model_copy(update={"name": "mine"}) == Schedule(name="mine", cuts=schedule.cuts, kv=schedule.kv)
     assert schedule.model_copy() == schedule
     assert schedule.cuts[0].model_copy(update={"score": "random"}).score.seed == 0
-    for update, message in (({"cuts": "none"}, "cuts"), ({"freeze": (2, 1)}, "freeze must rise"), ({"colour": 1}, "colour")):
+    for update, message in (({"cuts": "none"}, "cuts"), ({"freeze": (2, 1)}, "freeze: layers must rise"), ({"colour": 1}, "colour")):
         with pytest.raises(ScheduleError, match=message):
             schedule.model_copy(update=update)
     with pytest.raises(ScheduleError, match="is below sinks"):
