@@ -56,7 +56,11 @@ class TowerGraph:
         tell(named.pop("image_salience", None), self.tile)
         own = (self.like.pooler_output, *(getattr(self.like, DEEPSTACK, None) or ()))  # in the order of the stage's outputs
         first, *more = (self._shaped(x[:tokens], pictures, like) for x, like in zip(named.values(), own, strict=True))
-        return type(self.like)(pooler_output=first, **({DEEPSTACK: more} if more else {}))
+        out = type(self.like)()
+        for name, x in (("pooler_output", first), (DEEPSTACK, more or None)):
+            if x is not None:  # set, not given: Idefics3 of transformers 5.17 has a class without such a field
+                setattr(out, name, x)
+        return out
 
     def _shaped(self, features: Tensor, pictures: dict[str, Tensor], like: Any) -> Any:
         """Features [N, D] in the form `like`, which the model's own code gives them."""
