@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -41,6 +41,13 @@ def check_prepack(model: nn.Module, backend: str, static: bool, options: dict[st
             f"prepack=True is for weights of float32 or bfloat16 on a processor whose oneDNN has them, got {weights.dtype} on "
             f"{weights.device}; leave prepack out"
         )
+
+
+def freeze(made: Iterable[Compiled], frozen: bool) -> None:
+    """Whether what `lower` made may compile no more for sizes that it has not met."""
+    for one in made:
+        if isinstance(one, ByLayer):
+            one.frozen = frozen
 
 
 def lower(program: Program, backend: str, options: dict[str, Any], static: bool = False, prepack: bool = False) -> Compiled:

@@ -99,7 +99,8 @@ def size_checks(mode: Any, sizes: Sequence[Any]) -> Callable[[Sequence[int]], bo
 
     environment = mode.shape_env
     for symbol, found in environment.var_to_range.items():
-        environment.var_to_range[symbol] = ValueRanges(min(found.lower, 1), found.upper)
+        if found.lower == 2:  # not where more was assumed
+            environment.var_to_range[symbol] = ValueRanges(1, found.upper)
     text = environment.produce_guards_expression(sizes, ignore_static=False) or "True"
     code = compile(text, "<sizes>", "eval")
     return lambda numbers: bool(environment.evaluate_guards_expression(code, numbers))

@@ -44,7 +44,7 @@ class Facts:
     outputs: tuple[str, ...] = ()  # what each graph output is
     masked: bool = False  # attention carries explicit masks
     positions_rank: int = 2  # 2: [B, S]; 3: M-RoPE [3 or 4, B, S]
-    free: str = ""  # axes that are symbolic: rows "B" (one row is a kind of its own), tokens "S"
+    free: str = ""  # axes that are symbolic: rows "B" (but of one row without padding), tokens "S"
     static_length: bool = False  # the sequence length could not be kept symbolic
     output_class: type = tuple  # transformers' output class of the decoder
 

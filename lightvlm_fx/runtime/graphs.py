@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from lightvlm_fx.compat import tracing
 from lightvlm_fx.errors import InputError
-from lightvlm_fx.exporters.regions import ByLayer
-from lightvlm_fx.exporters.torch_compile import Compiled, lower
+from lightvlm_fx.exporters.torch_compile import Compiled, freeze, lower
 from lightvlm_fx.graph.program import Program
 from lightvlm_fx.model.capture import Call, capture
 from lightvlm_fx.passing.report import BucketReport, Report
@@ -63,9 +62,7 @@ class Graphs:
     def freeze(self, frozen: bool) -> None:
         """Compile nothing any more, or again."""
         self.frozen = frozen
-        for entry in list(self.entries.values()):  # other threads may add some
-            if isinstance(entry.compiled, ByLayer):
-                entry.compiled.frozen = frozen
+        freeze((entry.compiled for entry in list(self.entries.values())), frozen)  # other threads may add some
 
     def follow_source(self) -> None:
         """Forget the graphs of a source that is not what it was: other weights, hooks, or adapters switched or merged."""

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from lightvlm_fx.compat import pytree, tracing
 from lightvlm_fx.errors import InputError
-from lightvlm_fx.exporters.regions import ByLayer
-from lightvlm_fx.exporters.torch_compile import Compiled, lower
+from lightvlm_fx.exporters.torch_compile import Compiled, freeze, lower
 from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, not_cut
 from lightvlm_fx.exporters.vision import flat
 from lightvlm_fx.graph.program import Facts, Program
@@ -36,13 +35,18 @@ SAID = {"last_hidden_state", "hidden_states", "attentions", "pooler_output", DEE
 
 @dataclass
 class TowerGraph:
-    """A compiled vision stage. `like`: an output of the model's own code; `tile`: how many tokens a tile has that was cut inside."""
+    """A compiled vision stage.
+
+    `kind`: the class of what the model's own code gives; `own`: its features, without numbers, in the order of the stage's outputs;
+    `tile`: how many tokens a tile has that was cut inside.
+    """
 
     how: dict[str, Any]
     program: Program
     run: Compiled
     bucket: BucketReport
-    like: Any
+    kind: type
+    own: tuple[Any, ...]
     tile: int | None
 
     def __call__(self, pictures: dict[str, Tensor], tell: Callable[[Tensor | None, int | None], None]) -> Any:
@@ -54,9 +58,8 @@ class TowerGraph:
             named = dict(zip(self.program.facts.outputs, self.run(*inputs), strict=True))
         self.bucket.first_s = self.bucket.first_s or time.perf_counter() - start
         tell(named.pop("image_salience", None), self.tile)
-        own = (self.like.pooler_output, *(getattr(self.like, DEEPSTACK, None) or ()))  # in the order of the stage's outputs
-        first, *more = (self._shaped(x[:tokens], pictures, like) for x, like in zip(named.values(), own, strict=True))
-        out = type(self.like)()
+        first, *more = (self._shaped(x[:tokens], pictures, like) for x, like in zip(named.values(), self.own, strict=True))
+        out = self.kind()
         for name, x in (("pooler_output", first), (DEEPSTACK, more or None)):
             if x is not None:  # set, not given: Idefics3 of transformers 5.17 has a class without such a field
                 setattr(out, name, x)
@@ -95,9 +98,7 @@ class ImageFeatures:
     def freeze(self, frozen: bool) -> None:
         """Compile nothing any more, or again."""
         self.frozen = frozen
-        for stage in list(self.stages.values()):  # other threads may add some
-            if stage and isinstance(stage.run, ByLayer):
-                stage.run.frozen = frozen
+        freeze((stage.run for stage in list(self.stages.values()) if stage), frozen)  # other threads may add some
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -165,5 +166,7 @@ class ImageFeatures:
         program, steps = Pipeline([DropExportChecks()]).run(Program(unlifted(found.traced, names), "vision", facts, names))
         bucket = BucketReport("vision", 1, "any pictures", False, False, captured, 0.0, tuple(steps))
         self.report.vision.append(bucket)
-        return TowerGraph(found.how, program, lower(program, self.backend, self.options, self.static), bucket, like,
-                          found.how.get("tokens") if self.schedule.tower else None)  # fmt: skip
+        features = (like.pooler_output, *(getattr(like, DEEPSTACK, None) or ()))
+        own = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), features)
+        tile = found.how.get("tokens") if self.schedule.tower else None
+        return TowerGraph(found.how, program, lower(program, self.backend, self.options, self.static), bucket, type(like), own, tile)
