@@ -30,7 +30,7 @@ from lightvlm_fx.cli.base import (
     schedule_of,
     telling,
 )
-from lightvlm_fx.errors import LightVLMError
+from lightvlm_fx.errors import InputError, LightVLMError
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.serving.opening import load_model
 
@@ -161,6 +161,9 @@ def evaluate(
     from lightvlm_fx.eval import drift as drifting
 
     kinds = tuple(kind or program.KINDS)
+    ways = {"--artifact": artifact, "--turns": turns, "--drift": drift, "--pixels": pixels}
+    if len(asked := [way for way, given in ways.items() if given]) > 1:
+        raise InputError(f"{' and '.join(asked)} are tables of their own; ask for one at a time")
     if artifact:
         Console(width=max(out.width, 140)).print(_artifact_table(artifact, samples, kinds, seed))
         return
@@ -174,7 +177,7 @@ def evaluate(
         if baselines:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
-        total, sides = samples * (1 if turns else len(kinds)), [] if turns or drift else pixels or []
+        total, sides = samples * (1 if turns else len(kinds)), pixels or []
         names = ["full model", *schedules, *map(program.downsampled, sides)]
         tasks = {name: progress.add_task(escape(plain(name)), total=total) for name in names}
 

@@ -250,6 +250,8 @@ def test_bench_answer_watches_one_long_answer(run):
         (("bench", "prefill", "--shape", "0.5"), "no shape named '0.5'; did you mean '0.5b'?"),
         (("bench", "answer", "--length", "99"), "an answer must have 800 tokens and more to be judged after its 600th, got 99"),
         (("bench", "answer", "--shape", "tiny", "-p", "snapkv"), "schedule 'snapkv' does not hold its cache to a fixed size while"),
+        (("eval", "--drift", "--pixels", "48"), "--drift and --pixels are tables of their own; ask for one at a time"),
+        (("eval", "--turns", "--drift"), "--turns and --drift are tables of their own"),
         (("show", PICTURE, "-p", "none", "--keep", "1"), "no option of preset 'none' named 'keep'"),
     ],
 )
