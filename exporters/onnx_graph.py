@@ -16,6 +16,7 @@ import torch
 from onnxscript import optimizer, values
 from torch import nn
 
+from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.compat import onnx_program, tracing
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.linear import gemm_as_matmul, linear_as_gemm
@@ -25,7 +26,7 @@ from lightvlm_fx.ops.bodies import InAten
 from lightvlm_fx.quiet import quiet
 from lightvlm_fx.releases import releases_first
 
-OPSET = 24
+OPSET = TARGETS["onnxruntime"].opset
 ANY = (2, 1 << 20)  # of a symbolic size
 
 

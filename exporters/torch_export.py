@@ -1,4 +1,4 @@
-"""Target: torch.export. Each stage as a `.pt2` that `torch.export.load` opens; needs torch, not this package."""
+"""Target torch-export: each stage as a `.pt2` that `torch.export.load` opens; needs torch, not this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from lightvlm_fx.compat import aoti_compile, pytree, tracing
 from lightvlm_fx.errors import NotSupported
+from lightvlm_fx.exporters.base import Exporter, StageExport
 from lightvlm_fx.ops.bodies import InAten
+
+
+class ToTorchExport(Exporter):
+    """`.pt2` files."""
+
+    def write(self, name: str, suffix: str, stage: StageExport) -> dict[str, Any]:
+        return save(stage.module, stage.inputs, stage.outputs, self.folder / f"{name}{suffix}.pt2", self.compiled)
 
 
 @tracing()

@@ -104,7 +104,7 @@ QUICK = {
     "test_shapes.py::test_values_are_what_running_every_node_gives": r"one row|qwen3_vl",
     "test_support.py::test_examines_a_type": r"(llava|idefics|udop)-.*",
     "test_tensorrt.py::test_build_script_names_every_graph": "",
-    "test_tensorrt.py::test_verify_and_export_name_what_is_refused": "",
+    "test_tensorrt.py::test_verify_names_what_is_refused": "",
     "test_threads.py::test_an_export_beside": "",
     "test_threads.py::test_inductor_compiles_once_for_all_threads": "",
     "test_threads.py::test_other_schedules_at_once": "",

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightvlm_fx.artifact.dialect import TENSORRT_NEWEST_OPSET, TENSORRT_OPERATORS
 from lightvlm_fx.artifact.files import Files, inside
 from lightvlm_fx.artifact.parser import installed
 from lightvlm_fx.artifact.placement import left_to_cpu
@@ -15,23 +14,20 @@ from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.artifact.stages import check_providers
 from lightvlm_fx.artifact.targets import TARGETS
 
-NEWEST_OPSET = 26  # that ONNX Runtime 1.31 and 1.32 run
-DOMAINS = {"", "com.microsoft"}
-# shapes that depend on data, and control flow: neither belongs into a graph whose every count is known
-MOVING = {"NonZero", "Compress", "Unique", "If", "Loop", "Scan", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceConstruct"}
-
 
 def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str]) -> tuple[list[str], list[str]]:
     """What is wrong with an artifact, a folder or its open files, and what could not be checked, a line each."""
-    if manifest["target"] == "torch-export":
-        return [], ["lint: torch-export stages are no ONNX graphs"]
+    target = TARGETS[manifest["target"]]
+    if not target.onnx:
+        return [], [f"lint: {manifest['target']} stages are no ONNX graphs"]
     try:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError:
         return [], ["lint: the package onnx is not installed"]
-    files, wrong, unreadable, target = Files.of(folder, manifest), [], False, TARGETS[manifest["target"]]
-    on_cuda = manifest["target"] == "onnxruntime" and (manifest.get("provider") == "cuda" or "CUDAExecutionProvider" in providers)
+    files, wrong, unreadable = Files.of(folder, manifest), list[str](), False
+    left = target.runtime == "onnxruntime" and target.dialect is None  # to a provider that takes some nodes, and others not
+    on_cuda = left and (manifest.get("provider") == "cuda" or "CUDAExecutionProvider" in providers)
     for bucket in manifest["buckets"]:
         for name, stage in bucket["stages"].items():
             try:
@@ -41,7 +37,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
                 unreadable = True
                 continue
             free = {v["name"]: v["shape"] for v in stage["inputs"] + stage["outputs"]} if target.any_length else {}
-            found = [*_of(graph, files, manifest["target"], free), *(left_to_cpu(graph) if on_cuda else ())]
+            found = [*target.problems(graph), *_of(graph, files, free), *(left_to_cpu(graph) if on_cuda else ())]
             wrong += [f"{stage['file']}: {line}" for line in found]
             operators = sorted({f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.graph.node})
             if operators != sorted(stage["operators"]):
@@ -49,7 +45,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
     skipped: list[str] = []
     if unreadable:
         return wrong, skipped
-    if manifest["target"] == "tensorrt":
+    if target.asks:
         parser, why = installed()
         wrong += [] if parser is None else parser.refused(files.home, manifest)
         skipped += [f"TensorRT's parser: {why}"] if parser is None else []
@@ -58,17 +54,13 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
     return wrong, skipped
 
 
-def _of(model: Any, files: Files, target: str, free: dict[str, list[Any]]) -> Iterator[str]:
-    """What is wrong with one graph; a size may be symbolic where `free`, the shapes that the manifest says, has it by the same name."""
-    newest = TENSORRT_NEWEST_OPSET if target == "tensorrt" else NEWEST_OPSET
-    for used in model.opset_import:
-        if used.domain not in DOMAINS:
-            yield f"uses operators of the domain {used.domain!r}, which the target does not have"
-        elif not used.domain and used.version > newest:
-            yield f"is stamped opset {used.version}, the target takes up to {newest}"
+def _of(model: Any, files: Files, free: dict[str, list[Any]]) -> Iterator[str]:
+    """What is wrong with one graph, whatever it is for.
+
+    A size may be symbolic where `free`, the shapes that the manifest says, has it by the same name.
+    """
     graph = model.graph
     read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    yield from _nodes(graph, target)
     for weight in graph.initializer:
         if weight.name not in read:
             yield f"weight {weight.name} is not used"
@@ -87,17 +79,6 @@ def _outside(weight: Any, files: Files) -> Iterator[str]:
     fits = all(re.fullmatch("[0-9]{1,18}", place.get(k, "0")) for k in ("offset", "length"))
     if place.get("location") != WEIGHTS or not fits or int(place.get("offset", 0)) + int(place.get("length", 0)) > end:
         yield f"weight {weight.name} is to be read from {place}, which is not in the {end} bytes of {WEIGHTS}"
-
-
-def _nodes(graph: Any, target: str) -> Iterator[str]:
-    for node in graph.node:
-        if node.op_type in MOVING or (target == "tensorrt" and node.op_type not in TENSORRT_OPERATORS):
-            yield f"node {node.name} is a {node.op_type}, which the target {target} does not take"
-        reduces = any(a.name == "reduction" and a.s != b"none" for a in node.attribute)
-        if reduces and target == "tensorrt":
-            yield f"node {node.name} is a {node.op_type} that sums up, which TensorRT does not take"
-        elif reduces and node.op_type == "ScatterND":
-            yield f"node {node.name} sums up by ScatterND, whose threads overwrite each other's sums in ONNX Runtime: export again"
 
 
 def _copies(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) -> Iterator[str]:

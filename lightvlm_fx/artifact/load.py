@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.files import AGAIN, Files
 from lightvlm_fx.artifact.manifest import read
-from lightvlm_fx.artifact.openvino import OpenVINO
 from lightvlm_fx.artifact.pictures import grids, prepare
 from lightvlm_fx.artifact.sampling import Sampling, whole
 from lightvlm_fx.artifact.schema import shapes
-from lightvlm_fx.artifact.stages import Engine, Marks, OnnxRuntime, Stages, packed, tokens_of_pictures
+from lightvlm_fx.artifact.stages import Engine, Marks, Stages, packed, tokens_of_pictures
 from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.errors import ArtifactError, InputError
 
@@ -211,9 +210,8 @@ def _refusal(bucket: dict[str, Any], images: list[list[int]], real: Array, new: 
 
 def engine_of(manifest: dict[str, Any], providers: Sequence[str], session_options: Any = None, prepack: bool = False) -> Engine:
     """What opens the stages of an artifact's target."""
-    if TARGETS[manifest["target"]].runtime == "openvino":
-        return OpenVINO(manifest["dtype"], providers, session_options)
-    return OnnxRuntime(manifest["dtype"], providers, session_options, prepack)
+    opened: Engine = TARGETS[manifest["target"]].opens_with()(manifest["dtype"], providers, session_options, prepack)
+    return opened
 
 
 def load(
@@ -224,8 +222,8 @@ def load(
 
     All sessions read their weights from one mapped file. With `prepack`, the decode session rearranges them into memory of its own,
     a second copy that makes steps a little faster (docs/benchmarks.md). `session_options`, onnxruntime's own, replace all this. On
-    OpenVINO (target openvino) every session has a copy of its own, `providers` names one device, and `session_options` is a dictionary
-    of OpenVINO's properties, which are set above ours.
+    OpenVINO (target openvino) every session always has a copy of its own, `providers` names one device, and `session_options` is a
+    dictionary of OpenVINO's properties, which are set above ours.
 
     With `verify` (the default) every file is hashed first. Files stay open from then on: one that is moved, deleted or replaced
     later is read as it was, one that is written to in place is an ArtifactError. Only what the manifest lists is read.

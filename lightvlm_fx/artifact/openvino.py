@@ -25,7 +25,7 @@ PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "DYNAMIC_QUANTI
 
 
 class OpenVINO:
-    """The engine of target `openvino`. `properties`: OpenVINO's own, of a compiled model, above ours.
+    """The engine of target `openvino`. `properties`: OpenVINO's own, of a compiled model, above ours. `prepack` says nothing new to it.
 
     A session holds the weights of its products rearranged, and what its last run computed with: OpenVINO's `release_memory` would give
     that back, but the next run of 2026.4 writes over other memory then.
@@ -35,7 +35,7 @@ class OpenVINO:
 
     title = "OpenVINO"
 
-    def __init__(self, dtype: str, providers: Sequence[str], properties: Any) -> None:
+    def __init__(self, dtype: str, providers: Sequence[str], properties: Any, prepack: bool) -> None:
         try:
             import openvino
         except ImportError as error:

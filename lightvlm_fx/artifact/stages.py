@@ -147,7 +147,7 @@ def open_session(runtime: Any, files: Files, name: str, options: Any, providers:
 
 
 class OnnxRuntime:
-    """The engine of every target but `openvino`. Raises InputError for a provider that it does not have."""
+    """The engine of artifacts whose target says so. Raises InputError for a provider that it does not have."""
 
     title = "ONNX Runtime"
 

@@ -170,7 +170,8 @@ def of_openvino(setting: Setting) -> list[Peer]:
     """What transformers' exporter writes as OpenVINO converts it, with its cache as OpenVINO's own state, and our artifacts."""
     if find_spec("openvino") is None:
         return [Peer("openvino", "all", missing="openvino is not installed")]
-    rows = [_artifact(setting, "openvino", name, schedule) for name, schedule in setting.schedules.items()]
+    hint = {"session_options": _hint(setting.dtype)}
+    rows = [_artifact(setting, "openvino", name, schedule, **hint) for name, schedule in setting.schedules.items()]
     genai = GENAI if find_spec("openvino_genai") else "openvino-genai is not installed"
     rows.append(Peer("openvino", "OpenVINO GenAI, with and without pruning_ratio", missing=genai))
     if setting.dtype not in ("float32", "bfloat16"):
@@ -193,7 +194,7 @@ def _exported(setting: Setting) -> Path:
     return setting.home
 
 
-def _artifact(setting: Setting, target: str, name: str, schedule: Schedule) -> Peer:
+def _artifact(setting: Setting, target: str, name: str, schedule: Schedule, **options: Any) -> Peer:
     from lightvlm_fx.exporting.export import Artifact, export
 
     weights = "float32" if setting.dtype == "bfloat16" else setting.dtype
@@ -207,7 +208,6 @@ def _artifact(setting: Setting, target: str, name: str, schedule: Schedule) -> P
                    target=target, dtype=weights, tell=setting.tell)  # fmt: skip
     from lightvlm_fx.artifact.manifest import read
 
-    options = {"session_options": _hint(setting.dtype)} if target == "openvino" else {}
     ours = artifact.Ours(Artifact(folder, read(folder), 0.0), **options)
     return Peer(target, f"ours, {name}", setting.flops(schedule), ours.prefill, ours.step_at)
 

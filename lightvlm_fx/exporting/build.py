@@ -12,6 +12,7 @@ from lightvlm_fx.artifact.lengths import Lengths
 from lightvlm_fx.artifact.pictures import grids as pictures_of_planes
 from lightvlm_fx.compat import tracing
 from lightvlm_fx.errors import CaptureError, InputError, NotSupported
+from lightvlm_fx.exporters.base import StageExport
 from lightvlm_fx.exporters.prompt import MaskRule, Positions, Prompt
 from lightvlm_fx.exporters.towers import GRID, VisionStage, vision_stage
 from lightvlm_fx.exporting.bounds import Bounds, Tables
@@ -34,18 +35,6 @@ PICTURES = 4  # that a row may have, where neither the example nor the caller sa
 SAMPLE_TOKENS = 16  # of the greedy answer that goes with an artifact
 TOLERANCE = 1e-4  # on inputs_embeds, of the largest
 ROUNDING = {torch.float32: TOLERANCE, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # on what the layers compute, of the largest
-
-
-@dataclass
-class StageExport:
-    """One stage: what is exported, a call of it, and which dimensions of its inputs are symbolic; `traced`: inputs to trace it with."""
-
-    module: nn.Module
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
-    dynamic: dict[str, dict[int, str]]
-    ranges: dict[str, tuple[int, int]]  # the least and the most of a symbolic size
-    traced: dict[str, Any]
 
 
 @dataclass

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 try:
-    import onnx_ir as ir
+    import onnx_ir  # noqa: F401  (of the exporters, which a target names)
 except ImportError as error:
     raise ImportError("lightvlm.export needs onnx, onnx-ir and onnxscript: pip install 'lightvlm-fx[onnx]', or [onnx-cpu]") from error
 
@@ -28,12 +28,9 @@ from lightvlm_fx.artifact.schema import LOOSEST
 from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.compat import own_configs
 from lightvlm_fx.errors import CaptureError, InputError, UnknownName
+from lightvlm_fx.exporters.base import Exporter
 from lightvlm_fx.exporters.folder import written_aside
-from lightvlm_fx.exporters.onnx_graph import OPSET, operators, signature, to_onnx
-from lightvlm_fx.exporters.order import least_first
-from lightvlm_fx.exporters.precision import BITS, DTYPES, cast, quantise
-from lightvlm_fx.exporters.tensorrt import DIALECT_OPSET, ask_parser, build_script, to_dialect
-from lightvlm_fx.exporters.weights import WeightFile
+from lightvlm_fx.exporters.precision import DTYPES, cast
 from lightvlm_fx.exporting.build import Built, build
 from lightvlm_fx.model.layout import Placeholders
 from lightvlm_fx.model.locate import check_supported, decoder_path
@@ -96,11 +93,12 @@ def export(
     for what, name, known in (("target", target, TARGETS), ("precision", dtype, DTYPES), ("provider", provider, PROVIDERS)):
         if name not in known:
             raise UnknownName.of(what, name, known)
-    if dtype in TARGETS[target].instead:
-        raise InputError(f"target {target!r} has no {dtype}: {TARGETS[target].instead[dtype]}")
+    chosen = TARGETS[target]
+    if dtype in chosen.instead:
+        raise InputError(f"target {target!r} has no {dtype}: {chosen.instead[dtype]}")
     new_tokens = whole("new_tokens", new_tokens, 1)
     images = None if images is None else whole("images", images, 1)
-    if aot_inductor and target != "torch-export":
+    if aot_inductor and not chosen.compiles:
         raise InputError(f"aot_inductor compiles the stages of target='torch-export', not of {target!r}")
     check_supported(model)
     refuse_parts(model, decoder_path(model))
@@ -108,30 +106,24 @@ def export(
     lengths = _lengths(prompt_tokens, examples)
     exported = own_configs(cast(model, dtype))  # towers are run and traced with settings of their own; other threads may run the model
     with written_aside(Path(out)) as folder:
-        weights = WeightFile(folder) if target != "torch-export" else None
+        exporter = chosen.writes_with()(chosen, folder, dtype, aot_inductor)
         buckets = []
         for number, (example, length) in enumerate(zip(examples, lengths, strict=True)):
             tell(f"bucket {number}: capturing and rewriting, {length} tokens")
             example = {k: v.to(exported.dtype) if v.is_floating_point() else v for k, v in example.items()}
-            dynamic = TARGETS[target].any_length
-            make = partial(build, exported, schedule, example, length, new_tokens, images=images, static=not dynamic,
-                           blocks=dynamic and provider == "cpu")  # fmt: skip
-            write = partial(_write_bucket, folder, number, target=target, dtype=dtype, weights=weights, aot_inductor=aot_inductor,
-                            tell=tell)  # fmt: skip
-            buckets.append(_of_any_length(make, write, tell) if dynamic else write(make()))
-        if weights is not None:
-            weights.close()
+            make = partial(build, exported, schedule, example, length, new_tokens, images=images, static=not chosen.any_length,
+                           blocks=chosen.any_length and provider == "cpu")  # fmt: skip
+            write = partial(_write_bucket, exporter, number, tell=tell)
+            buckets.append(_of_any_length(make, write, tell) if chosen.any_length else write(make()))
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
         manifest = _manifest(model, schedule, target, dtype, provider, buckets)
-        if target == "tensorrt":
-            build_script(folder, buckets)
-            tell("asking TensorRT's parser")
-            manifest["parser"] = ask_parser(folder, manifest)
+        manifest |= exporter.finish(buckets)
         tell("measuring parity")
         manifest["files"] = _hashes(folder)
+        _refuse_problems(folder, manifest)
         record_parity(folder, manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Artifact(Path(out), manifest, time.perf_counter() - start)
@@ -188,35 +180,15 @@ def _lengths(prompt_tokens: int | Sequence[int] | None, examples: list[dict[str,
     return wanted
 
 
-def _write_bucket(
-    folder: Path, number: int, built: Built, target: str, dtype: str, weights: WeightFile | None, aot_inductor: bool, tell: Tell
-) -> dict[str, Any]:
+def _write_bucket(exporter: Exporter, number: int, built: Built, tell: Tell) -> dict[str, Any]:
     """The files of one bucket, and what the manifest says of them."""
     stages: dict[str, Any] = {}
-    suffix = f".{number}" if number else ""
     for name, stage in built.stages.items():
         tell(f"bucket {number}: writing {name}")
-        if weights is None:
-            from lightvlm_fx.exporters.torch_export import save
-
-            stages[name] = save(stage.module, stage.inputs, stage.outputs, folder / f"{name}{suffix}.pt2", aot_inductor)
-            continue
-        quantised = dtype in BITS and name in ("prefill", "decode")
-        opset = DIALECT_OPSET if target == "tensorrt" else OPSET
-        graph = to_onnx(name, stage.module, stage.traced, opset, gemm=not quantised, dynamic=stage.dynamic, ranges=stage.ranges)
-        if quantised:
-            graph = quantise(graph, dtype)
-        if target == "tensorrt":
-            to_dialect(graph, name)
-        if name == "prefill":
-            least_first(graph)
-        found = {"file": f"{name}{suffix}.onnx", **signature(graph), "operators": operators(graph)}
-        weights.take(graph)
-        ir.save(graph, folder / found["file"])
-        stages[name] = found
-        del graph
+        stages[name] = exporter.write(name, f".{number}" if number else "", stage)
+    folder = exporter.folder
     bucket, bounds, tables = built.bucket, built.bounds, built.tables
-    samples = _write_samples(folder, number, built, with_stages=weights is None)
+    samples = _write_samples(folder, number, built, with_stages=not exporter.target.runtime)
     return {
         "lengths": _write_lengths(folder, number, built),
         "rows": bounds.rows, "prompt_tokens": bounds.length, "text_tokens": bounds.text, "visual_tokens": bounds.visual,
@@ -286,6 +258,15 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _refuse_problems(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise CaptureError with what `verify` would say of the graphs."""
+    from lightvlm_fx.artifact.lint import lint
+
+    wrong, _ = lint(folder, manifest, ["CPUExecutionProvider"])
+    if wrong:
+        raise CaptureError("\n".join([*wrong[:5], f"a defect of lightvlm_fx, or a runtime for {manifest['target']} other than it knows"]))
 
 
 def record_parity(folder: Path, manifest: dict[str, Any]) -> None:

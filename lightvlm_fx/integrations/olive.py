@@ -25,6 +25,7 @@ from pydantic import field_validator
 
 from lightvlm_fx.artifact.load import load
 from lightvlm_fx.artifact.manifest import read
+from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.exporting.example import example
 from lightvlm_fx.exporting.export import export
@@ -96,8 +97,8 @@ class LightVLM(Pass):
     def _run_for_config(self, model: Any, config: BasePassConfig, output_model_path: str) -> ArtifactHandler:
         if not isinstance(model, HfModelHandler):
             raise InputError(f"the pass LightVLM takes a Hugging Face model (type HfModel), got {type(model).__name__}: put it first")
-        if config.target == "torch-export":
-            raise InputError("target 'torch-export' writes no ONNX, which Olive's models here are: use `lightvlm export`")
+        if not TARGETS[config.target].onnx:
+            raise InputError(f"target {config.target!r} writes no ONNX, which Olive's models here are: use `lightvlm export`")
         processor = _processor(model)
         pictures = None if config.image is None else [open_picture(config.image)]
         made = export(

@@ -248,7 +248,7 @@ def own_operator(model):
 
 LINT = {
     "weight spare is not used": unused_weight, "holds other operators than the manifest says of embed": other_operator,
-    "node spare is a NonZero, which the target onnxruntime does not take": control_flow,
+    "node spare is a NonZero, which the target does not take": control_flow,
     "has a shape that is not known beforehand": moving_shape, "is stamped opset 99": newer_opset, "of the domain 'my.domain'": own_operator,
 }  # fmt: skip
 

@@ -13,10 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx.artifact import parser
+from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.precision import in_standard_operators, quantise
 from lightvlm_fx.exporters.sums import scatter_as_matmul
-from lightvlm_fx.exporters.tensorrt import ask_parser, to_dialect
+from lightvlm_fx.exporters.tensorrt import ToTensorRT
 
 STAGES = ["decode.onnx", "embed.onnx", "prefill.onnx", "vision.onnx"]
 
@@ -104,35 +105,42 @@ SCATTER = graph(
 )  # fmt: skip
 
 
-def test_verify_and_export_name_what_is_refused(made, tmp_path):
+def test_verify_names_what_is_refused(made, tmp_path):
     folder = copied(made, tmp_path / "refused")
     onnx.save(SCATTER, folder / "embed.onnx")
     reseal(folder)
     wrong = lightvlm.verify(folder).lint
-    assert "embed.onnx: node sum is a ScatterElements that sums up, which TensorRT does not take" in wrong
+    assert "embed.onnx: node sum is a ScatterElements that sums up (add), which the target does not take" in wrong
     tensorrt()
     said = r"embed.onnx: tensorrt_rtx \S+ refuses a node, in importScatterElements: Unsupported reduction type"
     assert [line for line in wrong if re.fullmatch(said, line)]
-    with pytest.raises(CaptureError, match=said):
-        ask_parser(folder, lightvlm.load(folder, verify=False).manifest)
 
 
-@pytest.mark.parametrize(("operator", "message"), [("NonZero", "uses NonZero"), ("TopK", "TopK nodes n have a k that is not constant")])
+def test_export_refuses_what_verify_would(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(ToTensorRT, "lower", lambda self, graph: None)
+    with pytest.raises(CaptureError, match=r"prefill.onnx: node \S+ is a ScatterElements that sums up \(add\), which"):
+        write_bounded(tmp_path / "out", target="tensorrt")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("operator", "message"), [("NonZero", "is a NonZero, which the target does not take"),
+                                                   ("TopK", "node n is a TopK whose k is not constant")])  # fmt: skip
 def test_refuses_what_is_outside_the_dialect(operator, message):
     inputs = [("x", TensorProto.FLOAT, [4]), ("k", TensorProto.INT64, [1])]
     outputs = {"NonZero": ["y"], "TopK": ["v", "y"]}[operator]
     node = helper.make_node(operator, ["x", "k"][: len(outputs)], outputs, "n")
     model = graph([node], inputs, [("y", TensorProto.INT64, [1, 4][-len(outputs) :])])
-    with pytest.raises(CaptureError, match=message):
-        to_dialect(ir.from_proto(model), "prefill")
+    [wrong] = TARGETS["tensorrt"].problems(model)
+    assert wrong.endswith(message)
 
 
 def test_refuses_scatters_that_reduce_otherwise():
     model = ir.from_proto(SCATTER)
     node = next(iter(model.graph))
     node.attributes["reduction"] = ir.AttrString("reduction", "max")
-    with pytest.raises(CaptureError, match=r"uses ScatterElements\(max\)"):
-        to_dialect(model, "prefill")
+    scatter_as_matmul(model)
+    [wrong] = TARGETS["tensorrt"].problems(ir.to_proto(model))
+    assert wrong == "node sum is a ScatterElements that sums up (max), which the target does not take"
 
 
 SUMS = [((5, 6), 0, (7, 1)), ((2, 5), 1, (2, 7)), ((2, 3, 5, 4), 2, (2, 3, 7, 1)), ((2, 5, 4), 1, (1, 7, 1))]
