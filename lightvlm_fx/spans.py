@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-class Marks(Protocol):
-    """How a model marks visual tokens: their ids, the fixed count of one image if there is one, row breaks (`Placeholders`)."""
+@dataclass(frozen=True)
+class VisualMarks:
+    """How a model marks visual tokens in a prompt."""
 
-    ids: Any
-    per_image: int | None
-    ends_last_row: bool | None
+    ids: Sequence[int]
+    per_image: int | None = None  # tokens, where all images have as many
+    ends_last_row: bool | None = None  # where pictures come as rows: is there a token that ends the last one?
 
 
-def images_of(ids: NDArray[np.int64], marks: Marks) -> list[NDArray[np.int64]]:
+def images_of(ids: NDArray[np.int64], marks: VisualMarks) -> list[NDArray[np.int64]]:
     """Token places of each image of one row, ids [S]."""
     visual = np.isin(ids, marks.ids)
     places = np.flatnonzero(visual)

@@ -17,9 +17,10 @@ from lightvlm_fx.artifact.manifest import read
 from lightvlm_fx.artifact.pictures import grids, prepare
 from lightvlm_fx.artifact.sampling import Sampling, whole
 from lightvlm_fx.artifact.schema import shapes
-from lightvlm_fx.artifact.stages import Engine, Marks, Stages, packed, tokens_of_pictures
+from lightvlm_fx.artifact.stages import Engine, Stages, packed, tokens_of_pictures
 from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.errors import ArtifactError, InputError
+from lightvlm_fx.spans import VisualMarks
 
 Array = NDArray[Any]
 PER_TOKEN = ("mm_token_type_ids", "token_type_ids")  # arguments of a model that its stages work out themselves
@@ -35,7 +36,7 @@ class VLM:
     ) -> None:
         self.engine = engine_of(manifest, providers, session_options, prepack)
         self.files, self.folder, self.manifest = files, files.home, manifest
-        self.marks = Marks(**{f.name: manifest["placeholders"][f.name] for f in fields(Marks)})
+        self.marks = VisualMarks(**{f.name: manifest["placeholders"][f.name] for f in fields(VisualMarks)})
         self.defaults = _defaults(files, manifest)
         # held from now on: what the stages of a bucket of fixed sizes were made for
         self._made_for = [{name: files.array(bucket["samples"][f"inputs.{name}"]) for name in bucket["arguments"]}

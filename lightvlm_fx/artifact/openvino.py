@@ -60,13 +60,13 @@ class OpenVINO:
         half = dtype == "float16" and "FP16" in self.core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
         return "f16" if half else "f32"
 
-    def open(self, files: Files, name: str, stage: dict[str, Any]) -> Session:
+    def open(self, files: Files, name: str, stage: dict[str, Any]) -> OvSession:
         with failing(files, stage["file"], "open", self.title):
             model = self.read(files, stage["file"])
             keep_order(self.runtime, model)
             if name == "decode":
                 spell_out_attention(self.runtime, model)
-            return Session(self.runtime, self.core.compile_model(model, self.device, self.properties), stage)
+            return OvSession(self.runtime, self.core.compile_model(model, self.device, self.properties), stage)
 
     def read(self, files: Files, file: str) -> Any:
         """The graph `file` over its weights, both as they were hashed.
@@ -124,7 +124,7 @@ def spell_out_attention(runtime: Any, model: Any) -> int:
     return done
 
 
-class Session:
+class OvSession:
     """A stage on OpenVINO. Requests are made for each run: a session may be asked by several threads at once."""
 
     def __init__(self, runtime: Any, compiled: Any, stage: dict[str, Any]) -> None:
@@ -151,8 +151,8 @@ class Session:
         request.infer()
         return {name: request.get_tensor(port) for name, port in self.outputs.items()}
 
-    def bound(self, cache: dict[str, Any], rows: int) -> Bound:
-        return Bound(self, cache, rows)
+    def bound(self, cache: dict[str, Any], rows: int) -> OvBound:
+        return OvBound(self, cache, rows)
 
 
 def _named(ports: list[Any], said: list[dict[str, Any]]) -> dict[str, Any]:
@@ -161,10 +161,10 @@ def _named(ports: list[Any], said: list[dict[str, Any]]) -> dict[str, Any]:
     return {min(port.get_names() & names, default=port.get_any_name()): port for port in ports}
 
 
-class Bound:
+class OvBound:
     """A stage on OpenVINO with a request whose cache inputs and outputs are the same memory."""
 
-    def __init__(self, session: Session, cache: dict[str, Any], rows: int) -> None:
+    def __init__(self, session: OvSession, cache: dict[str, Any], rows: int) -> None:
         self.session, self.request = session, session.compiled.create_infer_request()
         self.logits = np.empty(0, np.float32)
         for name, port in session.inputs.items():

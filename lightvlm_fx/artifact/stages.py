@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from lightvlm_fx.artifact.lengths import Lengths
 from lightvlm_fx.artifact.pictures import filled, grids, prepare
 from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.errors import ArtifactError, InputError
-from lightvlm_fx.spans import images_of
+from lightvlm_fx.spans import VisualMarks, images_of
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -64,16 +63,7 @@ def check_providers(providers: Sequence[str]) -> None:
                          "(onnxruntime-gpu), or name another provider")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Marks:
-    """How the model marks visual tokens, as the manifest says it."""
-
-    ids: list[int]
-    per_image: int | None
-    ends_last_row: bool | None
-
-
-def tokens_of_pictures(ids: Array, mask: Array, marks: Marks) -> list[list[int]]:
+def tokens_of_pictures(ids: Array, mask: Array, marks: VisualMarks) -> list[list[int]]:
     """Of each row of ids [B, S] the visual tokens of each of its pictures; mask [B, S] is 0 for padding."""
     return [[len(places) for places in images_of(np.where(real != 0, row, -1), marks)] for row, real in zip(ids, mask, strict=True)]
 
@@ -238,7 +228,7 @@ def _alike(said: list[Any] | None, found: list[Any] | None) -> bool:
 class Stages:
     """Sessions over one bucket's graphs."""
 
-    def __init__(self, files: Files, bucket: dict[str, Any], marks: Marks, engine: Engine) -> None:
+    def __init__(self, files: Files, bucket: dict[str, Any], marks: VisualMarks, engine: Engine) -> None:
         self.files, self.bucket, self.marks, self.engine = files, bucket, marks, engine
         self.sessions: dict[str, Session] = {}
         for name, stage in bucket["stages"].items():
@@ -248,12 +238,12 @@ class Stages:
         self.rows, said = bucket["rows"], bucket.get("lengths")
         self.lengths = said and Lengths.read(said, bucket["visual_tokens"], bucket["prompt_tokens"], files)
 
-    def start(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Answer:
+    def start(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Generation:
         """Encode, embed and prefill the batch (ids, mask [B, S]); B at most the bucket's rows.
 
         `pictures`: pixel_values and what says how they lie; empty for prompts of text alone.
         """
-        return Answer(self, self.embed(ids, mask, pictures, pad), len(ids))
+        return Generation(self, self.embed(ids, mask, pictures, pad), len(ids))
 
     def embed(self, ids: Array, mask: Array, pictures: Feed, pad: int) -> Feed:
         """What the prefill stage is fed with. Rows that lack are copies of the last."""
@@ -323,7 +313,7 @@ def _rows(images: list[list[int]], width: int) -> Array:
     return np.array([[*row, *[0] * (width - len(row))] for row in images], np.int64).reshape(len(images), width)
 
 
-class Answer:
+class Generation:
     """One answer under way: `logits` [B, V] of the latest token, and the cache.
 
     The cache's buffers are those that the prefill session wrote; every step is bound to write into what it reads,

@@ -88,7 +88,7 @@ def compare(
         home, peaks, made = Path(spare), {}, dict[str, Artifact]()
         for dtype in dict.fromkeys(weights):
             tell(f"exporting, {dtype}")
-            with Peak() as peak:
+            with PeakMemory() as peak:
                 made[dtype] = export(model, schedule, home / dtype, inputs=inputs, prompt_tokens=inputs["input_ids"].shape[1] + 1,
                                      new_tokens=max(LENGTHS), target=target, dtype=dtype, tell=tell)  # fmt: skip
             peaks[dtype] = peak.bytes / size
@@ -115,10 +115,10 @@ def _in_turns(runs: list[Callable[[], Any]], repeats: int, **how: int) -> list[f
     return [statistics.median(seconds) for seconds in zip(*turns[1:], strict=True)]
 
 
-class Peak:
+class PeakMemory:
     """The most memory this process held inside a `with`, above what it held before."""
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> PeakMemory:
         import threading
 
         self.start, self.bytes, self.stop = unique_bytes(), 0.0, threading.Event()
@@ -177,10 +177,10 @@ class Ours:
         self.prefill()
 
     def prefill(self) -> None:
-        from lightvlm_fx.artifact.stages import Answer
+        from lightvlm_fx.artifact.stages import Generation
 
         self.answer = None  # first: two caches at once are not what an answer needs
-        self.answer = Answer(self.stages, self.given, len(self.ids))
+        self.answer = Generation(self.stages, self.given, len(self.ids))
 
     def step(self) -> None:
         self.answer.step(np.full(len(self.ids), 10))

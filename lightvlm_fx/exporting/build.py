@@ -19,7 +19,7 @@ from lightvlm_fx.exporting.bounds import Bounds, Tables
 from lightvlm_fx.exporting.bucket import Bucket, capture_bucket
 from lightvlm_fx.exporting.causal import leave_out_later_keys
 from lightvlm_fx.exporting.sizes import Sizes
-from lightvlm_fx.exporting.stages import Compact, Decode, Embed, Head, Prefill, cache_arrays
+from lightvlm_fx.exporting.stages import CompactStage, DecodeStage, EmbedStage, Head, PrefillStage, cache_arrays
 from lightvlm_fx.graph import ports
 from lightvlm_fx.methods.base import TokenCount
 from lightvlm_fx.methods.moments import Prefill as Once
@@ -120,10 +120,10 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     ids = bucket.inputs["input_ids"]
     sizes = Sizes.of(lengths, bounds, tables, schedule, new_tokens)
     features = seen.features(bucket.pictures, bounds.rows * bounds.visual)
-    embedded = add("embed", Embed(embedding, prompt), {"input_ids": ids} | features, sizes.embed(features), sizes.ranges)
+    embedded = add("embed", EmbedStage(embedding, prompt), {"input_ids": ids} | features, sizes.embed(features), sizes.ranges)
     asked = {"input_ids": ids, "attention_mask": bucket.inputs["attention_mask"], "picture_tokens": picture_tokens} | grids | embedded
     asked |= sizes.carriers()
-    stage = Prefill(prefill, prompt, positions, rules, head, schedule, tables, depth, new_tokens, lengths is not None)
+    stage = PrefillStage(prefill, prompt, positions, rules, head, schedule, tables, depth, new_tokens, lengths is not None)
     out = add("prefill", stage, asked, sizes.prefill(embedded), sizes.ranges)
     stages["prefill"].traced = sizes.traced(asked, embedded)
     with torch.no_grad():
@@ -131,11 +131,11 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     cache = out["present"]
     step = torch.zeros(1, dtype=torch.int64)
     token = bucket.sequences[:, bucket.length : bucket.length + 1]
-    stepping = Decode(decode, embedding, head, state, positions, period, new_tokens)
+    stepping = DecodeStage(decode, embedding, head, state, positions, period, new_tokens)
     answer = add("decode", stepping, {"input_ids": token, "step": step, "past_key_values": cache}, sizes.decode(state), sizes.ranges)
     if period:
         own = {k: v for k, v in cache.items() if k in (*cache_arrays(state), "length") and k != "limit"}
-        add("compact", Compact(state, period), {"step": step + period, "past_key_values": own})
+        add("compact", CompactStage(state, period), {"step": step + period, "past_key_values": own})
     _check(bucket, embedded, out, answer)
     left = (length, *tables.stay)
     tokens = tuple(left[cut] for cut in tables.cut_of)

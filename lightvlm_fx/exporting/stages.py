@@ -61,7 +61,7 @@ class Head(nn.Module):
         return logits.float()
 
 
-class Embed(StageModule):
+class EmbedStage(StageModule):
     """Token embeddings with the pictures' features in their places; DeepStack features and salience alike, zero elsewhere."""
 
     def __init__(self, embedding: nn.Module, prompt: Prompt) -> None:
@@ -80,7 +80,7 @@ class Embed(StageModule):
         return out
 
 
-class Prefill(StageModule):
+class PrefillStage(StageModule):
     """The rewritten prompt graph, what it is fed with, and the caches that it leaves. One for every batch within the bucket's bounds.
 
     With `any_length`, for prompts of any length up to the bucket's: then `stay_i` and `kv_stay_n` are inputs, whose sizes are all that is
@@ -148,7 +148,7 @@ def cache_arrays(state: State) -> dict[str, Tensor]:
     return out
 
 
-class Decode(StageModule):
+class DecodeStage(StageModule):
     """One new token: `step` [1] counts those already written after the prompt.
 
     The cache comes in as `past_key_values` and what was written goes out as `present`. Buffers with `room` for new tokens have so many
@@ -187,7 +187,7 @@ class Decode(StageModule):
         return {"logits": self.head(hidden[:, -1]), "present": changed}
 
 
-class Compact(StageModule):
+class CompactStage(StageModule):
     """Moves the entries worth most to the front of every buffer, as the schedule's period asks for (pattern S6)."""
 
     def __init__(self, state: State, period: int) -> None:

@@ -27,7 +27,7 @@ from lightvlm_fx.serving.limits import Limits
 from lightvlm_fx.serving.problems import Refusal
 from lightvlm_fx.serving.protocol import Request, read
 from lightvlm_fx.serving.room import check_text, options_of
-from lightvlm_fx.serving.text import Text
+from lightvlm_fx.serving.text import AnswerText
 
 
 class TritonPythonModel:
@@ -68,7 +68,7 @@ class _Answer:
         check_text(chat, self.limits)
         inputs = self.engine.prepare(chat, pictures)
         options = options_of(asked, inputs["input_ids"].shape[1], self.engine, self.limits)
-        stream, text = bool(self._values("stream", [False])[0]), Text(self.engine.decode, asked.stops)
+        stream, text = bool(self._values("stream", [False])[0]), AnswerText(self.engine.decode, asked.stops)
 
         def take(token: int) -> None:
             if self.sender.is_cancelled():

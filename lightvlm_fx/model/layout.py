@@ -19,19 +19,16 @@ from lightvlm_fx.methods.base import Picture
 from lightvlm_fx.model.families.row_breaks import BREAKS_ROWS
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.schedule import Schedule
-from lightvlm_fx.spans import images_of
+from lightvlm_fx.spans import VisualMarks, images_of
 
 GRIDS = ("image_grid_thw", "video_grid_thw")  # arguments that tell how many patches (time, height, width) each picture has
 Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Placeholders:
-    """How a model marks visual tokens: their ids, the fixed count of one image if there is one, row breaks."""
+class Placeholders(VisualMarks):
+    """How a model marks visual tokens, and what else of its pictures a schedule looks at."""
 
-    ids: tuple[int, ...]
-    per_image: int | None = None
-    ends_last_row: bool | None = None  # where pictures come as rows: is there a token that ends the last one?
     planes: int = 0  # of M-RoPE positions, where the decoder has them
     deepstack: int = 0  # layers whose inputs visual features are added to
     videos: tuple[int, ...] = ()  # those of the ids that stand for videos alone

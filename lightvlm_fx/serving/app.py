@@ -15,14 +15,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lightvlm_fx.serving.chat import Chat
-from lightvlm_fx.serving.engine import Engine
+from lightvlm_fx.serving.engine import ServerEngine
 from lightvlm_fx.serving.limits import Limits
 from lightvlm_fx.serving.metrics import TYPE
 from lightvlm_fx.serving.problems import Refusal
 from lightvlm_fx.serving.sources import Sources
 
 
-def build(engine: Engine, limits: Limits | None = None, sources: Sources | None = None) -> Starlette:
+def build(engine: ServerEngine, limits: Limits | None = None, sources: Sources | None = None) -> Starlette:
     """The server of one engine as an ASGI application: chat completions, models, health, metrics. Pictures from data: URLs by default."""
     limits = limits or Limits()
     chat = Chat(engine, limits, sources or Sources(remote=False))

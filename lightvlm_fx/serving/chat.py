@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from lightvlm_fx.pictures import TooLarge, picture_in
-from lightvlm_fx.serving.engine import Engine
+from lightvlm_fx.serving.engine import ServerEngine
 from lightvlm_fx.serving.exchange import Left, Reply, TooSlow, body_of, unless_gone
 from lightvlm_fx.serving.gate import Gate, Slot
 from lightvlm_fx.serving.jobs import End, Job, Runner, refusal_of
@@ -39,7 +39,7 @@ class Asked:
 class Chat:
     """The endpoint. Reading and fetching, preparing, and answering have threads of their own, so that none waits for a slow client."""
 
-    def __init__(self, engine: Engine, limits: Limits, sources: Sources) -> None:
+    def __init__(self, engine: ServerEngine, limits: Limits, sources: Sources) -> None:
         self.engine, self.limits, self.sources = engine, limits, sources
         self.gate, self.rate, self.runner = Gate(limits.parallel + limits.queue), Rate(limits.per_minute), Runner(engine, limits.parallel)
         self.metrics = Metrics(lambda: self.gate.inside, lambda: self.runner.running)

@@ -10,7 +10,7 @@ from PIL import Image
 Put = Callable[[int], None]
 
 
-class Engine(Protocol):
+class ServerEngine(Protocol):
     """A model or an artifact. `prepare` is called by one thread at a time, `answer` by several."""
 
     name: str

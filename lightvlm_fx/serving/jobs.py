@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightvlm_fx.errors import InputError
-from lightvlm_fx.serving.engine import Engine
+from lightvlm_fx.serving.engine import ServerEngine
 from lightvlm_fx.serving.problems import Refusal
-from lightvlm_fx.serving.text import Text
+from lightvlm_fx.serving.text import AnswerText
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,11 @@ class Stopped(Exception):
 class Job:
     """One answer. `events` gets its pieces of text, and last an End or the exception that ended it."""
 
-    def __init__(self, engine: Engine, inputs: dict[str, Any], options: dict[str, Any], stop: list[str], put: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: ServerEngine, inputs: dict[str, Any], options: dict[str, Any], stop: list[str], put: Callable[[], None]
+    ) -> None:
         self.engine, self.inputs, self.options, self._count = engine, inputs, options, put
-        self.text = Text(engine.decode, stop)
+        self.text = AnswerText(engine.decode, stop)
         self.events: asyncio.Queue[str | End | Exception] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
         self.tokens, self.last = 0, -1
@@ -84,7 +86,7 @@ class Job:
 class Runner:
     """Threads that answer, `parallel` of them."""
 
-    def __init__(self, engine: Engine, parallel: int) -> None:
+    def __init__(self, engine: ServerEngine, parallel: int) -> None:
         self.engine, self.running = engine, 0
         self._pool = ThreadPoolExecutor(parallel, "answer")
         self._jobs: set[Job] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightvlm_fx.serving.engine import Engine
+from lightvlm_fx.serving.engine import ServerEngine
 from lightvlm_fx.serving.limits import Limits
 from lightvlm_fx.serving.problems import Refusal
 from lightvlm_fx.serving.protocol import Request
@@ -19,7 +19,7 @@ def check_text(chat: list[dict[str, Any]], limits: Limits) -> None:
         raise _too_long(f"{characters} characters", limits.prompt_tokens)
 
 
-def options_of(request: Request, prompt: int, engine: Engine, limits: Limits) -> dict[str, Any]:
+def options_of(request: Request, prompt: int, engine: ServerEngine, limits: Limits) -> dict[str, Any]:
     """Arguments of generate() for a prompt of so many tokens. Raises Refusal (400) where there is not room for what is asked."""
     if prompt > limits.prompt_tokens:
         raise _too_long(f"{prompt} tokens", limits.prompt_tokens)

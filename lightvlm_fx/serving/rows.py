@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightvlm_fx.errors import InputError, shown
 from lightvlm_fx.pictures import open_picture, picture_in
-from lightvlm_fx.serving.engine import Engine
+from lightvlm_fx.serving.engine import ServerEngine
 from lightvlm_fx.serving.limits import Limits
 
 Question = tuple[Any, Any]  # text, and a picture: a path, the bytes of a file, None, or a list of those
@@ -37,7 +37,7 @@ class Rows:
     `max_new_tokens`. For one thread at a time.
     """
 
-    def __init__(self, engine: Engine, *, limits: Limits | None = None, max_new_tokens: int | None = None, **options: Any) -> None:
+    def __init__(self, engine: ServerEngine, *, limits: Limits | None = None, max_new_tokens: int | None = None, **options: Any) -> None:
         self.engine, self.limits = engine, limits or Limits()
         self.new = max_new_tokens or engine.usual or 128
         if engine.longest is not None and self.new > engine.longest:

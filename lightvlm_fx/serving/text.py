@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 BROKEN = "\ufffd"  # what decoders make of half a character
 
 
-class Text:
+class AnswerText:
     """All pieces of an answer together are its text, without white space around it, up to the first of the strings `stop`."""
 
     def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:

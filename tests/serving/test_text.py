@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightvlm_fx.serving.text import Text
+from lightvlm_fx.serving.text import AnswerText
 
 
 def letters(tokens):
@@ -13,7 +13,7 @@ def letters(tokens):
 
 
 def pieces(data, stop=(), decode=letters):
-    text = Text(decode, stop)
+    text = AnswerText(decode, stop)
     out = []
     for token in data:
         out.append(text.add(token))
