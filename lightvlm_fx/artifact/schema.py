@@ -48,6 +48,10 @@ def one_of(*known: Any) -> Check:
     return check
 
 
+def known_target(value: Any, where: str) -> None:
+    one_of(*TARGETS)(value, where)
+
+
 def each(check_one: Check, least: int = 0) -> Check:
     def check(value: Any, where: str) -> None:
         if type(value) is not list or len(value) < least:
@@ -122,7 +126,7 @@ bucket = record({
     "cache_slots": each(whole(1), 1), "stages": named(stage), "samples": named(text()), "grid": anything,
 }, {"grid": record({"name": text(), "merge": whole(1)}), "lengths": lengths})  # fmt: skip
 MANIFEST = record({
-    "target": one_of(*TARGETS), "dtype": one_of(*LOOSEST), "architecture": text(), "schedule": record({"name": anything}),
+    "target": known_target, "dtype": one_of(*LOOSEST), "architecture": text(), "schedule": record({"name": anything}),
     "fingerprint": text("[0-9a-f]{16}"),
     "placeholders": record({"ids": each(whole(), 1), "per_image": anything, "ends_last_row": anything},
                            {"per_image": whole(1), "ends_last_row": one_of(True, False)}),
