@@ -102,26 +102,40 @@ class ImageFeatures:
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        stage = self._stage(args, kwargs)
-        if stage:
-            return stage(self._pictures(args, kwargs)[0], self.tell)
-        if self.schedule.tower:
-            raise not_cut(["get_image_features() was called with more than pictures, without pixels, or under autocast"])
-        return self.own(*args, **kwargs)
+        pictures, others = self._pictures(args, kwargs)
+        why = self._other_call(pictures, others)
+        if why and self.schedule.tower:
+            raise not_cut([why])
+        if why:
+            self._say_uncompiled([why])
+        stage = None if why else self._stage(pictures)
+        return stage(pictures, self.tell) if stage else self.own(*args, **kwargs)
+
+    def _other_call(self, pictures: dict[str, Tensor], others: dict[str, Any]) -> str | None:
+        """Why a call is none that a graph answers."""
+        if "pixel_values" not in pictures:
+            return "get_image_features() was called without pixels"
+        if others:
+            return f"get_image_features() was called with {', '.join(f'{name}={x!r}' for name, x in others.items())}"
+        if torch.is_autocast_enabled(pictures["pixel_values"].device.type):
+            return "get_image_features() was called under autocast"
+        return None
+
+    def _say_uncompiled(self, why: list[str]) -> None:
+        said = f"vision: the model's own code runs, uncompiled ({'; '.join(why)})"
+        self.report.warnings += [said] * (said not in self.report.warnings)
 
     def _pictures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of a call, and what else it asks for."""
+        """The tensors of a call, and what else it asks for; not what the config says, which LLaVA-NeXT of transformers 5.17 repeats."""
         bound = dict(self.__signature__.bind(*args, **kwargs).arguments)
         given = bound | bound.pop("kwargs", {})
         tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
         others = {name: x for name, x in given.items() if x is not None and name not in tensors}
-        return tensors, {name: x for name, x in others.items() if (name, x) != ("return_dict", True)}
+        said = {name: getattr(self.model.config, name, None) for name in others} | {"return_dict": True}
+        return tensors, {name: x for name, x in others.items() if said[name] != x}
 
     @releases_first()
-    def _stage(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TowerGraph | None:
-        pictures, others = self._pictures(args, kwargs)
-        if others or "pixel_values" not in pictures or torch.is_autocast_enabled(pictures["pixel_values"].device.type):
-            return None
+    def _stage(self, pictures: dict[str, Tensor]) -> TowerGraph | None:
         now = self._now()
         pixels = pictures["pixel_values"]
         sizes = tuple(tuple(x.shape) for x in pictures.values()) if self.static else ()
@@ -156,8 +170,7 @@ class ImageFeatures:
         if not isinstance(found, VisionStage) and self.schedule.tower:
             raise not_cut(found)
         if not isinstance(found, VisionStage):
-            said = f"vision: the model's own code runs, uncompiled ({'; '.join(found)})"
-            self.report.warnings += [said] * (said not in self.report.warnings)
+            self._say_uncompiled(found)
             return None
         assert found.traced is not None
         names, captured = tuple(found.inputs), time.perf_counter() - begun

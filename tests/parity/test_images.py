@@ -66,6 +66,20 @@ def test_the_models_own_code_runs_where_no_graph_can_and_the_report_says_so(fami
     assert report.warnings[0].startswith("vision: the model's own code runs, uncompiled (")
 
 
+def test_a_call_that_asks_for_more_runs_the_models_own_code_unless_the_config_says_the_same():
+    tiny = zoo.build("llava", layers=2)
+    features, report = stand_in(tiny)
+    given, layer = pictures(tiny, 1), tiny.model.config.vision_feature_layer
+    with torch.no_grad():
+        features(**given, vision_feature_layer=layer)
+        assert len(report.vision) == 1
+        assert not report.warnings
+        other, own = features(**given, vision_feature_layer=1), tiny.model.model.get_image_features(**given, vision_feature_layer=1)
+    assert torch.equal(flat(other.pooler_output)[0], flat(own.pooler_output)[0])
+    [said] = report.warnings
+    assert said == "vision: the model's own code runs, uncompiled (get_image_features() was called with vision_feature_layer=1)"
+
+
 def test_follows_weights_that_change_and_modules_that_are_replaced():
     tiny = zoo.build("llava", layers=2)
     features, report = stand_in(tiny)
