@@ -126,11 +126,14 @@ class ImageFeatures:
         self.report.warnings += [said] * (said not in self.report.warnings)
 
     def _pictures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of a call, and what else it asks for; not what the config says, which LLaVA-NeXT of transformers 5.17 repeats."""
+        """The tensors of a call, and what else it asks for.
+
+        That is not what the config says, which LLaVA-NeXT of transformers 5.17 repeats, nor `use_cache`, which Qwen3-VL's hands on.
+        """
         bound = dict(self.__signature__.bind(*args, **kwargs).arguments)
         given = bound | bound.pop("kwargs", {})
         tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
-        others = {name: x for name, x in given.items() if x is not None and name not in tensors}
+        others = {name: x for name, x in given.items() if x is not None and x is not False and name not in (*tensors, "use_cache")}
         said = {name: getattr(self.model.config, name, None) for name in others} | {"return_dict": True}
         return tensors, {name: x for name, x in others.items() if said[name] != x}
 
