@@ -72,7 +72,7 @@ def peaks(score: Tensor, x: Tensor, segment: Tensor, power: float, base: float) 
 def _earlier(pairs: Tensor, rows: Tensor, columns: Tensor, ahead: int) -> Tensor:
     """`pairs` [B, n, m], zero but where a row's token and a column's are of one image and the column's comes first.
 
-    rows [B, n] and columns [B, m] are segments; the first row stands `ahead` places behind the first column.
+    rows [B, n] and columns [B, m] are segments; the first row stands `ahead` places after the first column.
     """
     if alone(rows, columns):
         return pairs.tril_(ahead - 1)
