@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.files import Files
+from lightvlm_fx.artifact.openvino_graph import LONGEST, free_of_rope, keep_order, spell_out_attention
 from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.artifact.stages import PAST, PRESENT, failing
 from lightvlm_fx.errors import InputError
@@ -63,10 +64,12 @@ class OpenVINO:
     def open(self, files: Files, name: str, stage: dict[str, Any]) -> OvSession:
         with failing(files, stage["file"], "open", self.title):
             model = self.read(files, stage["file"])
-            keep_order(self.runtime, model)
+            sorts = keep_order(self.runtime, model)
+            if self.properties["INFERENCE_PRECISION_HINT"] != "f32":
+                free_of_rope(self.runtime, model)
             if name == "decode":
                 spell_out_attention(self.runtime, model)
-            return OvSession(self.runtime, self.core.compile_model(model, self.device, self.properties), stage)
+            return OvSession(self.runtime, self.core.compile_model(model, self.device, self.properties), stage, LONGEST if sorts else None)
 
     def read(self, files: Files, file: str) -> Any:
         """The graph `file` over its weights, both as they were hashed.
@@ -87,48 +90,14 @@ class OpenVINO:
             return self.core.read_model(Path(spare) / Path(file).name)
 
 
-def keep_order(runtime: Any, model: Any) -> int:
-    """Make every TopK stable, as ONNX says it is: of equal values the one of the lower index comes first. Returns how many were not.
-
-    OpenVINO's frontend leaves that out, and cuts choose other tokens then, since positions and masks are full of equal values.
-    """
-    wrong = [op for op in model.get_ops() if op.get_type_name() == "TopK" and not op.get_attributes()["stable"]]
-    for op in wrong:
-        said, (data, count) = op.get_attributes(), op.input_values()
-        kind = "value" if said["sort"] == "none" else said["sort"]  # it is stable only where it sorts
-        made = runtime.opset11.topk(data, count, said["axis"], said["mode"], kind, said["index_element_type"], True)
-        made.set_friendly_name(op.get_friendly_name())
-        for old, new in zip(op.outputs(), made.outputs(), strict=True):
-            old.replace(new)
-    return len(wrong)
-
-
-def spell_out_attention(runtime: Any, model: Any) -> int:
-    """Write every ScaledDotProductAttention with a mask as the products it stands for. Returns how many there were.
-
-    OpenVINO does so itself where no cache of its own feeds one, but scales and transposes all keys, which takes half of a step.
-    """
-    ops, done = runtime.opset13, 0
-    for op in [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention"]:
-        inputs = op.input_values()
-        if len(inputs) != 5 or op.get_attributes()["causal"]:
-            continue
-        q, k, v, mask, scale = inputs
-        logits = ops.matmul(ops.multiply(q, scale), k, False, True)
-        if mask.get_element_type() == runtime.Type.boolean:
-            logits = ops.select(mask, logits, ops.convert_like(ops.constant(-np.inf, np.float32), logits))
-        else:
-            logits = ops.add(logits, mask)
-        op.output(0).replace(ops.matmul(ops.softmax(logits, -1), v, False, False).output(0))
-        done += 1
-    return done
-
-
 class OvSession:
-    """A stage on OpenVINO. Requests are made for each run: a session may be asked by several threads at once."""
+    """A stage on OpenVINO; `longest`: the most tokens that its sorts take.
 
-    def __init__(self, runtime: Any, compiled: Any, stage: dict[str, Any]) -> None:
-        self.runtime, self.compiled = runtime, compiled
+    Requests are made for each run: a session may be asked by several threads at once.
+    """
+
+    def __init__(self, runtime: Any, compiled: Any, stage: dict[str, Any], longest: int | None = None) -> None:
+        self.runtime, self.compiled, self.longest = runtime, compiled, longest
         self.inputs = _named(compiled.inputs, stage["inputs"])
         self.outputs = _named(compiled.outputs, stage["outputs"])
 
@@ -145,6 +114,10 @@ class OvSession:
 
     def _asked(self, feed: Feed) -> dict[str, Any]:
         """All outputs of a run, as tensors that are nobody else's."""
+        for name, array in feed.items():
+            if self.longest and max(array.shape, default=0) > self.longest:
+                raise InputError(f"on OpenVINO an artifact whose schedule sorts takes at most {self.longest} tokens at once, got {name} of "
+                                 f"{list(array.shape)}; export for onnxruntime")  # fmt: skip
         request = self.compiled.create_infer_request()
         for name, array in feed.items():
             request.set_tensor(self.inputs[name], self.runtime.Tensor(array, shared_memory=True))

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.artifact import openvino as engine
 from lightvlm_fx.artifact.load import engine_of
+from lightvlm_fx.artifact.openvino_graph import LONGEST
 from lightvlm_fx.errors import ArtifactError, InputError
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.schedule import Schedule
@@ -82,26 +84,55 @@ def test_the_answer_is_other_where_equal_values_lose_their_order(cuts, monkeypat
     assert verdict.parity["logits"] > 0.01
 
 
+def top(folder, kind, shape, axis=-1, largest=1, ordered=1):
+    """A graph of one TopK of 90 values, as OpenVINO reads it."""
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    node = helper.make_node("TopK", ["x", "k"], ["v", "y"], "n", axis=axis, largest=largest, sorted=ordered)
+    outputs = [helper.make_tensor_value_info(*of, None) for of in (("v", element), ("y", TensorProto.INT64))]
+    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", element, shape)], outputs,
+                              [helper.make_tensor("k", TensorProto.INT64, [1], [90])])  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "g.onnx")
+    found = engine_of({"target": "openvino", "dtype": "float32"}, ["CPU"])
+    return found, found.core.read_model(folder / "g.onnx")
+
+
+@pytest.mark.parametrize("shape", [[2, 200], ["b", "n"], [2, "n", 3]], ids=["static", "symbolic", "in the middle"])
 @pytest.mark.parametrize("largest", [0, 1])
 @pytest.mark.parametrize("ordered", [0, 1])
 @pytest.mark.parametrize("kind", [np.float32, np.int64])
-def test_of_equal_values_the_first_stay(largest, ordered, kind, tmp_path):
+def test_of_equal_values_the_first_stay(largest, ordered, kind, shape, tmp_path):
     """As ONNX says of TopK, and as OpenVINO does not say of what its frontend makes of one."""
-    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    node = helper.make_node("TopK", ["x", "k"], ["v", "y"], "n", axis=-1, largest=largest, sorted=ordered)
-    graph = helper.make_graph(
-        [node], "g", [helper.make_tensor_value_info("x", element, [2, 200])],
-        [helper.make_tensor_value_info("y", TensorProto.INT64, [2, 90])], [helper.make_tensor("k", TensorProto.INT64, [1], [90])],
-    )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "g.onnx")
-    x = np.random.default_rng(0).integers(0, 3, (2, 200)).astype(kind)
-    found = engine_of({"target": "openvino", "dtype": "float32"}, ["CPU"])
-    model = found.core.read_model(tmp_path / "g.onnx")
+    found, model = top(tmp_path, kind, shape, 1 if len(shape) == 3 else -1, largest, ordered)
     assert engine.keep_order(found.runtime, model) == 1
     assert engine.keep_order(found.runtime, model) == 0
-    said = found.core.compile_model(model, "CPU", found.properties)(x)[0]
+    x = np.random.default_rng(0).integers(-1, 2, [2, 200, *shape[2:]]).astype(kind)
+    values, places = found.core.compile_model(model, "CPU", found.properties)(x).values()
     wanted = np.argsort(-x if largest else x, axis=1, kind="stable")[:, :90]
-    assert (said if ordered else np.sort(said)).tolist() == (wanted if ordered else np.sort(wanted)).tolist()
+    assert (places if ordered else np.sort(places, 1)).tolist() == (wanted if ordered else np.sort(wanted, 1)).tolist()
+    np.testing.assert_array_equal(values, np.take_along_axis(x, places.astype(np.int64), 1))
+
+
+def test_sorts_that_are_too_long_for_two_keys_are_the_runtimes_own(tmp_path):
+    found, model = top(tmp_path, np.float32, [1, LONGEST + 1])
+    assert engine.keep_order(found.runtime, model) == 1
+    assert [op.get_attributes()["stable"] for op in model.get_ops() if op.get_type_name() == "TopK"] == [True]
+
+
+def test_more_tokens_than_two_keys_can_sort_are_refused():
+    nothing = SimpleNamespace(inputs=[], outputs=[])
+    session = engine.OvSession(None, nothing, {"inputs": [], "outputs": []}, LONGEST)
+    with pytest.raises(InputError, match=rf"at most {LONGEST} tokens at once, got inputs_embeds of \[1, {LONGEST + 1}, 2\]"):
+        session.run({"inputs_embeds": np.zeros([1, LONGEST + 1, 2], np.float32)})
+
+
+def test_every_layer_computes_in_half_precision_where_it_is_asked_for(cuts):
+    """OpenVINO would keep all layers before a cut in float32: they say at which angles those after it rotate."""
+    vlm = lightvlm.load(cuts, session_options={"INFERENCE_PRECISION_HINT": "bf16"})
+    if "BF16" not in vlm.engine.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    ran = vlm.stages().sessions["prefill"].compiled.get_runtime_model().get_ops()
+    said = [{name: op.get_rt_info()[name].value for name in ("layerType", "runtimePrecision")} for op in ran]
+    assert {of["runtimePrecision"] for of in said if of["layerType"] == "FullyConnected"} == {"bf16"}
 
 
 @pytest.mark.parametrize("what", ["prefill.onnx", "model.onnx.data", "samples/0.logits.npy"])
