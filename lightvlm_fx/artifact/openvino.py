@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.files import Files
-from lightvlm_fx.artifact.openvino_graph import LONGEST, free_of_rope, keep_order, spell_out_attention
+from lightvlm_fx.artifact.openvino_graph import LONGEST, free_of_rope, hand_out_entries, keep_order, spell_out_attention
 from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.artifact.stages import PAST, PRESENT, failing
 from lightvlm_fx.errors import InputError
@@ -67,9 +67,11 @@ class OpenVINO:
             sorts = keep_order(self.runtime, model)
             if self.properties["INFERENCE_PRECISION_HINT"] != "f32":
                 free_of_rope(self.runtime, model)
+            entries = hand_out_entries(self.runtime, model) if name == "decode" else {}
             if name == "decode":
                 spell_out_attention(self.runtime, model)
-            return OvSession(self.runtime, self.core.compile_model(model, self.device, self.properties), stage, LONGEST if sorts else None)
+            compiled = self.core.compile_model(model, self.device, self.properties)
+            return OvSession(self.runtime, compiled, stage, LONGEST if sorts else None, entries)
 
     def read(self, files: Files, file: str) -> Any:
         """The graph `file` over its weights, both as they were hashed.
@@ -91,18 +93,19 @@ class OpenVINO:
 
 
 class OvSession:
-    """A stage on OpenVINO; `longest`: the most tokens that its sorts take.
+    """A stage on OpenVINO; `longest`: the most tokens that its sorts take; `entries` of `hand_out_entries`.
 
     Requests are made for each run: a session may be asked by several threads at once.
     """
 
-    def __init__(self, runtime: Any, compiled: Any, stage: dict[str, Any], longest: int | None = None) -> None:
-        self.runtime, self.compiled, self.longest = runtime, compiled, longest
+    def __init__(self, runtime: Any, compiled: Any, stage: dict[str, Any], longest: int | None, entries: dict[str, str]) -> None:
+        self.runtime, self.compiled, self.longest, self.entries = runtime, compiled, longest, entries
         self.inputs = _named(compiled.inputs, stage["inputs"])
-        self.outputs = _named(compiled.outputs, stage["outputs"])
+        outputs = _named(compiled.outputs, stage["outputs"])
+        self.outputs = {name: port for name, port in outputs.items() if name not in entries.values()}
 
     def shapes(self, side: str) -> dict[str, list[Any]]:
-        ports = self.inputs if side == "inputs" else self.outputs
+        ports = self.inputs if side == "inputs" else self.outputs | {n: self.inputs[n.replace(PRESENT, PAST)] for n in self.entries}
         return {name: [d.get_length() if d.is_static else None for d in port.partial_shape] for name, port in ports.items()}
 
     def run(self, feed: Feed) -> Feed:
@@ -135,23 +138,34 @@ def _named(ports: list[Any], said: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class OvBound:
-    """A stage on OpenVINO with a request whose cache inputs and outputs are the same memory."""
+    """A stage on OpenVINO with a request whose cache inputs and outputs are the same memory, to which entries handed out are written."""
 
     def __init__(self, session: OvSession, cache: dict[str, Any], rows: int) -> None:
         self.session, self.request = session, session.compiled.create_infer_request()
-        self.logits = np.empty(0, np.float32)
+        self.logits, self.writes = np.empty(0, np.float32), list[tuple[Array, Array, Any]]()
         for name, port in session.inputs.items():
             if name.startswith(PAST):
                 self.request.set_tensor(port, cache[name])
         for name, port in session.outputs.items():
-            if name.startswith(PRESENT):
+            if name in session.entries:
+                slot = session.compiled.output(session.entries[name])
+                held = cache[name.replace(PRESENT, PAST)].data
+                self.writes.append((held, self._own(port, [*held.shape[:2], 1, held.shape[3]]), slot))
+            elif name.startswith(PRESENT):
                 self.request.set_tensor(port, cache[name.replace(PRESENT, PAST)])
             else:
-                self.logits = np.empty([rows, *session.shapes("outputs")[name][1:]], np.float32)
-                self.request.set_tensor(port, session.runtime.Tensor(self.logits, shared_memory=True))
+                self.logits = self._own(port, [rows, *session.shapes("outputs")[name][1:]])
+
+    def _own(self, port: Any, shape: list[int]) -> Array:
+        """An array that the request writes this output to."""
+        array = np.empty(shape, port.get_element_type().to_dtype())
+        self.request.set_tensor(port, self.session.runtime.Tensor(array, shared_memory=True))
+        return array
 
     def run(self, given: Feed) -> Array:
         for name, array in given.items():
             self.request.set_tensor(self.session.inputs[name], self.session.runtime.Tensor(array, shared_memory=True))
         self.request.infer()
+        for held, entry, slot in self.writes:
+            held[:, :, self.request.get_tensor(slot).data[0]] = entry[:, :, 0]
         return self.logits

@@ -88,25 +88,85 @@ def free_of_rope(runtime: Any, model: Any) -> int:
     return done
 
 
+def hand_out_entries(runtime: Any, model: Any) -> dict[str, str]:
+    """Let a step hand out its new keys and values, for its caller to write, where it writes them into a buffer that attention alone reads.
+
+    OpenVINO copies every buffer that a graph writes into twice, on its way in and out. A query meets the entries that are there, without
+    the one in its slot, and the new one beside them. Returns, by the name of an output that is now an entry [B, G, 1, d], the name of
+    the one that holds its slot [1].
+    """
+    ops, out = runtime.opset13, dict[str, str]()
+    slots, masks = dict[str, Any](), dict[tuple[str, str], tuple[Any, Any]]()
+    results = {result.input_value(0).get_node().get_name(): result for result in model.get_results()}
+    for op in [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention"]:
+        writes = _sources(op)[1:3]
+        if not _is_masked(op) or not all(_is_write(write, results) for write in writes):
+            continue
+        (past_k, at, new_k), (past_v, _, new_v) = (write.input_values()[:3] for write in writes)
+        q, mask = ops.multiply(op.input_value(0), op.input_value(4)), op.input_value(3)
+        slot = slots.setdefault(_key(at), ops.slice(ops.reshape(at, ops.constant([-1]), False), *(ops.constant([n]) for n in (0, 1, 1))))
+        if (_key(mask), _key(at)) not in masks:
+            length = ops.gather(ops.shape_of(past_k), ops.constant(2), ops.constant(0))
+            there = ops.equal(ops.range(ops.constant(0), length, ops.constant(1), "i64"), ops.convert(slot, "i64"))
+            lowest = ops.constant(np.finfo(np.float32).min, np.float32)
+            masks[_key(mask), _key(at)] = ops.select(there, lowest, mask), ops.gather(mask, slot, ops.constant(-1))
+        before, own = masks[_key(mask), _key(at)]
+        seen = ops.concat([ops.add(ops.matmul(q, past_k, False, True), before), ops.add(ops.matmul(q, new_k, False, True), own)], -1)
+        parts = ops.variadic_split(ops.softmax(seen, -1), ops.constant(-1), ops.constant([-1, 1]))
+        read = ops.add(ops.matmul(parts.output(0), past_v, False, False), ops.matmul(parts.output(1), new_v, False, False))
+        op.output(0).replace(read.output(0))
+        for write, past, new in zip(writes, (past_k, past_v), (new_k, new_v), strict=True):
+            for reader in write.output(0).get_target_inputs():
+                if reader.get_node().get_type_name() == "ShapeOf":
+                    reader.replace_source_output(past)
+            name = write.output(0).get_any_name()
+            model.remove_result(results[write.get_name()])
+            model.add_results([_named(ops, new, name)])
+            out[name] = f"slot.{_key(at)}"
+    for key, slot in slots.items():
+        model.add_results([_named(ops, slot.output(0), f"slot.{key}")])
+    return out
+
+
+def _is_write(op: Any, results: dict[str, Any]) -> bool:
+    """Whether an attention's side is a buffer of the caller's that a step writes into, and nothing else reads."""
+    if op.get_type_name() != "ScatterElementsUpdate" or op.get_name() not in results:
+        return False
+    past, entries = op.input_value(0), op.input_value(2).get_partial_shape()[2]
+    if past.get_node().get_type_name() != "Parameter" or entries.is_dynamic or entries.get_length() != 1:
+        return False
+    readers = [{reader.get_node().get_type_name() for reader in value.get_target_inputs()} - {"ShapeOf"} for value in (past, op.output(0))]
+    writers = [reader for reader in past.get_target_inputs() if reader.get_node().get_type_name() == "ScatterElementsUpdate"]
+    return readers == [{"ScatterElementsUpdate"}, {"Result", "ScaledDotProductAttention"}] and len(writers) == 1
+
+
+def _key(value: Any) -> str:
+    return f"{value.get_node().get_name()}.{value.get_index()}"
+
+
+def _named(ops: Any, value: Any, name: str) -> Any:
+    value.get_tensor().set_names({name})
+    return ops.result(value)
+
+
 def spell_out_attention(runtime: Any, model: Any) -> int:
     """Write every ScaledDotProductAttention with a mask as the products it stands for. Returns how many there were.
 
     OpenVINO does so itself where no cache of its own feeds one, but scales and transposes all keys, which takes half of a step.
     """
-    ops, done = runtime.opset13, 0
-    for op in [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention"]:
-        inputs = op.input_values()
-        if len(inputs) != 5 or op.get_attributes()["causal"]:
-            continue
-        q, k, v, mask, scale = inputs
-        logits = ops.matmul(ops.multiply(q, scale), k, False, True)
-        if mask.get_element_type() == runtime.Type.boolean:
-            logits = ops.select(mask, logits, ops.convert_like(ops.constant(-np.inf, np.float32), logits))
-        else:
-            logits = ops.add(logits, mask)
+    ops = runtime.opset13
+    found = [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention" and _is_masked(op)]
+    for op in found:
+        q, k, v, mask, scale = op.input_values()
+        logits = ops.add(ops.matmul(ops.multiply(q, scale), k, False, True), mask)
         op.output(0).replace(ops.matmul(ops.softmax(logits, -1), v, False, False).output(0))
-        done += 1
-    return done
+    return len(found)
+
+
+def _is_masked(op: Any) -> bool:
+    """Whether an attention has an additive mask, as those have that are exported here."""
+    inputs = op.input_values()
+    return len(inputs) == 5 and not op.get_attributes()["causal"] and inputs[3].get_element_type().is_real()
 
 
 def _sources(op: Any) -> list[Any]:

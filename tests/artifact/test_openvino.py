@@ -120,9 +120,16 @@ def test_sorts_that_are_too_long_for_two_keys_are_the_runtimes_own(tmp_path):
 
 def test_more_tokens_than_two_keys_can_sort_are_refused():
     nothing = SimpleNamespace(inputs=[], outputs=[])
-    session = engine.OvSession(None, nothing, {"inputs": [], "outputs": []}, LONGEST)
+    session = engine.OvSession(None, nothing, {"inputs": [], "outputs": []}, LONGEST, {})
     with pytest.raises(InputError, match=rf"at most {LONGEST} tokens at once, got inputs_embeds of \[1, {LONGEST + 1}, 2\]"):
         session.run({"inputs_embeds": np.zeros([1, LONGEST + 1, 2], np.float32)})
+
+
+@pytest.mark.parametrize(("name", "handed"), [("none", 4), ("cuts", 4), ("h2o", 0)])
+def test_steps_hand_out_entries_where_attention_alone_reads_the_buffers(name, handed, shelf):
+    """OpenVINO would copy each buffer twice a step. Scores of a bounded cache read what was written."""
+    made = once(shelf, f"openvino-llava-{name}", lambda folder: write(folder, "llava", SCHEDULES[name]))
+    assert len(lightvlm.load(made).stages().sessions["decode"].entries) == handed
 
 
 def test_every_layer_computes_in_half_precision_where_it_is_asked_for(cuts):
