@@ -102,13 +102,16 @@ def hand_out_entries(runtime: Any, model: Any) -> dict[str, str]:
         writes = _sources(op)[1:3]
         if not _is_masked(op) or not all(_is_write(write, results) for write in writes):
             continue
-        (past_k, at, new_k), (past_v, _, new_v) = (write.input_values()[:3] for write in writes)
+        (past_k, at, new_k), (past_v, also_at, new_v) = (write.input_values()[:3] for write in writes)
+        if _key(at) != _key(also_at):
+            continue
         q, mask = ops.multiply(op.input_value(0), op.input_value(4)), op.input_value(3)
         slot = slots.setdefault(_key(at), ops.slice(ops.reshape(at, ops.constant([-1]), False), *(ops.constant([n]) for n in (0, 1, 1))))
         if (_key(mask), _key(at)) not in masks:
             length = ops.gather(ops.shape_of(past_k), ops.constant(2), ops.constant(0))
             there = ops.equal(ops.range(ops.constant(0), length, ops.constant(1), "i64"), ops.convert(slot, "i64"))
-            lowest = ops.constant(np.finfo(np.float32).min, np.float32)
+            kind = mask.get_element_type().to_dtype()
+            lowest = ops.constant(np.finfo(kind).min, kind)
             masks[_key(mask), _key(at)] = ops.select(there, lowest, mask), ops.gather(mask, slot, ops.constant(-1))
         before, own = masks[_key(mask), _key(at)]
         seen = ops.concat([ops.add(ops.matmul(q, past_k, False, True), before), ops.add(ops.matmul(q, new_k, False, True), own)], -1)
@@ -129,15 +132,21 @@ def hand_out_entries(runtime: Any, model: Any) -> dict[str, str]:
 
 
 def _is_write(op: Any, results: dict[str, Any]) -> bool:
-    """Whether an attention's side is a buffer of the caller's that a step writes into, and nothing else reads."""
+    """Whether an attention's side is a buffer of the caller's of which a step writes one slot, all rows and heads the same.
+
+    And nothing reads it but that attention.
+    """
     if op.get_type_name() != "ScatterElementsUpdate" or op.get_name() not in results:
         return False
-    past, entries = op.input_value(0), op.input_value(2).get_partial_shape()[2]
-    if past.get_node().get_type_name() != "Parameter" or entries.is_dynamic or entries.get_length() != 1:
+    past, slots, new, axis = op.input_values()
+    kinds = [value.get_node().get_type_name() for value in (past, slots, axis)]
+    if kinds != ["Parameter", "Broadcast", "Constant"] or int(axis.get_node().data) != 2:
         return False
-    readers = [{reader.get_node().get_type_name() for reader in value.get_target_inputs()} - {"ShapeOf"} for value in (past, op.output(0))]
-    writers = [reader for reader in past.get_target_inputs() if reader.get_node().get_type_name() == "ScatterElementsUpdate"]
-    return readers == [{"ScatterElementsUpdate"}, {"Result", "ScaledDotProductAttention"}] and len(writers) == 1
+    number, entries = slots.get_node().input_value(0).get_partial_shape(), new.get_partial_shape()[2]
+    one = number.is_static and np.prod(number.to_shape()) == 1 and entries.is_static and entries.get_length() == 1
+    readers = [[r.get_node().get_type_name() for r in value.get_target_inputs()] for value in (past, op.output(0))]
+    others = [sorted(name for name in names if name != "ShapeOf") for names in readers]
+    return bool(one) and others == [["ScatterElementsUpdate"], ["Result", "ScaledDotProductAttention"]]
 
 
 def _key(value: Any) -> str:

@@ -121,7 +121,7 @@ def export(
             processor.save_pretrained(folder)
         manifest = _manifest(model, schedule, target, dtype, provider, buckets)
         manifest |= exporter.finish(buckets)
-        tell("measuring parity")
+        tell("checking the graphs, and measuring parity")
         manifest["files"] = _hashes(folder)
         _refuse_problems(folder, manifest)
         record_parity(folder, manifest)
@@ -266,7 +266,7 @@ def _refuse_problems(folder: Path, manifest: dict[str, Any]) -> None:
 
     wrong, _ = lint(folder, manifest, ["CPUExecutionProvider"])
     if wrong:
-        raise CaptureError("\n".join([*wrong[:5], f"a defect of lightvlm_fx, or a runtime for {manifest['target']} other than it knows"]))
+        raise CaptureError("\n".join([*wrong[:5], "a defect of lightvlm_fx, or a runtime of another release than it knows"]))
 
 
 def record_parity(folder: Path, manifest: dict[str, Any]) -> None:

@@ -132,6 +132,16 @@ def test_steps_hand_out_entries_where_attention_alone_reads_the_buffers(name, ha
     assert len(lightvlm.load(made).stages().sessions["decode"].entries) == handed
 
 
+def test_steps_write_for_themselves_where_rows_may_have_slots_of_their_own(shelf):
+    made = once(shelf, "openvino-llava-none", lambda folder: write(folder, "llava", SCHEDULES["none"]))
+    found = lightvlm.load(made).engine
+    model, ops = found.core.read_model(made / "decode.onnx"), found.runtime.opset13
+    for op in [op for op in model.get_ops() if op.get_type_name() == "ScatterElementsUpdate"]:
+        at = op.input(1)
+        at.replace_source_output(ops.add(at.get_source_output(), ops.constant(0, np.int64)).output(0))
+    assert engine.hand_out_entries(found.runtime, model) == {}
+
+
 def test_every_layer_computes_in_half_precision_where_it_is_asked_for(cuts):
     """OpenVINO would keep all layers before a cut in float32: they say at which angles those after it rotate."""
     vlm = lightvlm.load(cuts, session_options={"INFERENCE_PRECISION_HINT": "bf16"})
