@@ -238,17 +238,21 @@ def test_a_client_that_leaves_ends_its_answer(stream):
 def test_a_client_that_does_not_read_holds_up_nobody():
     """Its answer has 5 MB, which no buffer between takes; others are answered meanwhile, and it is dropped."""
     engine = Letters()
-    with served(engine, Limits(tokens=20_000, send_seconds=1)) as url:
+    with served(engine, Limits(tokens=20_000, send_seconds=2)) as url:
+
+        def dropped():
+            return metric(url, 'lightvlm_requests_total{status="too slow"}') == 1
+
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((urlsplit(url).hostname, urlsplit(url).port))
         body = json.dumps(HELLO | {"max_tokens": 20_000, "stream": True}).encode()
         slow.sendall(HEAD % (len(body), body))
-        assert until(lambda: engine.said == 20_000, seconds=60)
+        assert until(lambda: engine.said == 20_000 or dropped(), seconds=60)  # on a busy machine it is dropped before all is said
         begun = time.monotonic()
         assert at_once(8, lambda _: ask(url, HELLO)[2]["choices"][0]["message"]["content"]) == ["abcde"] * 8
         assert time.monotonic() - begun < 5
-        assert until(lambda: metric(url, 'lightvlm_requests_total{status="too slow"}') == 1)
+        assert until(dropped)
         slow.close()
 
 
