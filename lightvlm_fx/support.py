@@ -23,8 +23,7 @@ from torch import Tensor
 import lightvlm_fx as lightvlm
 from lightvlm_fx.errors import RefusedModel
 from lightvlm_fx.quiet import quiet
-from lightvlm_fx.zoo import FAMILIES, TinyVLM, build, image_text_to_text_types
-from lightvlm_fx.zoo.more import NO_RECIPE
+from lightvlm_fx.zoo import FAMILIES, NO_RECIPE, TinyVLM, build, image_text_to_text_types
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 COMMAND = "python -m lightvlm_fx.support"

@@ -5,26 +5,23 @@ tiny = zoo.build("llava")
 tiny.model.generate(**tiny.inputs(text=(7,), images=(1,)))
 """
 
-from lightvlm_fx.zoo import more
-from lightvlm_fx.zoo.tiny import (
+from lightvlm_fx.zoo.families import FAMILIES
+from lightvlm_fx.zoo.model import TinyVLM, build, image_text_to_text_types, redraw
+from lightvlm_fx.zoo.parts import (
     BOI,
     BOS,
     EOI,
-    FAMILIES,
     FIRST_TEXT,
     HEAD_DIM,
     HIDDEN,
     IMAGE,
     PAD,
     VIDEO,
-    TinyVLM,
-    build,
     decoder,
-    image_text_to_text_types,
     patches,
-    redraw,
     span,
     tiles,
     tower,
     vlm,
 )
+from lightvlm_fx.zoo.untried import NO_RECIPE

@@ -5,7 +5,6 @@ import transformers
 
 from lightvlm_fx import support, zoo
 from lightvlm_fx.support import Finding
-from lightvlm_fx.zoo.more import NO_RECIPE
 
 WRITTEN_ON = "5.24.0"  # the release of requirements-tested.txt, or a test below fails
 
@@ -54,7 +53,7 @@ def test_the_page_sorts_by_status_then_type():
 
 
 def test_no_type_is_both_known_and_excused():
-    assert not set(NO_RECIPE) & set(zoo.FAMILIES)
+    assert not set(zoo.NO_RECIPE) & set(zoo.FAMILIES)
 
 
 def test_the_committed_page_is_of_the_pinned_release():
@@ -67,7 +66,7 @@ def test_the_committed_page_is_of_the_pinned_release():
 def test_the_committed_page_lists_every_type_and_nothing_wrong():
     found = rows()
     assert sorted(row[0].strip("`") for row in found) == sorted(zoo.image_text_to_text_types())
-    assert set(zoo.image_text_to_text_types()) <= set(zoo.FAMILIES) | set(NO_RECIPE)
+    assert set(zoo.image_text_to_text_types()) <= set(zoo.FAMILIES) | set(zoo.NO_RECIPE)
     assert {row[1] for row in found} == {support.WORKS, support.REFUSED, support.NOT_TRIED}
     for model_type, status, checked, note in found:
         assert checked if status == support.WORKS else note, model_type
