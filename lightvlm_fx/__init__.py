@@ -45,8 +45,10 @@ def __getattr__(name: str) -> Any:
         try:
             value = getattr(import_module(_HOMES[name]), name)
         except ImportError as error:
-            from lightvlm_fx.releases import TESTED, untested
+            from lightvlm_fx.releases import NO_TORCH, TESTED, untested
 
+            if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+                raise ImportError(f"lightvlm_fx.{name} {NO_TORCH}") from error
             if (error.name or "").partition(".")[0] in TESTED and (said := untested()):
                 raise ImportError(f"{'; '.join(said)}: {error}", name=error.name) from error
             raise

@@ -13,6 +13,8 @@ from lightvlm_fx.errors import CaptureError, LightVLMError, PostconditionError, 
 # First and last minor release that the tests ran on; pyproject.toml allows one more (tests/core/test_releases.py).
 TESTED = {"torch": ((2, 11), (2, 14)), "transformers": ((5, 17), (5, 24))}
 
+NO_TORCH = "needs PyTorch: pip install torch (the build for your machine), or 'lightvlm-fx[compile]'"
+
 
 class UntestedRelease(UserWarning):
     """The installed torch or transformers is outside the tested range."""

@@ -31,6 +31,7 @@ from lightvlm_fx.cli.base import (
     telling,
 )
 from lightvlm_fx.errors import InputError, LightVLMError
+from lightvlm_fx.releases import NO_TORCH
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.serving.opening import load_model
 
@@ -262,7 +263,7 @@ def main() -> None:
         no_torch = isinstance(error, ModuleNotFoundError) and error.name == "torch"
         if error.name is not None and not no_torch:  # with a name it is Python's own; without, its text says what to install
             raise
-        said = "this command needs PyTorch (pip install torch); run, inspect and verify without --model do not" if no_torch else str(error)
+        said = f"this command {NO_TORCH}; run, inspect and verify without --model do without" if no_torch else str(error)
         err.print(said, soft_wrap=True)
         raise SystemExit(2) from None
     except OSError as error:

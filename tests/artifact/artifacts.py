@@ -193,10 +193,10 @@ OFFLINE = ("Max retries exceeded", "NewConnectionError", "Temporary failure in n
 
 
 def interpreter_with(home, *packages):
-    """The interpreter of a new environment in `home` with these packages alone, of the versions that are installed here."""
+    """The interpreter of a new environment in `home` with these packages alone, those named of the versions that are installed here."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     python = home / "bin" / "python"
-    wanted = [f"{name}=={version(name)}" for name in packages]
+    wanted = [f"{name}=={version(name)}" if name.isidentifier() else name for name in packages]
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", *wanted]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode and any(line in done.stderr for line in OFFLINE):

@@ -12,6 +12,8 @@ from artifacts import interpreter_with, rewrite
 from built import build
 
 import lightvlm_fx
+from lightvlm_fx.bundled import PICTURES
+from lightvlm_fx.releases import NO_TORCH
 
 ABSENT = ("torch", "transformers", "pydantic", "onnx", "onnx_ir", "onnxscript", "typer", "rich", "PIL", "safetensors")
 SCRIPT = f"""
@@ -63,7 +65,7 @@ def wheel_of_the_source_distribution(scratch):
 
 @pytest.mark.parametrize("made", [lambda scratch: build("wheel", scratch), wheel_of_the_source_distribution], ids=["checkout", "sdist"])
 def test_the_wheel_alone_answers_without_torch(bare_python, bounded, tmp_path, made):
-    """As docs/faq.md says: `pip install --no-deps` beside numpy and onnxruntime."""
+    """Beside numpy and onnxruntime alone: what `load` and `verify` need."""
     pip = [sys.executable, "-m", "pip", "--python", str(bare_python), "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall"]
     done = subprocess.run([*pip, str(made(tmp_path))], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -75,8 +77,28 @@ def test_the_wheel_alone_answers_without_torch(bare_python, bounded, tmp_path, m
     assert json.loads(found)["answers"] == [np.load(bounded / "samples" / "0.sequences.npy").tolist()]
 
 
+@pytest.mark.full
+def test_an_install_to_run_artifacts_brings_no_torch(tmp_path):
+    """As docs/faq.md says: the extra `ort`; a picture and a prompt at the command line, and what is said of the rest."""
+    wheel, folder, pinned = build("wheel", tmp_path), tmp_path / "artifact", ("transformers", "tokenizers", "numpy", "onnxruntime")
+    python = interpreter_with(tmp_path / "venv", f"lightvlm-fx[ort] @ {wheel.as_uri()}", *pinned)
+    export = [sys.executable, "-m", "lightvlm_fx", "export", "--preset", "none", "--output", str(folder)]
+    asked = ["-m", "lightvlm_fx", "run", str(folder), "--image", str(PICTURES / "1-crowd.png"), "--prompt", "how many objects are there ?"]
+
+    def said(*command):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said(*export)
+    assert said(python, *asked) == said(sys.executable, *asked)
+    assert "True" not in said(python, "-c", "from importlib.util import find_spec; print(bool(find_spec('torch')))")
+    done = subprocess.run([python, "-c", "from lightvlm_fx import compile"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stderr.endswith(f"ImportError: lightvlm_fx.compile {NO_TORCH}\n")
+
+
 @pytest.mark.parametrize(("absent", "command", "said"), [
-    ("torch", ("verify", "-m", "any"), "this command needs PyTorch (pip install torch); run, inspect and verify without --model do not"),
+    ("torch", ("verify", "-m", "any"), f"this command {NO_TORCH}; run, inspect and verify without --model do without"),
     ("onnxruntime", ("verify",), "an artifact needs ONNX Runtime: pip install onnxruntime-gpu, or onnxruntime without a GPU"),
 ])  # fmt: skip
 def test_a_command_says_which_package_it_lacks(bounded, absent, command, said):
