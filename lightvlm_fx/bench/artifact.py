@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +191,25 @@ class Ours:
         return self.step
 
 
-def export_theirs(model: Any, inputs: dict[str, Any], home: Path) -> None:
-    """What transformers' exporter makes of a model, unreduced: its language model and its decode step, in `home`."""
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+def export_theirs(model: Any, inputs: dict[str, Any], home: Path, runtime: str = "onnxruntime") -> None:
+    """What transformers' exporter for a runtime makes of a model, unreduced: its language model and its decode step, in `home`.
 
-    if not hasattr(OnnxExporter, "save_program"):
-        raise NotSupported("bench artifact compares with transformers' own export, as transformers 5.23 and later write it; install one")
+    Raises NotSupported where the installed transformers has no such exporter.
+    """
+    module, name, suffix, options = {"onnxruntime": ("exporter_onnx", "Onnx", ".onnx", {"opset_version": 23}),
+                                     "openvino": ("exporter_openvino", "OpenVINO", ".xml", {})}[runtime]  # fmt: skip
+    try:
+        found = import_module(f"transformers.exporters.{module}")
+        exporter, config = getattr(found, f"{name}Exporter"), getattr(found, f"{name}Config")
+        save = exporter.save_program
+    except (ImportError, AttributeError) as error:
+        raise NotSupported("transformers' own export is compared as transformers 5.23 and later write it, for OpenVINO 5.24; "
+                           "install one") from error  # fmt: skip
+    home.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()), quiet():
-        exported = OnnxExporter().export_for_generation(model, dict(inputs), OnnxConfig(dynamic=True, opset_version=23))
-        for name in ("language_model", "decode"):
-            OnnxExporter.save_program(exported.components[name].program, home / f"{name}.onnx")
+        exported = exporter().export_for_generation(model, dict(inputs), config(dynamic=True, **options))
+        for part in ("language_model", "decode"):
+            save(exported.components[part].program, home / f"{part}{suffix}")
 
 
 class Theirs:

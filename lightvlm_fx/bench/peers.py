@@ -29,6 +29,8 @@ from lightvlm_fx.schedule import Schedule
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 ENGINES = ("torch", "onnxruntime", "openvino")
 GENAI = "takes folders of optimum-intel alone, whose 2.2.0 needs transformers before 5.6"
+OPTIMUM = ("not in WORK/optimum: in an environment of its own (transformers before 5.6), optimum-cli export openvino --model WORK/decoder "
+           "--task text-generation-with-past WORK/optimum; WORK is the folder of --work")  # fmt: skip
 ROOM = 64  # new tokens that an artifact has room for at least: a turn takes some steps
 Run = Callable[[], Any]
 
@@ -113,10 +115,29 @@ def _measure(row: Peer, length: int, counts: bool) -> None:
 
 
 def of_torch(setting: Setting) -> list[Peer]:
-    """The eager model and its static cache under torch.compile, both of transformers, and ours by inductor."""
+    """The eager model and its static cache under torch.compile, both of transformers, and ours by inductor, also with packed weights.
+
+    int8 and int4 are torchao's weights in the decoder, activations in float32.
+    """
     if setting.dtype in ("int8", "int4"):
-        return [Peer("torch", f"weights of {setting.dtype}", missing="quantise the model by torchao and compile that; not a row here")]
-    return [_eager(setting), _static(setting), *(_compiled(setting, name, schedule) for name, schedule in setting.schedules.items())]
+        if find_spec("torchao") is None:
+            return [Peer("torch", f"weights of {setting.dtype}", missing="torchao is not installed")]
+        _quantise(setting.model.get_decoder(), setting.dtype)
+        return [_eager(setting), *(_compiled(setting, name, schedule) for name, schedule in setting.schedules.items())]
+    ours = [_compiled(setting, *named, packed) for packed in (False, True) for named in setting.schedules.items()]
+    return [_eager(setting), _static(setting), *ours]
+
+
+def _quantise(decoder: Any, dtype: str) -> None:
+    """Replace the weights of linear layers by torchao's, in place."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    if dtype == "int8":
+        quantize_(decoder, Int8WeightOnlyConfig(set_inductor_config=False))
+    else:
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+        quantize_(decoder, PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False))
 
 
 def _eager(setting: Setting) -> Peer:
@@ -130,7 +151,7 @@ def _static(setting: Setting) -> Peer:
 
     setting.tell("compiling the static cache's model")
     steps = decode.static(setting.model, setting.prompt, 1, setting.length, "inductor")
-    cache = StaticCache(config=setting.model.config.text_config, max_cache_len=setting.prompt + setting.length)
+    cache = StaticCache(config=setting.model.config.text_config, max_cache_len=setting.prompt + ROOM)  # attention reads all of it
     compiled, held = torch.compile(setting.model.forward), {cache_argument(setting.model.forward): cache}
 
     def run() -> Any:
@@ -140,11 +161,12 @@ def _static(setting: Setting) -> Peer:
     return Peer("torch", "transformers, StaticCache, torch.compile", setting.flops(), run, steps.at)
 
 
-def _compiled(setting: Setting, name: str, schedule: Schedule) -> Peer:
+def _compiled(setting: Setting, name: str, schedule: Schedule, packed: bool = False) -> Peer:
     import lightvlm_fx as lightvlm
 
+    name += ", packed" * packed
     setting.tell(f"compiling {name}")
-    fast = lightvlm.compile(setting.model, schedule)
+    fast = lightvlm.compile(setting.model, schedule, prepack=packed)
     steps = decode.compiled(fast, name, schedule, setting.inputs, (0, setting.length))
     return Peer("torch", f"ours, {name}", setting.flops(schedule),
                 lambda: fast(**setting.inputs, use_cache=True, logits_to_keep=1), steps.at)  # fmt: skip
@@ -167,17 +189,39 @@ def of_onnxruntime(setting: Setting) -> list[Peer]:
 
 
 def of_openvino(setting: Setting) -> list[Peer]:
-    """What transformers' exporter writes as OpenVINO converts it, with its cache as OpenVINO's own state, and our artifacts."""
+    """What transformers' exporter for OpenVINO writes, with its cache as OpenVINO's own state, and our artifacts."""
     if find_spec("openvino") is None:
         return [Peer("openvino", "all", missing="openvino is not installed")]
     hint = {"session_options": _hint(setting.dtype)}
     rows = [_artifact(setting, "openvino", name, schedule, **hint) for name, schedule in setting.schedules.items()]
     genai = GENAI if find_spec("openvino_genai") else "openvino-genai is not installed"
     rows.append(Peer("openvino", "OpenVINO GenAI, with and without pruning_ratio", missing=genai))
+    return [*_theirs_on_openvino(setting), *rows]
+
+
+def _theirs_on_openvino(setting: Setting) -> list[Peer]:
     if setting.dtype not in ("float32", "bfloat16"):
-        return [Peer("openvino", "transformers' export", missing=f"weights of {setting.dtype} by nncf: not a row here"), *rows]
-    theirs = Converted(_exported(setting), setting.shape, setting.prompt, setting.dtype)
-    return [Peer("openvino", "transformers' export", setting.flops(), theirs.prefill, theirs.step_at), *rows]
+        return [Peer("openvino", "transformers' export", missing=f"weights of {setting.dtype} by nncf: not a row here")]
+    home = setting.home / "openvino"
+    if not (home / "decode.xml").exists():
+        setting.tell("exporting with transformers for OpenVINO")
+        with torch.inference_mode(False):
+            artifact.export_theirs(*_in_float32(setting), home, "openvino")
+    theirs = Stateful(home / "language_model.xml", home / "decode.xml", setting)
+    return [Peer("openvino", "transformers' export", setting.flops(), theirs.prefill, theirs.step_at), _of_optimum(setting)]
+
+
+def _of_optimum(setting: Setting) -> Peer:
+    """What optimum-intel made of the decoder, which cannot be installed beside today's transformers: its folder, or what to do for one."""
+    from transformers import AutoModelForCausalLM
+
+    name, made, decoder = "optimum-intel's export", setting.home / "optimum" / "openvino_model.xml", setting.home / "decoder"
+    if not made.exists():
+        if not decoder.exists():
+            AutoModelForCausalLM.from_config(setting.model.config.text_config, dtype=torch.float32).save_pretrained(decoder)
+        return Peer("openvino", name, missing=OPTIMUM)
+    both = Stateful(made, made, setting)
+    return Peer("openvino", name, setting.flops(), both.prefill, both.step_at)
 
 
 MAKERS: dict[str, Callable[[Setting], list[Peer]]] = {"torch": of_torch, "onnxruntime": of_onnxruntime, "openvino": of_openvino}
@@ -187,11 +231,15 @@ def _exported(setting: Setting) -> Path:
     """The folder of what transformers' exporter makes of the model, in float32."""
     if not (setting.home / "decode.onnx").exists():
         setting.tell("exporting with transformers")
-        model = build(setting.shape, "cpu", torch.float32)
-        inputs = {k: v.float() if v.is_floating_point() else v for k, v in setting.inputs.items()}
         with torch.inference_mode(False):
-            artifact.export_theirs(model, inputs, setting.home)
+            artifact.export_theirs(*_in_float32(setting), setting.home)
     return setting.home
+
+
+def _in_float32(setting: Setting) -> tuple[Any, dict[str, Any]]:
+    """The model and its inputs, as exporters take them."""
+    inputs = {name: x.float() if x.is_floating_point() else x for name, x in setting.inputs.items()}
+    return build(setting.shape, "cpu", torch.float32), inputs
 
 
 def _artifact(setting: Setting, target: str, name: str, schedule: Schedule, **options: Any) -> Peer:
@@ -202,8 +250,7 @@ def _artifact(setting: Setting, target: str, name: str, schedule: Schedule, **op
     if not folder.exists():
         setting.tell(f"exporting {name} for {target}")
         with torch.inference_mode(False):
-            model = build(setting.shape, "cpu", torch.float32)
-            inputs = {k: v.float() if v.is_floating_point() else v for k, v in setting.inputs.items()}
+            model, inputs = _in_float32(setting)
             export(model, schedule, folder, inputs=inputs, prompt_tokens=setting.prompt + 1, new_tokens=max(setting.length, ROOM),
                    target=target, dtype=weights, tell=setting.tell)  # fmt: skip
     from lightvlm_fx.artifact.manifest import read
@@ -216,48 +263,39 @@ def _hint(dtype: str) -> dict[str, str]:
     return {"INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32"}
 
 
-class Converted:
-    """transformers' components on OpenVINO: the language model on a prompt; its decode step, over a cache that OpenVINO keeps."""
+class Stateful:
+    """A language model on OpenVINO, its cache OpenVINO's own state: `whole` on a prompt, and `step` after it. Both may be one file."""
 
-    def __init__(self, home: Path, shape: Shape, prompt: int, dtype: str) -> None:
+    def __init__(self, whole: Path, step: Path, setting: Setting) -> None:
         import openvino
-        from openvino.passes import MakeStateful, Manager
 
-        self.runtime, self.shape, self.prompt = openvino, shape, prompt
-        core, properties = openvino.Core(), _hint(dtype) | {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
-        whole, step = (core.read_model(home / f"{name}.onnx") for name in ("language_model", "decode"))
-        caches = {port.get_any_name(): [1, shape.kv_heads, -1, shape.hidden // shape.heads] for port in step.inputs if _is_cache(port)}
-        step.reshape(caches)
-        grown = [port.get_any_name() for port in step.outputs if _is_cache(port)]
-        manager = Manager()
-        manager.register_pass(MakeStateful(dict(zip(caches, grown, strict=True))))
-        manager.run_passes(step)
-        self.whole, self.step = (core.compile_model(model, "CPU", properties).create_infer_request() for model in (whole, step))
-        self._feed(self.whole, prompt, 0)
+        hint = _hint(setting.dtype)
+        properties = hint | {"KV_CACHE_PRECISION": hint["INFERENCE_PRECISION_HINT"], "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+        core, self.runtime, self.setting = openvino.Core(), openvino, setting
+        self.whole, self.step = (core.compile_model(path, "CPU", properties).create_infer_request() for path in (whole, step))
+        self._feed(self.whole, setting.prompt, 0)
 
     def prefill(self) -> None:
+        self.whole.reset_state()
         self.whole.infer()
 
     def step_at(self, length: int) -> Run:
         """A step with `length` entries after the prompt."""
-        past, width = self.prompt + length, self.shape.hidden // self.shape.heads
+        shape, past = self.setting.shape, self.setting.prompt + length
         for state in self.step.query_state():
-            state.state = self.runtime.Tensor(self._drawn(self.shape.kv_heads, past, width))
+            state.state = self._drawn(shape.kv_heads, past, shape.hidden // shape.heads)
         self._feed(self.step, 1, past)
         return self.step.infer
 
     def _feed(self, request: Any, new: int, past: int) -> None:
+        arrays = {"position_ids": np.arange(past, past + new)[None], "input_ids": np.full((1, new), 10),
+                  "attention_mask": np.ones((1, past + new), np.int64), "beam_idx": np.zeros(1, np.int32)}  # fmt: skip
         for port in request.model_inputs:
             name = port.get_any_name()
-            array = {"position_ids": np.arange(past, past + new)[None], "input_ids": np.full((1, new), 10)}.get(name)
-            request.set_tensor(port, self.runtime.Tensor(self._drawn(new, self.shape.hidden) if array is None else array))
+            request.set_tensor(port, self.runtime.Tensor(arrays[name]) if name in arrays else self._drawn(new, self.setting.shape.hidden))
 
-    def _drawn(self, *sizes: int) -> np.ndarray:
-        return np.random.default_rng(0).standard_normal((1, *sizes), np.float32)
-
-
-def _is_cache(port: Any) -> bool:
-    return len(port.partial_shape) == 4
+    def _drawn(self, *sizes: int) -> Any:
+        return self.runtime.Tensor(np.random.default_rng(0).standard_normal((1, *sizes), np.float32))
 
 
 # --- the machine ----------------------------------------------------------------------------------------

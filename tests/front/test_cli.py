@@ -203,8 +203,9 @@ def test_bench_artifact_compares_precisions_of_weights(run, monkeypatch):
 
 @pytest.mark.since(5, 23)
 @pytest.mark.parametrize(("dtype", "engines", "said"), [
-    ("float32", ("torch", "onnxruntime", "openvino"), ["eager", "StaticCache", "ours", "export", "ours", "export", "ours"]),
-    ("bfloat16", ("onnxruntime", "openvino"), ["has no bfloat16 kernels", "export", "ours"]),
+    ("float32", ("torch", "onnxruntime", "openvino"),
+     ["eager", "StaticCache", "ours, none", "packed", "export", "ours", "export", "optimum", "ours"]),
+    ("bfloat16", ("onnxruntime", "openvino"), ["has no bfloat16 kernels", "export", "optimum", "ours"]),
     ("int4", ("onnxruntime",), ["ours, none"]),
 ])  # fmt: skip
 def test_bench_peers_measures_what_is_installed(run, monkeypatch, tmp_path, dtype, engines, said):
