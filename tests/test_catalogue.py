@@ -30,10 +30,11 @@ PASS_FILES = sorted(p for p in (ROOT / "passes").glob("*.py") if p.stem not in N
 OP_FILES = sorted(p for p in (PACKAGE / "ops").glob("*.py") if p.stem not in {"__init__", "segments"})
 # Rooms of the package from the ground up; a file imports from rooms below its own, and from its own.
 LEVELS = (
-    ("errors", "shares", "spans"),
+    ("carries", "errors", "shares", "spans"),
     ("frozen", "quiet", "releases"),
     ("compat", "artifact"),  # what runs artifacts knows of nothing but errors and spans
-    ("methods", "ops"),
+    ("ops",),
+    ("methods",),
     ("kv",),
     ("schedule",),
     ("presets",),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError
 
+from lightvlm_fx.carries import CARRY
 from lightvlm_fx.errors import ScheduleError
 from lightvlm_fx.frozen import Frozen, readable
 
@@ -224,9 +225,6 @@ class Combine(Method):
 
     def combine(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError(f"combine {self.name!r} counts, but has no `combine`")
-
-
-CARRY: dict[str, Callable[..., None]] = {}  # how a decoding step brings running scores up to date, by the name of the KV score
 
 
 class EntryScore(Method):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightvlm_fx.methods.base import CARRY
+from lightvlm_fx.carries import CARRY
 
 EMPTY, CLOSED = -1, -2
 

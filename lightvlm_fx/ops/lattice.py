@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightvlm_fx.methods.counts.lattice import STEPS
+from lightvlm_fx.shares import STEPS
 
 
 def small_grid(grid: Tensor, budget: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from lightvlm_fx.methods.base import Picture, TokenCount
 from lightvlm_fx.methods.options import Share
-
-STEPS = 120  # smaller grids have so many parts of the picture's sides; whole for 1/2, 2/3, 3/4, 2/5, 5/6
+from lightvlm_fx.shares import STEPS
 
 
 def shrunk(picture: Picture, step: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lightvlm_fx.frozen import Positive
 from lightvlm_fx.methods.base import Picture, TokenCount
-from lightvlm_fx.methods.counts.lattice import STEPS, shrunk
+from lightvlm_fx.methods.counts.lattice import shrunk
+from lightvlm_fx.shares import STEPS
 
 
 class SharedTotal(TokenCount):
