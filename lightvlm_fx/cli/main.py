@@ -13,7 +13,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lightvlm_fx import __version__
 from lightvlm_fx.cli.base import (
     Backend,
     Console,
@@ -34,6 +33,7 @@ from lightvlm_fx.errors import InputError, LightVLMError
 from lightvlm_fx.releases import NO_TORCH
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.serving.opening import load_model
+from lightvlm_fx.version import __version__
 
 DEFECT = 70  # exit code, EX_SOFTWARE of sysexits.h
 

@@ -21,7 +21,6 @@ try:
 except ImportError as error:
     raise ImportError("lightvlm.export needs onnx, onnx-ir and onnxscript: pip install 'lightvlm-fx[onnx]', or [onnx-cpu]") from error
 
-from lightvlm_fx import __version__
 from lightvlm_fx.artifact.manifest import MANIFEST, SCHEMA_VERSION, digest
 from lightvlm_fx.artifact.sampling import whole
 from lightvlm_fx.artifact.schema import LOOSEST
@@ -37,6 +36,7 @@ from lightvlm_fx.model.locate import check_supported, decoder_path
 from lightvlm_fx.model.whole import refuse_parts
 from lightvlm_fx.releases import warn_of_untested
 from lightvlm_fx.schedule import Schedule, as_schedule
+from lightvlm_fx.version import __version__
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit
 
-from lightvlm_fx import __version__
 from lightvlm_fx.serving.addresses import resolve
 from lightvlm_fx.serving.problems import Refusal
+from lightvlm_fx.version import __version__
 
 HOPS = 3  # redirects that are followed
 PIECE = 64 * 1024
