@@ -67,7 +67,7 @@ class Explanation:
             what = "-"
             if i:
                 cut = self.schedule.cuts[i - 1]
-                what = f"{cut.combine.name} by {cut.score.name}" + ("" if getattr(cut.score, "rope", True) else " without RoPE")
+                what = f"{cut.combine.name} by {cut.score.said}"
                 what += f", keep {'at most ' * cut.score.adapts}{format(cut.keep, '.3g') if isinstance(cut.keep, float) else cut.keep}"
                 what += {"keep": "", "compact": ", renumbered", "input": ", positions as of a short prompt"}[cut.positions]
                 what += ", proportional attention" * cut.proportional

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
@@ -16,7 +16,7 @@ from lightvlm_fx.methods.budgets.uniform import Uniform
 from lightvlm_fx.methods.entry_merges.none import NoMerge
 from lightvlm_fx.methods.entry_scores.attention import Attention
 from lightvlm_fx.methods.flat import canonical, nested
-from lightvlm_fx.methods.moments import Step
+from lightvlm_fx.methods.moments import MOMENTS, Step
 from lightvlm_fx.methods.registry import BUDGETS, ENTRY_MERGES, ENTRY_SCORES, WHEN, AnyEntryMerge, AnyEntryScore, AnyMoment
 
 FLAT = {"window": 32, "kernel": 5, "alpha": 0.9, "every": 64}  # of a bound, in version 0.1
@@ -43,6 +43,12 @@ def _budget(value: Any) -> Any:
 
 def _or_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value else value  # version 0.1 wrote "" where there was none
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a message offers them: 'a', 'b' or 'c'."""
+    *some, last = map(repr, names)
+    return f"{', '.join(some)} or {last}" if some else last
 
 
 Capacity = Annotated[int | float, BeforeValidator(_capacity)]
@@ -82,46 +88,33 @@ class Kv(Frozen):
     def _fits_together(self) -> Kv:
         if isinstance(self.capacity, int) and self.of == "all":
             self.check(self.capacity)
-        for wrong, message in self._mismatches():
-            if wrong:
-                raise ScheduleError(message)
+        for problem in self._problems():
+            raise ScheduleError(problem)
         return self
 
-    def _mismatches(self) -> list[tuple[bool, str]]:
-        score, prompt, stepping = self.score, self.prompt, self.when.stepping
-        turn, when = self.when.by_turn, f"when={self.when.name!r}"
-        running = ", ".join(kind.name for kind in ENTRY_SCORES.all() if kind.steps)
-        wants = self.budgets.from_score
-        return [
-            (turn != score.asks or (turn and self.of == "all"),
-             "when='turn' reads the visual entries that a question asks for; it needs score='question' and of='visual'"),
-            (stepping and not score.steps,
-             f"score {score.name!r} reads the prompt only; use when='prefill', or a score of {running}"),
-            (stepping and (self.of == "visual" or self.adaptive),
-             f"{when} needs capacities known beforehand; use of='all', and budgets uniform, pyramid or a list"),
-            (score.visual_only and self.of == "all", f"score={score.name!r} ranks visual entries and needs of='visual'"),
-            (wants not in ("", score.name), f"budgets={self.budgets.name!r} needs score={wants!r}, got {score.name!r}"),
-            (stepping and not self.when.overwrites and isinstance(self.capacity, float),
-             f"{when} needs one capacity for all rows of a batch: a count, not the share {self.capacity}"),
-            (prompt is not None and not stepping,
-             f"prompt={prompt and prompt.name!r} is for caches whose score the steps carry on, but {when} chooses once; name it as score="),
-            (prompt is not None and prompt.visual_only,
-             f"prompt={prompt and prompt.name!r} ranks visual entries only; use another score"),
-            (self.visual_share > 0 and (not stepping or not score.carried or self.text_first),
-             (f"visual_share={self.visual_share} keeps pictures while text goes, step by step: it needs when='step', 'mask' or 'periodic', "
-              "score='attention' or 'marks', and text_first=False")),
-            (turn and self.merge.joins and not self.merge.counts,
-             (f"merge={self.merge.name!r} is for entries that are dropped, but when='turn' drops none; "
-              "use 'none', or 'counted' for those not read")),
-        ]  # fmt: skip
+    def _problems(self) -> Iterator[str]:
+        """What does not go together: what the chosen methods say, then what the fields do."""
+        for method in (self.when, self.score, self.budgets):
+            yield from method.problems(self)
+        if self.prompt is not None:
+            given = f"prompt={self.prompt.name!r}"
+            if not self.when.stepping:
+                yield f"{given} is for caches whose score the steps carry on, but when={self.when.name!r} chooses once; name it as score="
+            if self.prompt.visual_only:
+                yield f"{given} ranks visual entries only; use another score"
+        if self.visual_share > 0 and (not self.when.stepping or not self.score.carried or self.text_first):
+            whens = listed([kind.name for kind in MOMENTS if kind.stepping])
+            scores = listed([kind.name for kind in ENTRY_SCORES.all() if kind().carried])
+            yield (f"visual_share={self.visual_share} keeps pictures while text goes, step by step: it needs when={whens}, "
+                   f"score={scores}, and text_first=False")  # fmt: skip
 
     @property
     def canonical(self) -> dict[str, Any]:
         """What the fingerprint is taken of."""
         base = self.model_dump(mode="json", exclude=set(PARTS))
         out = canonical(base, {part: getattr(self, part) for part in PARTS}, FLAT)
-        if self.budgets.name == "weights":
-            out["budgets"] = out.pop("budgets.weights")
+        if self.budgets.alone:
+            out["budgets"] = out.pop(f"budgets.{self.budgets.alone}")
         return out
 
     @property

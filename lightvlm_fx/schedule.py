@@ -26,7 +26,6 @@ from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.flat import canonical, nested
 from lightvlm_fx.methods.registry import COMBINES, COUNTS, SERIALIZED, TOKEN_SCORES, AnyCombine, AnyTokenScore
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
-from lightvlm_fx.methods.token_scores.survived import Survived
 from lightvlm_fx.shares import share_of
 
 _Positions = Literal["keep", "compact"]
@@ -227,7 +226,7 @@ class Schedule(Frozen):
     def _tower_goes_on(self) -> None:
         """What leaves inside the tower leaves the prompt before the first decoder layer: the first cut says so."""
         first = self.cuts[0] if self.cuts else None
-        survived = first is not None and isinstance(first.score, Survived)
+        survived = first is not None and first.score.after_tower_cuts
         if not self.tower and not survived:
             return
         keeps, layers = [cut.keep for cut in self.tower], [cut.layer for cut in self.tower if cut.layer != -1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -137,6 +137,7 @@ class TokenScore(Method):
     """What a cut ranks visual tokens by: `score` gives [B, S] float32, higher for what stays."""
 
     what = "score"
+    after_tower_cuts: ClassVar[bool] = False  # its cut, the first one, takes away what cuts inside the vision tower dropped
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
@@ -159,6 +160,11 @@ class TokenScore(Method):
         return False
 
     @property
+    def said(self) -> str:
+        """What a cut ranks by, as `explain` puts it."""
+        return self.name
+
+    @property
     def before_layers(self) -> bool:
         """Whether a cut before layer 0 can have it: it reads nothing of a layer before."""
         return not {"q", "k", "previous"} & set(self.reads)
@@ -175,6 +181,10 @@ class AttentionScore(TokenScore):
     wiring = ("rope", "ahead")
     rope: bool = True
     ahead: bool = False
+
+    @property
+    def said(self) -> str:
+        return self.name if self.rope else f"{self.name} without RoPE"
 
     @property
     def before_layers(self) -> bool:
@@ -242,6 +252,11 @@ class EntryScore(Method):
         if "name" in vars(cls):
             CARRY[cls.name] = cls.carry
 
+    def problems(self, kv: Any) -> Iterator[str]:
+        """What this score does not go with in the bound `kv` that it is the score of."""
+        if self.visual_only and kv.of == "all":
+            yield f"score={self.name!r} ranks visual entries and needs of='visual'"
+
     @abstractmethod
     def prompt(self, view: View) -> Any:
         """[B, G, S] or [B, 1, S] float32 of the prompt's entries."""
@@ -290,6 +305,12 @@ class Budget(Method):
     adaptive: ClassVar[bool] = False
     by_layer: ClassVar[bool] = False  # layers may hold different numbers of entries whatever the prompt
     from_score: ClassVar[str] = ""  # the KV score whose second result is the statistic, where `spread` is not
+    alone: ClassVar[str] = ""  # the option that files and fingerprints hold in the method's place, where there is one
+
+    def problems(self, kv: Any) -> Iterator[str]:
+        """What this way does not go with in the bound `kv`."""
+        if self.from_score not in ("", kv.score.name):
+            yield f"budgets={self.name!r} needs score={self.from_score!r}, got {kv.score.name!r}"
 
     def entries(self, mean: int, window: int, prompt: int, depth: int) -> list[int]:
         """Of each layer, where a layer has `mean` on average, `window` of them protected, and the prompt has `prompt` tokens."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 from lightvlm_fx.frozen import Positive
 from lightvlm_fx.methods.base import Method
@@ -19,6 +20,11 @@ class Moment(Method):
     masks: ClassVar[bool] = False  # what goes is masked, in buffers that grow
     by_turn: ClassVar[bool] = False  # nothing goes: each turn of a dialogue chooses what is read
     text: ClassVar[str]  # when, with options in braces
+
+    def problems(self, kv: Any) -> Iterator[str]:
+        """What this moment does not go with in the bound `kv`, the gravest first."""
+        if kv.score.asks != self.by_turn or (self.by_turn and kv.of == "all"):
+            yield "when='turn' reads the visual entries that a question asks for; it needs score='question' and of='visual'"
 
     @property
     def period(self) -> int:
@@ -38,28 +44,47 @@ class Prefill(Moment):
     text = "after the prompt, then answers are appended"
 
 
-class Step(Moment):
+class Stepping(Moment):
+    """A moment that goes on while decoding."""
+
+    stepping = True
+
+    def problems(self, kv: Any) -> Iterator[str]:
+        from lightvlm_fx.methods.registry import ENTRY_SCORES
+
+        yield from super().problems(kv)
+        when = f"when={self.name!r}"
+        if not kv.score.steps:
+            running = ", ".join(kind.name for kind in ENTRY_SCORES.all() if kind.steps)
+            yield f"score {kv.score.name!r} reads the prompt only; use when='prefill', or a score of {running}"
+        if kv.of == "visual" or kv.budgets.adaptive:
+            yield f"{when} needs capacities known beforehand; use of='all', and budgets uniform, pyramid or a list"
+        if not self.overwrites and isinstance(kv.capacity, float):
+            yield f"{when} needs one capacity for all rows of a batch: a count, not the share {kv.capacity}"
+
+
+class Step(Stepping):
     """Every step: a new entry replaces the one that is worth least."""
 
     name = "step"
     text = "at every step"
-    stepping = overwrites = fixed = True
+    overwrites = fixed = True
 
 
-class Mask(Moment):
+class Mask(Stepping):
     """As `step`, but entries are masked and not replaced: the reference for tests."""
 
     name = "mask"
     text = "at every step, by a mask"
-    stepping = masks = True
+    masks = True
 
 
-class Periodic(Moment):
+class Periodic(Stepping):
     """Every so many steps."""
 
     name = "periodic"
     text = "every {every} steps"
-    stepping = fixed = True
+    fixed = True
     every: Positive = 64
 
     @property
@@ -73,6 +98,12 @@ class Turn(Moment):
     name = "turn"
     text = "to what each question of a dialogue asks for, nothing is dropped"
     by_turn = True
+
+    def problems(self, kv: Any) -> Iterator[str]:
+        yield from super().problems(kv)
+        if kv.merge.joins and not kv.merge.counts:
+            yield (f"merge={kv.merge.name!r} is for entries that are dropped, but when='turn' drops none; "
+                   "use 'none', or 'counted' for those not read")  # fmt: skip
 
 
 MOMENTS: tuple[type[Moment], ...] = (Prefill, Step, Mask, Periodic, Turn)

@@ -29,6 +29,7 @@ class Weights(Budget):
     name = "weights"
     source = "baseline"
     by_layer = True
+    alone = "weights"
     weights: Annotated[tuple[float, ...], BeforeValidator(_weights)]
 
     @property

@@ -10,3 +10,4 @@ class Survived(Salience):
 
     name = "survived"
     source = "ours"
+    after_tower_cuts = True
