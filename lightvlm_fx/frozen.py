@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -53,6 +53,19 @@ class Frozen(BaseModel):
         if not update:
             return super().model_copy(deep=deep)
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update))
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Fields that differ from their defaults."""
+        usual = {name: field.get_default() for name, field in type(self).model_fields.items()}
+        return {name: value for name, old in usual.items() if (value := getattr(self, name)) != old or type(value) is not type(old)}
+
+    def hashed(self, first: Collection[str]) -> dict[str, Any]:
+        """For a fingerprint: the fields that it had `first`, and of later ones those that differ from their defaults.
+
+        So a new field changes no old fingerprint.
+        """
+        return self.model_dump(mode="json", include={*first, *self.changed})
 
     def unchecked(self, **update: Any) -> Self:
         """`model_copy` without checks: for forms that the package makes of a valid schedule for itself."""

@@ -20,6 +20,8 @@ from lightvlm_fx.methods.moments import MOMENTS, Step
 from lightvlm_fx.methods.registry import BUDGETS, ENTRY_MERGES, ENTRY_SCORES, WHEN, AnyEntryMerge, AnyEntryScore, AnyMoment
 
 FLAT = {"window": 32, "kernel": 5, "alpha": 0.9, "every": 64}  # of a bound, in version 0.1
+# In every fingerprint of a bound; a later field only where it is not at its default.
+HASHED = ("capacity", "of", "when", "score", "prompt", "heads", "budgets", "sinks", "recent", "visual_share", "text_first", "merge")
 PARTS = {"when": WHEN, "score": ENTRY_SCORES, "prompt": ENTRY_SCORES, "budgets": BUDGETS, "merge": ENTRY_MERGES}
 
 
@@ -111,8 +113,7 @@ class Kv(Frozen):
     @property
     def canonical(self) -> dict[str, Any]:
         """What the fingerprint is taken of."""
-        base = self.model_dump(mode="json", exclude=set(PARTS))
-        out = canonical(base, {part: getattr(self, part) for part in PARTS}, FLAT)
+        out = canonical(self.hashed(HASHED), {part: getattr(self, part) for part in PARTS if part in HASHED}, FLAT)
         if self.budgets.alone:
             out["budgets"] = out.pop(f"budgets.{self.budgets.alone}")
         return out

@@ -32,6 +32,8 @@ _Positions = Literal["keep", "compact"]
 _Policies = Literal["keep", "compact", "input"]
 POSITIONS: tuple[str, ...] = get_args(_Positions)  # what a graph can do
 POLICIES: tuple[str, ...] = get_args(_Policies)  # what a schedule can ask for
+HASHED = ("layer", "keep", "score", "combine", "positions", "proportional")  # of a cut, in every fingerprint
+HASHED_IN_TOWER = ("layer", "keep", "score", "combine", "proportional")
 FLAT = {"rope": True, "image_softmax": False, "power": 0.25, "centres": 0.1, "group": 5, "seed": 0}  # of a cut, in version 0.1
 SCHEMA_VERSION: Literal[1] = 1
 MOST_BYTES = 2**20  # of a schedule file
@@ -128,8 +130,7 @@ class Cut(Frozen):
     @property
     def canonical(self) -> dict[str, Any]:
         """What the fingerprint is taken of."""
-        base = self.model_dump(mode="json", exclude={"score", "combine"})
-        return canonical(base, {"score": self.score, "combine": self.combine}, FLAT)
+        return canonical(self.hashed(HASHED), {"score": self.score, "combine": self.combine}, FLAT)
 
     def tokens(self, of: int | Picture, arriving: int | None = None) -> int:
         """Tokens left of an image, of so many tokens (0 of an image of none), of which `arriving` (else all) are left.
@@ -251,13 +252,12 @@ class Schedule(Frozen):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over everything but the name."""
-        data = {"cuts": [cut.canonical for cut in self.cuts], "schema_version": self.schema_version}
+        data = self.hashed(("schema_version",)) | {"cuts": [cut.canonical for cut in self.cuts]}
+        data.pop("name", None)
         if self.kv:
             data["kv"] = self.kv.canonical
-        if self.freeze:
-            data["freeze"] = list(self.freeze)
         if self.tower:
-            data["tower"] = [cut.model_dump(mode="json") for cut in self.tower]
+            data["tower"] = [cut.hashed(HASHED_IN_TOWER) for cut in self.tower]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -102,12 +102,6 @@ class Method(Frozen):
             raise readable(error, f"a valid option of {kind.what} {kind.name!r}", list(kind.model_fields)) from None
 
     @property
-    def changed(self) -> dict[str, Any]:
-        """Options that differ from their defaults."""
-        usual = {name: field.get_default() for name, field in type(self).model_fields.items()}
-        return {name: value for name, old in usual.items() if (value := getattr(self, name)) != old or type(value) is not type(old)}
-
-    @property
     def fewest(self) -> int:
         """Tokens that a sequence needs, so that the tensor code is the same for every length from there on: graphs of a symbolic length."""
         return 1

@@ -15,13 +15,15 @@ from lightvlm_fx.errors import LightVLMError, ScheduleError, UnknownName
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.methods import operators, registry
 from lightvlm_fx.methods.base import EntryScore, TokenScore, View
-from lightvlm_fx.methods.registry import COMBINES, ENTRY_SCORES, TOKEN_SCORES, Registry
+from lightvlm_fx.methods.combines.prune import Prune
+from lightvlm_fx.methods.registry import COMBINES, ENTRY_SCORES, TOKEN_SCORES, AnyCombine, Registry
 from lightvlm_fx.methods.token_scores.density import Density
 from lightvlm_fx.methods.token_scores.peak import Peak
-from lightvlm_fx.schedule import Cut, Schedule
+from lightvlm_fx.schedule import Cut, Schedule, TowerCut
 from lightvlm_fx.testing import check_pass, tiny_program
 
-OLD = json.loads((Path(__file__).parent / "fingerprints.json").read_text())  # as 036d8e9 gave them, whole files
+# As 036d8e9 gave them, whole files; those with `tower` or `freeze` as release 0.2.0 did.
+OLD = json.loads((Path(__file__).parent / "fingerprints.json").read_text())
 
 
 @pytest.mark.parametrize(("fingerprint", "data"), OLD)
@@ -31,6 +33,49 @@ def test_old_schedules_load_and_keep_their_fingerprint(fingerprint, data, tmp_pa
     schedule.save(tmp_path / "s.toml")
     assert Schedule.load(tmp_path / "s.toml") == schedule
     assert Schedule.model_validate_json(schedule.model_dump_json()) == schedule
+
+
+class LaterCut(Cut):
+    """A cut as a later release may have it."""
+
+    depth: int = 0
+
+
+class LaterTowerCut(TowerCut):
+    """A cut in the tower as a later release may have it."""
+
+    rest: AnyCombine = Prune()
+
+
+class LaterKv(Kv):
+    """A bound as a later release may have it."""
+
+    spill: float | None = None
+
+
+class LaterSchedule(Schedule):
+    """A schedule as a later release may have it."""
+
+    twice: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("field", "new"), [("cuts", {"depth": 1}), ("tower", {"rest": "merge"}), ("kv", {"spill": 0.5}), (None, {"twice": (3,)})]
+)
+def test_a_later_field_changes_a_fingerprint_only_where_it_is_not_at_its_default(field, new):
+    later = {"cuts": LaterCut, "tower": LaterTowerCut, "kv": LaterKv}
+    for fingerprint, data in OLD:
+        schedule = Schedule(**data)
+        if field is None:
+            same, other = (LaterSchedule(**dict(schedule), **more) for more in ({}, new))
+        elif not getattr(schedule, field):
+            continue
+        else:
+            part = getattr(schedule, field)
+            made = [[later[field](**dict(x), **more) for x in (part if isinstance(part, tuple) else [part])] for more in ({}, new)]
+            same, other = (schedule.unchecked(**{field: tuple(xs) if isinstance(part, tuple) else xs[0]}) for xs in made)
+        assert same.fingerprint == fingerprint
+        assert other.fingerprint != fingerprint
 
 
 def test_a_complete_old_file_may_hold_options_of_other_methods():
