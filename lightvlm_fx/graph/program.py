@@ -16,6 +16,7 @@ from torch import fx
 
 from lightvlm_fx.compat import fake_mode, symbolic_size
 from lightvlm_fx.graph.ports import SEGMENT, Port
+from lightvlm_fx.schedule import token_set
 
 Stage = Literal["vision", "prefill", "decode"]
 EXAMPLE = 7  # the smallest number that a new symbolic size is traced at
@@ -47,6 +48,10 @@ class Facts:
     free: str = ""  # axes that are symbolic: rows "B" (but of one row without padding), tokens "S"
     static_length: bool = False  # the sequence length could not be kept symbolic
     output_class: type = tuple  # transformers' output class of the decoder
+
+    def token_set(self, layer: int) -> int:
+        """The set of tokens that decoder layer `layer` sees: 0 the prompt's, i + 1 what cut i left."""
+        return token_set([cut.layer for cut in self.cuts], layer)
 
 
 @dataclass
@@ -99,9 +104,9 @@ class Program:
 
     def segment_at(self, layer: int) -> fx.Node:
         """What each token is [B, S] that decoder layer `layer` sees: of the latest cut's survivors, or of the prompt."""
-        before = [cut for cut in self.facts.cuts if cut.layer <= layer]
-        if before:
-            return self.node(before[-1].segment)
+        held = self.facts.token_set(layer)
+        if held:
+            return self.node(self.facts.cuts[held - 1].segment)
         if SEGMENT.name in self.inputs:
             return self.node(SEGMENT.name)
         embeds = value(self.sequence())

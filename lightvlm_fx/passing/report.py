@@ -31,10 +31,10 @@ class BucketReport:
         """Read off the first run of a prefill what each layer held; `segment` [B, S] is the prompt's."""
         if self.tokens_per_layer:
             return
-        held = [(0, segment), *((cut.layer, outputs[f"segment.{i}"]) for i, cut in enumerate(facts.cuts))]
-        seen = [(x.shape[1], float((x >= 0).sum()) / len(x)) for _, x in held]
-        last = [sum(first <= layer for first, _ in held) - 1 for layer in range(facts.layers)]
-        self.tokens_per_layer, self.visual_per_layer = (tuple(part) for part in zip(*(seen[i] for i in last), strict=True))
+        held = [segment, *(outputs[f"segment.{i}"] for i in range(len(facts.cuts)))]
+        seen = [(x.shape[1], float((x >= 0).sum()) / len(x)) for x in held]
+        by_layer = [seen[facts.token_set(layer)] for layer in range(facts.layers)]
+        self.tokens_per_layer, self.visual_per_layer = (tuple(part) for part in zip(*by_layer, strict=True))
 
     def __str__(self) -> str:
         head = f"{self.stage}: {self.shapes}" + (", masked" if self.masked else "")
