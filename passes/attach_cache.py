@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.graph import ports
+from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.edit import every_layer_marked
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold
@@ -66,7 +67,7 @@ class AttachCache(Pass):
         start = program.first()  # masks are made before the layers, so that layers of a stage compute the same
         for layer, marker in sorted(markers.items()):
             stage = token_set(self.layers, layer)
-            q, k, v, _, scale, _, window, softcap = marker.args
+            q, k, v, _, scale, _, window, softcap, _ = Marker.of(marker)
             kv = [buffer(program, port, layer, value(x), capacity[stage]) for port, x in ((ports.KEYS, k), (ports.VALUES, v))]
             with graph.inserting_before(start):
                 if stage not in held:

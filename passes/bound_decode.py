@@ -10,6 +10,7 @@ from torch import fx
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.frozen import Count
 from lightvlm_fx.graph import ports
+from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.edit import Editor, every_layer_marked
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.methods import operators
@@ -63,7 +64,7 @@ class BoundDecode(Pass):
         limits = program.add_input(ports.LIMIT, integers.new_empty(rows, len(markers))) if self.limited else None
         scored = self.score.carried
         for layer, marker in sorted(markers.items()):
-            q, k, v, _, scale, _, window, softcap = marker.args
+            q, k, v, _, scale, _, window, softcap, _ = Marker.of(marker)
             heads = 1 if self.shared else value(k).shape[1]
             capacity = self.capacity or program.new_size(f"capacity_{layer}", SLOTS)
             held = integers.new_empty(rows, heads, capacity)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -12,6 +11,7 @@ from torch import fx
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.frozen import Count
 from lightvlm_fx.graph import ports
+from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.edit import Editor, every_layer_marked
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.kv import AnyBudget, VisualShare
@@ -21,7 +21,6 @@ from lightvlm_fx.methods.budgets.uniform import Uniform
 from lightvlm_fx.methods.entry_merges.none import NoMerge
 from lightvlm_fx.methods.entry_scores.attention import Attention
 from lightvlm_fx.methods.registry import AnyEntryMerge, AnyEntryScore
-from lightvlm_fx.ops.attention import SIZE
 from lightvlm_fx.ops.segments import PADDING
 from lightvlm_fx.passing.pass_base import Pass, PassResult
 
@@ -154,12 +153,11 @@ class BoundPrefill(Pass):
         """Counts [B, L] by the statistics of all layers; at most what a layer has, and `most` [B, L] of a row's share of its buffer."""
         statistics, numbers = [], []
         for layer, (segment, score) in enumerate(zip(segments, scores, strict=True)):
-            q, k, _, mask, scale = markers[layer].args[:5]
             if self.budgets.from_score:
                 statistic = edit.call(f"kv_statistic_{layer}", operator.getitem, score.args[0], 1)
             else:
-                at = Editor(program, markers[layer])
-                read = {"q": q, "k": k, "segment": segment, "mask": mask, "scale": scale}
+                at, own = Editor(program, markers[layer]), Marker.of(markers[layer])
+                read = {"q": own.q, "k": own.k, "segment": segment, "mask": own.mask, "scale": own.scale}
                 statistic = operators.call(at, f"kv_spread_{layer}", self.budgets, "spread", **read)
                 statistic = edit.call(f"kv_statistic_{layer}", torch.ops.aten.unsqueeze.default, statistic, 1)
             statistics.append(statistic)
@@ -176,8 +174,8 @@ class BoundPrefill(Pass):
     def _score(self, kind: EntryScore, program: Program, marker: fx.Node, segment: fx.Node, layer: int, what: str = "score") -> fx.Node:
         """Scores [B, G, S] of one kind, or [B, 1, S] where the heads share one selection."""
         edit, name = Editor(program, marker), f"kv_{what}_{layer}"
-        q, k, v, mask, scale = marker.args[:5]
-        given: dict[str, Any] = {"q": q, "k": k, "v": v, "mask": mask, "scale": scale, "segment": segment, "shared": self.shared}
+        of = Marker.of(marker)
+        given = {"q": of.q, "k": of.k, "v": of.v, "mask": of.mask, "scale": of.scale, "segment": segment, "shared": self.shared}
         own = name if not kind.statistics else f"{name}_{kind.name}"
         score = operators.call(edit, own, kind, "prompt", **given)
         if kind.statistics:
@@ -196,5 +194,5 @@ class BoundPrefill(Pass):
 
 def _counted_size(marker: fx.Node) -> fx.Node | None:
     """The tokens [B, S] that each key counts as in this layer's attention; None: one each."""
-    size = marker.args[SIZE] if len(marker.args) > SIZE else None
+    size = Marker.of(marker).size
     return size if isinstance(size, fx.Node) else None

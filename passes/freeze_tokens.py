@@ -11,11 +11,11 @@ from torch import SymInt, Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.graph import ports
+from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, first_of_layer, layer_nodes, resized, token_dims
 from lightvlm_fx.graph.match import ancestors, hidden_state
 from lightvlm_fx.graph.pretty import excerpt
 from lightvlm_fx.graph.program import Program, value
-from lightvlm_fx.ops.attention import MASK
 from lightvlm_fx.passing.pass_base import Index, Pass, PassResult
 
 OPS = torch.ops.lightvlm
@@ -68,7 +68,8 @@ class FreezeTokens(Pass):
         segment = program.segment_at(layer)
         length = value(segment).shape[1]
         before = hidden_state(program, crossing(program, first_of_layer(program, layer)), length)
-        kept = ancestors(marker.args[1:3])  # what keys and values are made of: of all tokens
+        attention = Marker.of(marker)
+        kept = ancestors([attention.k, attention.v])  # what keys and values are made of: of all tokens
         own = [n for n in nodes if n not in kept]
         out = hidden_state(program, crossing(program, after), length)
         if out not in own:
@@ -86,9 +87,9 @@ class FreezeTokens(Pass):
                 continue
             args = tuple(made.of(x) for x in node.args)
             if node is marker:
-                mask = marker.args[MASK]
+                mask = attention.mask
                 seen = edit.call(f"seen_{layer}", OPS.text_mask.default, segment, made.index) if mask is None else made.taken(mask, 2)
-                args = (args[0], *marker.args[1:MASK], seen, *marker.args[MASK + 1 :])
+                args = attention._replace(q=args[0], mask=seen).args
             made.copies[node] = edit.call(f"{node.name}_text", node.target, *args, **{k: made.of(x) for k, x in node.kwargs.items()})
             made.copies[node].meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
         full = edit.call(f"frozen_{layer}", OPS.put_tokens.default, before, made.copies[out], made.index, segment)
@@ -100,7 +101,8 @@ class FreezeTokens(Pass):
     def ensures(self, program: Program) -> None:
         markers = program.markers()
         for layer in self.layers:
-            q, k = (value(x).shape[2] for x in markers[layer].args[:2])
+            attention = Marker.of(markers[layer])
+            q, k = (value(x).shape[2] for x in (attention.q, attention.k))
             if str(q) == str(k):
                 raise PostconditionError(f"{self}: layer {layer} still attends from all {q} tokens\n" + excerpt(program, markers[layer]))
 

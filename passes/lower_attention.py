@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.program import Program
 from lightvlm_fx.ops.attention import attend
 from lightvlm_fx.passing.pass_base import Pass, PassResult
@@ -30,9 +31,8 @@ class LowerAttention(Pass):
     def call(self, program: Program) -> PassResult:
         markers = program.markers()
         for marker in markers.values():
-            q, k, v, mask, scale, _, _, softcap, *size = marker.args
             with program.graph.inserting_before(marker):
-                node = program.graph.create_node("call_function", attend, (q, k, v, mask, scale, softcap, *size), {})
+                node = program.graph.create_node("call_function", attend, Marker.of(marker).lowered.args, {})
             node.meta["val"] = marker.meta["val"]
             marker.replace_all_uses_with(node)
             program.graph.erase_node(marker)

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
 from lightvlm_fx.graph import ports
+from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.edit import Editor, batch_dim, crossing, depends_on, first_of_layer, replace_after, resized, token_dims
 from lightvlm_fx.graph.match import before_rope, copied, hidden_state, is_positional
 from lightvlm_fx.graph.pretty import excerpt, typed
@@ -18,7 +19,6 @@ from lightvlm_fx.methods import operators
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
-from lightvlm_fx.ops.attention import SIZE
 from lightvlm_fx.passing.pass_base import Index, Pass, PassResult
 from lightvlm_fx.schedule import Positions
 
@@ -124,7 +124,7 @@ class ReduceTokens(Pass):
         """Let every key count as the tokens it stands for, from this layer on."""
         for layer, marker in program.markers().items():
             if layer >= self.layer:
-                marker.args = (*marker.args[:SIZE], size)
+                marker.args = Marker.of(marker)._replace(size=size).args
 
     def _state(self, program: Program, edit: Editor) -> tuple[fx.Node, fx.Node | None]:
         """Segment [B, S] and, where sizes are carried, size [B, S] of the tokens that arrive."""
@@ -170,12 +170,13 @@ class ReduceTokens(Pass):
         if {"q", "k"} & set(reads):
             ahead = getattr(self.score, "ahead", False)
             marker = program.markers()[self.layer - (not ahead)]
-            q, k, _, mask, scale = marker.args[:5]
+            own = Marker.of(marker)
+            q, k, mask = own.q, own.k, own.mask
             if not getattr(self.score, "rope", True):
                 q, k = before_rope(program, q), before_rope(program, k)
             if ahead:
                 q, k, mask = copied(edit, [q, k, mask], marker, "ahead")
-            given = given | {"q": q, "k": k, "mask": mask, "scale": scale}
+            given = given | {"q": q, "k": k, "mask": mask, "scale": own.scale}
         if "previous" in reads:
             before = crossing(program, first_of_layer(program, self.layer - 1))
             given = given | {"previous": hidden_state(program, before, _length(program))}

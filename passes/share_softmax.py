@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import fx
 
 from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.graph.attention import Attend
 from lightvlm_fx.graph.edit import Editor
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.methods import operators
@@ -16,7 +18,7 @@ from lightvlm_fx.ops.attention import attend, attend_and_norm
 from lightvlm_fx.passing.pass_base import Pass, PassResult
 
 OPS = torch.ops.lightvlm
-READ = (0, 1, 3, 4)  # q, k, mask and scale among the arguments of `attend`
+READ = attrgetter("q", "k", "mask", "scale")
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class ShareSoftmax(Pass):
     def call(self, program: Program) -> PassResult:
         pairs = _pairs(program)
         for score, attention in pairs:
-            q, k, v, mask, scale, _, *size = attention.args
+            q, k, v, mask, scale, _, size = Attend.of(attention)
             segment = score.args[operators.arguments(Attention, "prompt").index("segment")]
             edit = Editor(program, score)  # right before the attention, so that all that it reads is there
-            both = edit.call(f"{attention.name}_and_norm", attend_and_norm, q, k, v, mask, scale, *size)
+            both = edit.call(f"{attention.name}_and_norm", attend_and_norm, q, k, v, mask, scale, *([] if size is None else [size]))
             out, norm = edit.parts(both, f"{attention.name}_shared", f"{score.name}_norm")
             sums = edit.call(f"{score.name}_received", OPS.received.default, q, k, norm, segment, mask, scale, _guarded(score))
             attention.replace_all_uses_with(out)
@@ -66,9 +68,9 @@ def _pairs(program: Program) -> list[tuple[fx.Node, fx.Node]]:
             scores[tuple(node.args[arguments.index(name)] for name in ("q", "k", "mask", "scale"))] = node
     out = []
     for node in program.graph.find_nodes(op="call_function", target=attend):
-        score, softcap = scores.get(tuple(node.args[i] for i in READ)), node.args[5]
-        q, v = value(node.args[0]), value(node.args[2])
-        if score is not None and not softcap and q.device.type == "cpu" and q.shape[3] == v.shape[3]:
+        attention = Attend.of(node)
+        score, q, v = scores.get(READ(attention)), value(attention.q), value(attention.v)
+        if score is not None and not attention.softcap and q.device.type == "cpu" and q.shape[3] == v.shape[3]:
             out.append((score, node))
     return out
 

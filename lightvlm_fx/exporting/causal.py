@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.exporters.prompt import MaskRule
+from lightvlm_fx.graph.attention import Attend
 from lightvlm_fx.graph.ports import SEGMENT
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.methods import operators
@@ -25,7 +26,7 @@ from lightvlm_fx.ops.segments import PADDING, per_group
 from lightvlm_fx.ops.tiles import tiles
 
 OPS = torch.ops.lightvlm
-MASK = 3  # which argument of `attend`
+MASK = Attend._fields.index("mask")
 DERIVED = (OPS.take_tokens.default, OPS.mask_out.default)  # of a mask: the same rule for the tokens that are left
 
 
@@ -49,7 +50,7 @@ def leave_out_later_keys(program: Program, given: dict[str, Tensor], segment: Te
         if not causal[source] or (node.target is attend and (not blocks or _of_some_rows(node))):
             continue
         if node.target is attend:
-            _in_blocks(graph, node, _segment(program, node.args[MASK]), sums.get(_what(node)), biases)
+            _in_blocks(graph, node, _segment(program, Attend.of(node).mask), sums.get(_what(node)), biases)
         else:
             if method == (Attention, "prompt"):
                 sums[_what(node)] = node
@@ -73,14 +74,15 @@ def _mask_of(node: fx.Node, method: tuple[Any, str] | None) -> int | None:
 
 def _of_some_rows(node: fx.Node) -> bool:
     """Whether an attention has fewer queries than keys, as in layers that freeze tokens."""
-    q, k = map(value, node.args[:2])
+    q, k = value(Attend.of(node).q), value(Attend.of(node).k)
     return q is not None and k is not None and str(q.shape[2]) != str(k.shape[2])
 
 
 def _what(node: fx.Node) -> tuple[Any, ...]:
-    """Queries, keys, mask and scale of an attention, or of a score that sums it up: the third argument is of each its own."""
-    q, k, _, mask, scale = node.args[:5]
-    return q, k, mask, scale
+    """Queries, keys, mask and scale of an attention, or of a score that sums it up."""
+    names = Attend._fields if node.target is attend else operators.arguments(Attention, "prompt")
+    given = dict(zip(names, node.args, strict=False))
+    return given["q"], given["k"], given["mask"], given["scale"]
 
 
 def _segment(program: Program, mask: Any) -> Any:
@@ -103,8 +105,7 @@ def _in_blocks(
 
     `biases`: those that there are, by the tokens and sizes that they are made of.
     """
-    given: list[Any] = [*node.args, *(0.0, None)[len(node.args) - 5 :]]
-    q, k, v, _, scale, softcap, size = given
+    q, k, v, _, scale, softcap, size = Attend.of(node)
     together = score is not None and not softcap
     made_of = (segment, None if together else size)
     with graph.inserting_before(score if score is not None and together else node):

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from lightvlm_fx.compat import fake_mode, symbolic_size
+from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.ports import SEGMENT, Port
 from lightvlm_fx.schedule import token_set
 
@@ -94,7 +95,7 @@ class Program:
     def markers(self) -> dict[int, fx.Node]:
         """The attention marker of each decoder layer."""
         wanted = torch.ops.lightvlm.attention.default
-        return {n.args[5]: n for n in self.graph.nodes if n.target == wanted}
+        return {Marker.of(n).layer: n for n in self.graph.nodes if n.target == wanted}
 
     def output_node(self) -> fx.Node:
         return next(n for n in reversed(self.graph.nodes) if n.op == "output")

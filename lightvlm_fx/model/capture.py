@@ -38,6 +38,7 @@ from lightvlm_fx.compat import (
     without_stack_traces,
 )
 from lightvlm_fx.errors import CaptureError, NotSupported, RefusedModel
+from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.edit import module_path, token_dims
 from lightvlm_fx.graph.pretty import typed
 from lightvlm_fx.graph.program import Facts, Program, Stage, value
@@ -230,7 +231,8 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     _check_layers(program, decoder)
     layers, markers = len(decoder.layers), program.markers()
     # what a layer attends with, not what it hands its cache: the same, or (latent attention) made from that token by token
-    kept = (*(markers[i].args[1] for i in range(layers)), *(markers[i].args[2] for i in range(layers)))
+    attentions = [Marker.of(markers[i]) for i in range(layers)]
+    kept = (*(x.k for x in attentions), *(x.v for x in attentions))
     program.output_node().args = ((program.output_node().args[0][0], *kept),)
     names = ("hidden", *(f"keys.{i}" for i in range(layers)), *(f"values.{i}" for i in range(layers)))
     program.with_facts(layers=layers, outputs=names)
@@ -327,9 +329,9 @@ def _check_layers(program: Program, decoder: nn.Module) -> None:
     named = getattr(decoder.config, "sliding_window", None)
     length = value(program.sequence()).shape[1]
     for layer, marker in markers.items():
-        window = marker.args[6]
-        if 2 not in token_dims(marker.args[1], length):
-            raise RefusedModel(f"{name}: layer {layer} attends to keys {typed(value(marker.args[1]))}, not one for each new token")
+        window, keys = Marker.of(marker).window, Marker.of(marker).k
+        if 2 not in token_dims(keys, length):
+            raise RefusedModel(f"{name}: layer {layer} attends to keys {typed(value(keys))}, not one for each new token")
         kind_differs = kinds[layer] and (kinds[layer] == "sliding_attention") != bool(window)
         if kind_differs or window not in (0, named):
             raise RefusedModel(

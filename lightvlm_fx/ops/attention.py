@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from lightvlm_fx.compat import flash_attention
 
-MASK, SIZE = 3, 8  # which arguments of the marker
 ROOM = 8  # head dimensions that counted keys add; fused kernels like multiples of it
 
 

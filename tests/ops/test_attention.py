@@ -1,9 +1,12 @@
 """The lowered attention, and attention over a cache, against plain softmax attention."""
 
+from inspect import signature
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightvlm_fx.graph.attention import Attend, Marker
 from lightvlm_fx.ops.attention import attend
 from lightvlm_fx.ops.cached_attention import attend_cached, cache_mask, hold, shifted
 
@@ -87,3 +90,11 @@ def test_attention_over_a_cache_is_attention_over_what_it_holds(new, repeat, sof
 
 def test_shifted_counts_on_from_the_renumbered_prompt():
     assert shifted(torch.tensor([[9, 10]]), torch.tensor([3, 0])).tolist() == [[6, 7], [9, 10]]
+
+
+def test_the_names_of_an_attentions_arguments_are_those_of_its_code():
+    marked = torch.ops.lightvlm.attention.default._schema.arguments
+    assert Marker._fields == tuple(argument.name for argument in marked)
+    assert Attend._fields == tuple(signature(attend).parameters)
+    assert Marker(*range(8)).args == (*range(8),)
+    assert Marker(*range(9)).lowered.args == (0, 1, 2, 3, 4, 7, 8)
