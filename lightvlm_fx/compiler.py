@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lightvlm_fx.exporters.torch_compile import check_backend, check_prepack
 from lightvlm_fx.exporters.towers import not_cut
 from lightvlm_fx.graph.ports import KV_COUNT
 from lightvlm_fx.graph.pretty import text
+from lightvlm_fx.graph.program import Program, Stage
 from lightvlm_fx.methods.budgets.weights import Weights
 from lightvlm_fx.model.incoming import by_name, expect_finite, misfit
 from lightvlm_fx.model.layout import Placeholders
@@ -92,6 +94,15 @@ class Handle:
         self._decoder.graphs.freeze(frozen)
         if self._images:
             self._images.freeze(frozen)
+
+    # Two for exports and checks, no promise to users:
+
+    def recording(self, told: Callable[[str, dict[str, Any]], None]) -> AbstractContextManager[None]:
+        return self._decoder.recording(told)
+
+    @property
+    def captured(self) -> dict[Stage, Program]:
+        return {program.stage: program for program, _ in self._decoder.graphs.captured.values()}
 
     @property
     def survivors(self) -> dict[str, Tensor]:

@@ -52,7 +52,8 @@ def tiny_programs(
     tiny = build(family, layers=layers)
     fast = compiler.compile(tiny.model, "none", backend="eager")
     fast.lightvlm.warm_up(tiny.inputs(text=text, images=images), new_tokens=2)
-    return {program.stage: program for program, _ in fast.lightvlm._decoder.graphs.captured.values()}
+    captured: dict[Stage, Program] = fast.lightvlm.captured
+    return captured
 
 
 def real_inputs(program: Program, *, seed: int = 0) -> tuple[Tensor, ...]:

@@ -143,9 +143,9 @@ class _Answered:
 def _dialogue(fast: Any, inputs: dict[str, Tensor], device: str) -> _Answered:
     """A batch of two rows, answered, and three tokens more put behind the answer at once."""
     seen: list[tuple[str, Tensor]] = []
-    fast.lightvlm._decoder.observe = lambda stage, given: seen.extend((f"{stage} {name}", x) for name, x in tensors(given))
     inputs = {name: x.to(device) for name, x in inputs.items()}
-    with torch.no_grad():
+    told = fast.lightvlm.recording(lambda stage, given: seen.extend((f"{stage} {name}", x) for name, x in tensors(given)))
+    with torch.no_grad(), told:
         out = fast.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
         cache = out.past_key_values
         more = fast(input_ids=torch.full((2, 3), 30, device=device), past_key_values=cache, use_cache=True)

@@ -82,12 +82,11 @@ def capture_bucket(model: Any, schedule: Schedule, inputs: dict[str, Tensor], le
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntestedRelease)  # export said so
         fast = compiler.compile(model, schedule, backend="eager")
-    decoder = fast.lightvlm._decoder
     seen: dict[str, dict[str, Any]] = {}
-    decoder.observe = lambda what, given: seen.setdefault(what, dict(given))  # the first of each
-    answer = fast.generate(**batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
-                           output_logits=True, return_dict_in_generate=True)  # fmt: skip
-    programs = {program.stage: program for program, _ in decoder.graphs.captured.values()}
+    with fast.lightvlm.recording(lambda what, given: seen.setdefault(what, dict(given))):  # the first of each
+        answer = fast.generate(**batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
+                               output_logits=True, return_dict_in_generate=True)  # fmt: skip
+    programs = fast.lightvlm.captured
     if not programs["prefill"].facts.masked:
         raise CaptureError("the example was captured without masks, which an artifact needs; make prompt_tokens larger than the example")
     return Bucket(batch, layout.images, programs["prefill"], programs["decode"], seen["prefill"], seen["step"]["position_ids"],

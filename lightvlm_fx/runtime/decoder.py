@@ -7,7 +7,8 @@ stopping and pipelines stay transformers' own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,15 @@ class Decoder:
         self.observe: Callable[[str, dict[str, Any]], None] | None = None  # told the arguments of every prefill and step
         self.last_layout: Layout | None = None
         self._seen = threading.local()
+
+    @contextmanager
+    def recording(self, told: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+        """`told` hears what every prefill and step is given meanwhile: which of both, and the arguments by name."""
+        before, self.observe = self.observe, told
+        try:
+            yield
+        finally:
+            self.observe = before
 
     # --- seen from the model ------------------------------------------------------------------------
 
