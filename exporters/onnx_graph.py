@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from contextlib import AbstractContextManager
 from functools import cache
@@ -23,7 +21,7 @@ from lightvlm_fx.exporters.linear import gemm_as_matmul, linear_as_gemm
 from lightvlm_fx.exporters.values import new, swap
 from lightvlm_fx.exporters.weights import shrink_constants, transpose_weights
 from lightvlm_fx.ops.bodies import InAten
-from lightvlm_fx.quiet import quiet
+from lightvlm_fx.quiet import muted, quiet
 from lightvlm_fx.releases import releases_first
 
 OPSET = TARGETS["onnxruntime"].opset
@@ -50,7 +48,7 @@ def to_onnx_with_metadata(
     dynamic: dict[str, dict[int, str]] | None = None, ranges: dict[str, tuple[int, int]] | None = None,
 ) -> tuple[ir.Model, Any]:  # fmt: skip
     """`to_onnx`, and what transformers' exporter noted of it."""
-    with quiet(), torch.no_grad(), InAten(), _parsed_once(), contextlib.redirect_stdout(io.StringIO()):
+    with quiet(), torch.no_grad(), InAten(), _parsed_once(), muted("stdout"):
         try:
             model, metadata = onnx_program(module, dict(inputs), opset, dimensions(dynamic or {}, inputs, ranges))
         except Exception as error:

@@ -5,8 +5,6 @@ Number of tiles or of patches symbolic, or for static targets as many as the buc
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +23,7 @@ from lightvlm_fx.exporters.vision import Vision, fixed_stage, flat
 from lightvlm_fx.model.families.patch_order import GRID
 from lightvlm_fx.model.locate import used_blocks, vision_tower
 from lightvlm_fx.ops.bodies import InAten
+from lightvlm_fx.quiet import muted
 from lightvlm_fx.schedule import Schedule
 
 SIZES = "image_sizes"
@@ -243,7 +242,7 @@ def _traced(stage: Vision, how: dict[str, Any], pictures: dict[str, Tensor], sta
     if not static:
         inputs, _ = feed(how, _traced_at(how, pictures))
         dynamic = symbolic(how, inputs)
-    with torch.no_grad(), InAten(), contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints half-traced graphs
+    with torch.no_grad(), InAten(), muted("stderr"):  # where torch.export prints half-traced graphs
         sizes = (dimensions(dynamic, inputs, VisionStage(stage, how, inputs, dynamic).ranges),) if dynamic else None
         later = {"prefer_deferred_runtime_asserts_over_guards": True} if sizes else {}  # what holds for every size but is not proven
         traced = torch.export.export(_Called(stage), (inputs,), dynamic_shapes=sizes, strict=False, **later)

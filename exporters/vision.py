@@ -5,8 +5,6 @@ For towers that exporters/towers.py does not know how to feed with pictures of a
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from lightvlm_fx.errors import CaptureError
 from lightvlm_fx.model.families.patch_order import GRID
 from lightvlm_fx.model.locate import vision_tower
 from lightvlm_fx.model.salience import noting, salience
+from lightvlm_fx.quiet import muted
 
 FACTORIES = (torch.arange, torch.tensor)
 
@@ -100,7 +99,7 @@ def fixed_stage(model: Any, pictures: dict[str, Tensor], with_salience: bool = F
     failed: Exception | None = None
     for factories in (True, False):
         try:
-            with torch.no_grad(), Fold(factories), contextlib.redirect_stderr(io.StringIO()):
+            with torch.no_grad(), Fold(factories), muted("stderr"):
                 exported = torch.export.export(tower, (pixels,), strict=False)
             return Vision(exported.module(check_guards=False), with_salience)
         except Exception as error:

@@ -11,7 +11,7 @@ from lightvlm_fx.artifact.files import Files, inside
 from lightvlm_fx.artifact.parser import installed
 from lightvlm_fx.artifact.placement import left_to_cpu
 from lightvlm_fx.artifact.schema import WEIGHTS
-from lightvlm_fx.artifact.stages import check_providers
+from lightvlm_fx.artifact.stages import check_providers, quiet_options
 from lightvlm_fx.artifact.targets import TARGETS
 
 
@@ -91,7 +91,7 @@ def _copies(folder: Path, manifest: dict[str, Any], providers: Sequence[str]) ->
     check_providers(providers)
     for stage in manifest["buckets"][0]["stages"].values():
         with tempfile.TemporaryDirectory() as spare:
-            options = onnxruntime.SessionOptions()
+            options = quiet_options(onnxruntime)
             options.optimized_model_filepath = str(Path(spare) / "optimised.onnx")
             onnxruntime.InferenceSession(str(inside(folder, stage["file"])), options, providers=list(providers))
             nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node

@@ -25,6 +25,13 @@ PAST, PRESENT = "past_key_values.", "present."
 BESIDE = "session.model_external_initializers_file_folder_path"  # where a graph that is read from memory finds its weights
 
 
+def quiet_options(runtime: Any) -> Any:
+    """Options of a session that tells errors only: ONNX Runtime warns of initializers that it folds itself."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
 def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
     """Options of a session. Without `prepack`, it reads its weights from the mapped file, not a rearranged copy (docs/decisions/0008).
 
@@ -32,7 +39,7 @@ def default_options(runtime: Any, prepack: bool, often: bool) -> Any:
     freed with their last reader: kept for later ones of the same size, they hold three times the memory, which has to be mapped anew
     for every prompt.
     """
-    options = runtime.SessionOptions()
+    options = quiet_options(runtime)
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not often:
@@ -145,7 +152,6 @@ class OnnxRuntime:
         check_providers(providers)
         import onnxruntime
 
-        onnxruntime.set_default_logger_severity(3)  # ONNX Runtime warns of initializers that it folds itself
         self.runtime, self.providers, self.options = onnxruntime, list(providers), session_options
         self.prepack, self.quantised = prepack, dtype in ("int8", "int4")
 

@@ -6,8 +6,6 @@ model as it is, dynamic in its lengths: its language model on the whole prompt, 
 
 from __future__ import annotations
 
-import contextlib
-import io
 import multiprocessing
 import statistics
 import tempfile
@@ -22,12 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightvlm_fx.artifact.stages import quiet_options
 from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.bench.prefill import Shape, build, example
 from lightvlm_fx.errors import NotSupported, UnknownName
 from lightvlm_fx.explanation import explain
 from lightvlm_fx.exporting.export import Artifact, export
-from lightvlm_fx.quiet import quiet
+from lightvlm_fx.quiet import muted, quiet
 from lightvlm_fx.schedule import Schedule
 
 LENGTHS = (64, 1024, 4096)
@@ -206,7 +205,7 @@ def export_theirs(model: Any, inputs: dict[str, Any], home: Path, runtime: str =
         raise NotSupported("transformers' own export is compared as transformers 5.23 and later write it, for OpenVINO 5.24; "
                            "install one") from error  # fmt: skip
     home.mkdir(parents=True, exist_ok=True)
-    with contextlib.redirect_stdout(io.StringIO()), quiet():
+    with muted("stdout"), quiet():
         exported = exporter().export_for_generation(model, dict(inputs), config(dynamic=True, **options))
         for part in ("language_model", "decode"):
             save(exported.components[part].program, home / f"{part}{suffix}")
@@ -219,9 +218,10 @@ class Theirs:
         import onnxruntime
 
         self.runtime, self.prompt = onnxruntime, prompt
-        onnxruntime.set_default_logger_severity(3)
-        self.model = onnxruntime.InferenceSession(str(home / "language_model.onnx"), providers=["CPUExecutionProvider"])
-        self.decode = onnxruntime.InferenceSession(str(home / "decode.onnx"), providers=["CPUExecutionProvider"])
+        self.model, self.decode = (
+            onnxruntime.InferenceSession(str(home / name), quiet_options(onnxruntime), providers=["CPUExecutionProvider"])
+            for name in ("language_model.onnx", "decode.onnx")
+        )
         self.prefill = self._bound(self.model, prompt, 0)
 
     def step_at(self, length: int) -> Callable[[], None]:

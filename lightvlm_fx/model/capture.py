@@ -7,8 +7,6 @@ and values written. No model file is patched.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -43,6 +41,7 @@ from lightvlm_fx.graph.edit import module_path, token_dims
 from lightvlm_fx.graph.pretty import typed
 from lightvlm_fx.graph.program import Facts, Program, Stage, value
 from lightvlm_fx.model.families.side_inputs import accept_dense
+from lightvlm_fx.quiet import muted
 
 CAUSAL, MASKED, STEP = "lightvlm_causal", "lightvlm_masked", "lightvlm_step"  # registered attention implementations
 # Arguments of a decoder whose dimensions are known by name; of others: the first of size B, every later one of length S.
@@ -215,7 +214,7 @@ def capture(decoder: nn.Module, kwargs: dict[str, Any], stage: Stage, *, masked:
     with torch.no_grad(), without_stack_traces(), warnings.catch_warnings():
         # torch.export warns of attributes assigned while tracing (a cache keeps its tensors): intended here
         warnings.simplefilter("ignore")
-        with contextlib.redirect_stderr(io.StringIO()):  # where torch.export prints the whole half-traced graph of a failure
+        with muted("stderr"):  # where torch.export prints the whole half-traced graph of a failure
             exported, free = _export(flat, call, wanted, f"{type(decoder).__name__} ({stage}, step 1 of 3: capture)")
     gm = unlifted(exported, call.names)
     facts = Facts(

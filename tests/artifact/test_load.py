@@ -302,3 +302,13 @@ def test_a_row_may_be_shorter_than_what_the_cache_holds(bounded, tiny):
     """Five tokens of text in a cache of 20, and an answer that fills it."""
     fast = lightvlm.compile(tiny.model, BOUNDED, backend="eager")
     check_same(fast, lightvlm.load(bounded), tiny.inputs(text=(5,), images=(0,), seed=2), 24)
+
+
+def test_mutes_its_own_sessions_and_leaves_onnx_runtimes_log_alone(monkeypatch):
+    import onnxruntime
+
+    from lightvlm_fx.artifact.stages import OnnxRuntime, default_options
+
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", None)  # of the whole process
+    OnnxRuntime("float32", ["CPUExecutionProvider"], None, prepack=False)
+    assert default_options(onnxruntime, prepack=True, often=True).log_severity_level == 3
