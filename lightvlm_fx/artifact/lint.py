@@ -26,7 +26,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
     except ImportError:
         return [], ["lint: the package onnx is not installed"]
     files, wrong, unreadable = Files.of(folder, manifest), list[str](), False
-    left = target.runtime == "onnxruntime" and target.dialect is None  # to a provider that takes some nodes, and others not
+    left = target.by_provider and target.dialect is None  # to a provider that takes some nodes, and others not
     on_cuda = left and (manifest.get("provider") == "cuda" or "CUDAExecutionProvider" in providers)
     for bucket in manifest["buckets"]:
         for name, stage in bucket["stages"].items():
@@ -49,7 +49,7 @@ def lint(folder: Path | Files, manifest: dict[str, Any], providers: Sequence[str
         parser, why = installed()
         wrong += [] if parser is None else parser.refused(files.home, manifest)
         skipped += [f"TensorRT's parser: {why}"] if parser is None else []
-    if target.runtime == "onnxruntime" and any(p != "CPUExecutionProvider" for p in providers):
+    if target.by_provider and any(p != "CPUExecutionProvider" for p in providers):
         wrong += _copies(files.home, manifest, providers)
     return wrong, skipped
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightvlm_fx.artifact.files import Files, inside, open_file
 from lightvlm_fx.artifact.schema import WEIGHTS, Wrong, check
+from lightvlm_fx.artifact.targets import TARGETS
 from lightvlm_fx.errors import ArtifactError
 
 MANIFEST = "lightvlm.json"
@@ -75,7 +76,7 @@ def read(folder: str | Path) -> dict[str, Any]:
 
 def _named(manifest: dict[str, Any]) -> list[str]:
     """Every file that the manifest tells to open."""
-    shared = [] if manifest["target"] == "torch-export" else [WEIGHTS]
+    shared = [WEIGHTS] if TARGETS[manifest["target"]].onnx else []
     return shared + [name for bucket in manifest["buckets"]
                      for name in (*(stage["file"] for stage in bucket["stages"].values()), *bucket["samples"].values(),
                                   *_tables(bucket))]  # fmt: skip

@@ -30,9 +30,10 @@ class Target:
     """`runtime`: the package that answers, empty for none, and `title`, its name. `any_length`: graphs may have symbolic sizes.
 
     `engine` opens stages and `exporter` writes them, each "module:Class". `instead`: what to do instead of an export in a precision that
-    the target does not have. `onnx`: stages are ONNX graphs, of `opset` to `newest_opset`, of operators of `domains`; with `dialect` of
-    these operators alone, no scatter that sums up, and every count constant. `compiles`: stages can also be compiled for this machine.
-    `asks`: TensorRT's own parser is asked, where it is installed.
+    the target does not have. `onnx`: stages are ONNX graphs over one file of weights, of `opset` to `newest_opset`, of operators of
+    `domains`; with `dialect` of these operators alone, no scatter that sums up, and every count constant. `compiles`: stages can also be
+    compiled for this machine. `asks`: TensorRT's own parser is asked, where it is installed. `by_provider`: the runtime shares a graph
+    out to execution providers.
     """
 
     runtime: str = "onnxruntime"
@@ -48,6 +49,7 @@ class Target:
     dialect: frozenset[str] | None = None
     compiles: bool = False
     asks: bool = False
+    by_provider: bool = True
 
     def opens_with(self) -> Any:
         return resolve_name(self.engine)
@@ -79,10 +81,10 @@ TARGETS = {
     "onnxruntime": Target(any_length=True),
     "openvino": Target("openvino", "OpenVINO", engine="lightvlm_fx.artifact.openvino:OpenVINO", any_length=True, instead={
         "bfloat16": "export in float32 and load with session_options={'INFERENCE_PRECISION_HINT': 'bf16'}: OpenVINO rounds by itself",
-    }),
+    }, by_provider=False),
     # the same graphs on ONNX Runtime say whether they answer right; opset 21 where weights are quantised
     "tensorrt": Target(exporter="lightvlm_fx.exporters.tensorrt:ToTensorRT", instead={"int4": "export with dtype='int8'"}, opset=20,
                        newest_opset=21, domains=frozenset({""}), dialect=TENSORRT, asks=True),
-    "torch-export": Target("", "", "", "lightvlm_fx.exporters.torch_export:ToTorchExport", onnx=False, compiles=True,
+    "torch-export": Target("", "", "", "lightvlm_fx.exporters.torch_export:ToTorchExport", onnx=False, compiles=True, by_provider=False,
                            instead=dict.fromkeys(("int8", "int4"), "its stages hold the model's own weights; quantise those")),
 }  # fmt: skip

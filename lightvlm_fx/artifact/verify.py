@@ -223,7 +223,7 @@ def _check(folder: str | Path, home: Path, manifest: dict[str, Any], model: Any,
         verdict.skipped.append("parity: the graphs are not what the target takes")
         return verdict
     if not TARGETS[manifest["target"]].runtime:
-        verdict.skipped.append("parity: ONNX Runtime does not run torch-export stages; lightvlm.export checked them")
+        verdict.skipped.append(f"parity: ONNX Runtime does not run {manifest['target']} stages; lightvlm.export checked them")
         return verdict
     if manifest["dtype"] == "bfloat16" and list(providers) == list(CPU):
         verdict.skipped.append("parity: ONNX Runtime has no bfloat16 kernels on CPU; name a GPU provider")

@@ -99,7 +99,8 @@ def export(
     new_tokens = whole("new_tokens", new_tokens, 1)
     images = None if images is None else whole("images", images, 1)
     if aot_inductor and not chosen.compiles:
-        raise InputError(f"aot_inductor compiles the stages of target='torch-export', not of {target!r}")
+        compiled = " or ".join(repr(name) for name, known in TARGETS.items() if known.compiles)
+        raise InputError(f"aot_inductor compiles the stages of target={compiled}, not of {target!r}")
     check_supported(model)
     refuse_parts(model, decoder_path(model))
     examples = _examples(inputs, processor)
