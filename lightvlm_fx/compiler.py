@@ -107,14 +107,14 @@ class Handle:
     @property
     def survivors(self) -> dict[str, Tensor]:
         """Of the latest prefill: `index.i` [B, K], `segment.i` [B, K], `went.i` [B, S] and `size.i` [B, K] of cut i."""
-        return {k: v for k, v in self._decoder.last.items() if k != KV_COUNT.name}
+        return {k: v for k, v in self._decoder.last.stayed.items() if k != KV_COUNT.name}
 
     def frozen_schedule(self) -> Schedule:
         """The schedule with the budgets that the latest prompt led to as constants, the mean over its rows.
 
         For export, and for prompts like this one. Raises NotSupported where budgets do not adapt.
         """
-        counts = self._decoder.last.get(KV_COUNT.name)
+        counts = self._decoder.last.stayed.get(KV_COUNT.name)
         if counts is None or self.schedule.kv is None:
             raise NotSupported("no budgets to freeze: they do not adapt to the prompt, nothing was dropped, or no prompt came yet")
         weights = [float(weight) for weight in counts.float().mean(0).clamp_min(1)]
@@ -123,7 +123,7 @@ class Handle:
     @property
     def layout(self) -> Any:
         """Where the pictures stood in the latest prefill."""
-        return self._decoder.last_layout
+        return self._decoder.last.layout
 
 
 def compile(  # noqa: A001  (the public name of design.md 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,24 @@ REFUSED = ("output_attentions", "output_hidden_states")
 SURVIVORS = ("index", "segment", "went", "size")  # outputs of a cut that a handle shows
 
 
+class Seen(threading.local):
+    """What the call that a thread is in showed before it came to the decoder."""
+
+    ids: Tensor | None = None  # [B, S]
+    mask: Tensor | None = None  # [B, S]
+
+    def __init__(self) -> None:
+        self.tower: dict[str, Noted | Given] = {}  # what the vision tower noted of an "image" or a "video"
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Where the pictures of a prompt stood, and what stayed of its tokens and entries, by the names of outputs."""
+
+    layout: Layout | None = None
+    stayed: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Decoder:
     """What one compiled model does with a call. `forward` replaces the source decoder's."""
 
@@ -56,10 +75,9 @@ class Decoder:
         self.depth = len(source.layers)
         schedule.layers(self.depth), schedule.frozen(self.depth)  # fail now, not at the first picture
         self.effective = pipelines.effective(schedule, placeholders.planes)
-        self.last: dict[str, Tensor] = {}  # of the latest prefill, what stayed of its tokens and entries
+        self.last = Prefilled()  # in whichever thread
         self.observe: Callable[[str, dict[str, Any]], None] | None = None  # told the arguments of every prefill and step
-        self.last_layout: Layout | None = None
-        self._seen = threading.local()
+        self._seen = Seen()
 
     @contextmanager
     def recording(self, told: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
@@ -84,7 +102,7 @@ class Decoder:
 
     def note_tower(self, kind: str, noted: Noted | Given) -> None:
         """What the vision tower attended to in pictures (`kind` "image") or videos ("video"), for cuts that read it."""
-        self._seen.tower = getattr(self._seen, "tower", {}) | {kind: noted}
+        self._seen.tower = self._seen.tower | {kind: noted}
 
     def note_left(self, scores: Tensor | None, tile: int | None) -> None:
         """Which visual tokens cuts inside the tower left [N], tiles having so many each; None: there are no such cuts."""
@@ -149,7 +167,7 @@ class Decoder:
     # --- prefill ------------------------------------------------------------------------------------
 
     def _layout(self, embeds: Tensor, mask: Tensor | None) -> Layout:
-        ids = getattr(self._seen, "ids", None)
+        ids = self._seen.ids
         if ids is None:
             if self.schedule.cuts:
                 raise InputError("input_ids are needed to find the visual tokens; pass input_ids instead of inputs_embeds")
@@ -166,7 +184,7 @@ class Decoder:
         rows, length = embeds.shape[:2]
         kwargs["position_ids"] = positions(kwargs.get("position_ids"), self.placeholders.planes, rows, length, embeds.device)
         mask = kwargs.get("attention_mask")
-        flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
+        flat_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else self._seen.mask
         layout = self._layout(embeds, flat_mask)
         if self.effective.by_grid or self.effective.reads("grid"):
             layout = layout.with_grids(kwargs["position_ids"])
@@ -196,8 +214,7 @@ class Decoder:
         named = dict(zip(entry.program.facts.outputs, outputs, strict=True))
         entry.bucket.watch(entry.program.facts, layout.segment, named)
         outputs.clear()  # `new_state` takes keys and values out one by one, so that no two copies of all of them ever stand
-        self.last = {k: v for k, v in named.items() if k.split(".")[0] in SURVIVORS or k == ports.KV_COUNT.name}
-        self.last_layout = layout
+        self.last = Prefilled(layout, {k: v for k, v in named.items() if k.split(".")[0] in SURVIVORS or k == ports.KV_COUNT.name})
         hidden = named.pop("hidden")
         return entry, hidden, new_state(named, layout.segment, schedule, kv, self.depth, self)
 
@@ -225,8 +242,8 @@ class Decoder:
         """What the tower attended to, where each visual token stands: [B, S] float32."""
         if not layout.has_images:
             return torch.zeros(layout.segment.shape, dtype=torch.float32, device=layout.segment.device)
-        noted, self._seen.tower = getattr(self._seen, "tower", {}), {}
-        ids, visual = getattr(self._seen, "ids", None), layout.segment >= 0
+        noted, self._seen.tower = self._seen.tower, {}
+        ids, visual = self._seen.ids, layout.segment >= 0
         video = torch.zeros_like(visual)
         for one in self.placeholders.videos if ids is not None else ():
             video |= visual & (ids == one)
@@ -251,7 +268,7 @@ class Decoder:
             raise NotSupported(f"cuts inside the vision tower leave shares of tiles of {noted.tile} tokens, but pictures here have "
                                f"{sorted(others)}; use a schedule that cuts before the decoder (layer=0)")  # fmt: skip
         # with beams each row stands several times after the other, but its pictures were encoded once
-        rows, ids = len(visual), getattr(self._seen, "ids", None)
+        rows, ids = len(visual), self._seen.ids
         times = next((n for n in range(rows, 1, -1) if rows % n == 0 and _repeat(ids, n) and noted.fits(int(visual[::n].sum()))), 1)
         score = torch.zeros(visual[::times].shape, dtype=torch.float32, device=visual.device)
         score[visual[::times]] = salience(noted, int(visual[::times].sum()))
@@ -275,7 +292,7 @@ class Decoder:
         refuse_looking_ahead(mask, new)
         if isinstance(mask, dict):
             kwargs["attention_mask"] = dict.fromkeys(mask)
-        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else getattr(self._seen, "mask", None)
+        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else self._seen.mask
         if new > 1 and flat is not None and not bool(flat[:, -new:].all()):
             raise InputError(
                 f"the {new} tokens that continue the dialogue hold padding; continue rows of equal length, or one row at a time"

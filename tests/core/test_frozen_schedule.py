@@ -24,7 +24,7 @@ def plain(tiny):
 def test_a_frozen_schedule_answers_its_prompt_as_the_adaptive_one(tiny, plain, tmp_path):
     fast, inputs = plain.lightvlm.with_schedule(ADAPTIVE), tiny.inputs(text=(9,), images=(1,))
     adaptive = answer(fast, inputs, 6)
-    counts = fast.lightvlm._decoder.last["kv_count"][0]
+    counts = fast.lightvlm._decoder.last.stayed["kv_count"][0]
     assert len(set(counts.tolist())) > 1  # layers got different budgets
     frozen = fast.lightvlm.frozen_schedule()
     assert frozen.kv.budgets.data == [float(count) for count in counts]
@@ -45,7 +45,7 @@ def test_it_does_not_adapt_any_more(tiny, plain):
     counts = []
     for inputs in prompts:
         answer(fast, inputs, 1)
-        counts.append(fast.lightvlm._decoder.last["kv_count"][0].tolist())
+        counts.append(fast.lightvlm._decoder.last.stayed["kv_count"][0].tolist())
     assert counts[0] != counts[1]
     answer(fast, prompts[0], 1)
     cache = answer(plain.lightvlm.with_schedule(fast.lightvlm.frozen_schedule()), prompts[1], 1).past_key_values

@@ -161,7 +161,7 @@ def test_budgets_that_adapt_sum_to_the_same():
     fast = compiled("llava", Schedule.preset("aircache", capacity=0.25))
     inputs = tiny("llava").inputs(**BATCH)
     answer(fast, inputs, 2)
-    counts = fast.lightvlm._decoder.last["kv_count"]
+    counts = fast.lightvlm._decoder.last.stayed["kv_count"]
     visual = tiny("llava").visual_tokens
     assert counts.sum(1).tolist() == [3 * round(0.25 * visual)] * 2
     assert len(set(counts[0].tolist())) > 1
