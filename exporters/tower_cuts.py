@@ -41,7 +41,7 @@ class NotCut(Exception):
 
 
 @dataclass
-class Call:
+class TowerCall:
     """What one call of a tower is told: the picture of each unit [B, U], and of each cut what stays of each picture and of each row.
 
     A unit is the patches that become one visual token. `blocks`: of packed patches, which attend to each other after each cut.
@@ -70,7 +70,7 @@ class Cutting(TorchFunctionMode):
         windowed = [i for i in range(min(self.cuts), used) if whole is not None and i not in whole]
         if windowed:
             raise NotCut(f"blocks {windowed} of its tower attend within windows, which lose patches by a cut in block {min(self.cuts)}")
-        self.call: Call | None = None
+        self.call: TowerCall | None = None
         self.index: Tensor | None = None  # [B, K]: the units that are left
         self.left = self.size = torch.empty(0)  # [B, K]: their pictures, and the patches that each stands for; empty: one each
         self.noted: tuple[Tensor, Tensor, float] | None = None
@@ -89,7 +89,7 @@ class Cutting(TorchFunctionMode):
             tower.set_attn_implementation(TILED)
 
     @contextmanager
-    def over(self, call: Call) -> Iterator[None]:
+    def over(self, call: TowerCall) -> Iterator[None]:
         self.call, self.index, self.left, self.size = call, None, call.segment, torch.empty(0)
         self.block, self.number, self.noted, self.summary = -1, 0, None, 0
         self.lengths: list[tuple[Any, Tensor]] = []
@@ -246,11 +246,11 @@ AttentionInterface.register(TILED, _attend)
 AttentionMaskInterface.register(TILED, sdpa_mask)
 
 
-def tiled(pictures: Tensor, tokens: int, cuts: tuple[TowerCut, ...]) -> Call:
+def tiled(pictures: Tensor, tokens: int, cuts: tuple[TowerCut, ...]) -> TowerCall:
     """Of tiles [n, C, H, W], each of which becomes so many tokens."""
     n, stay = pictures.shape[0], [share_of(cut.keep, tokens) for cut in cuts]
     segment = torch.zeros(n, tokens, dtype=torch.int64, device=pictures.device)
-    return Call(segment, [torch.full((n, 1), k, dtype=torch.int64, device=pictures.device) for k in stay], stay, [])
+    return TowerCall(segment, [torch.full((n, 1), k, dtype=torch.int64, device=pictures.device) for k in stay], stay, [])
 
 
 def _run(method: Method, role: str, given: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
 from lightvlm_fx.compat import packed_attention
-from lightvlm_fx.exporters.tower_cuts import Call, Cutting, current, tiled
+from lightvlm_fx.exporters.tower_cuts import Cutting, TowerCall, current, tiled
 from lightvlm_fx.exporters.vision import Tower, flat
 from lightvlm_fx.model.locate import vision_tower
 from lightvlm_fx.model.salience import noting, salience
@@ -119,7 +119,7 @@ class Patches(nn.Module):
         numbers = range(len(self.cutting.cuts))
         blocks = [Blocks(more[f"left_{i}_blocks"], more[f"left_{i}_back"]) for i in numbers]
         stay = [group.back.shape[0] // self.together for group in blocks]
-        with self.cutting.over(Call(more["picture_of_unit"][None], [more[f"left_{i}"][None] for i in numbers], stay, blocks)):
+        with self.cutting.over(TowerCall(more["picture_of_unit"][None], [more[f"left_{i}"][None] for i in numbers], stay, blocks)):
             features, *rest = self._features(pixel_values, position_ids, **more)
             alive = self.cutting.alive()[0]
         return features, alive[more["window_index"].argsort()] if "window_index" in more else alive, *rest

@@ -1,4 +1,4 @@
-"""Decode over one buffer a layer, each with the length of its own stage."""
+"""Decode over one buffer a layer, each as long as its span of layers asks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLOTS = 64  # that buffers of any size are traced at, or more: as many as the ne
 
 @dataclass(frozen=True)
 class AttachCache(Pass):
-    """Give each layer its cache buffers; layers between two cuts form a stage and share slots and mask.
+    """Give each layer its cache buffers; a span of layers, between two cuts, shares slots and mask.
 
     Before:    o[B,Q,H,d] = lightvlm.attention(q, k, v, ...)                        sees the new tokens only
     After:     p[B,C] = hold(position_s, slot_s, query_index);  m = cache_mask(p, query_index, window)
@@ -32,8 +32,8 @@ class AttachCache(Pass):
     Source:    ours (static-shape cache of methods-decode.md 1.5, appending).
     """
 
-    layers: tuple[Index, ...] = ()  # first layer of every stage but the first
-    biased: tuple[Index, ...] = ()  # stages whose keys count as the tokens they stand for
+    layers: tuple[Index, ...] = ()  # first layer of every span but the first
+    biased: tuple[Index, ...] = ()  # spans whose keys count as the tokens they stand for
     capacity: Index = 0  # slots of every buffer, where that is a number; 0: the buffers may have any size
 
     name = "attach-cache"
@@ -46,7 +46,7 @@ class AttachCache(Pass):
         if list(self.layers) != sorted(set(self.layers) & set(range(depth))):
             raise PreconditionError(f"{self}: layers must rise within 0 to {depth - 1}, got {self.layers}")
         if not set(self.biased) <= set(range(len(self.layers) + 1)):
-            raise PreconditionError(f"{self}: biased must name stages, 0 to {len(self.layers)}, got {self.biased}")
+            raise PreconditionError(f"{self}: biased must name spans of layers, 0 to {len(self.layers)}, got {self.biased}")
         if self.capacity < 0:
             raise PreconditionError(f"{self}: capacity must be a number of slots, or 0 for any, got {self.capacity}")
 
@@ -57,36 +57,36 @@ class AttachCache(Pass):
         rows, queries = embeds.shape[:2]
         integers = embeds.new_empty(queries, dtype=torch.int64)
         query = program.add_input(ports.QUERY, integers)
-        stages = range(len(self.layers) + 1)
-        capacity = [self.capacity or program.new_size(f"capacity_{s}", SLOTS) for s in stages]
-        positions = [program.add_input(ports.POSITION, integers.new_empty(rows, capacity[s]), s) for s in stages]
+        spans = range(len(self.layers) + 1)
+        capacity = [self.capacity or program.new_size(f"capacity_{s}", SLOTS) for s in spans]
+        positions = [program.add_input(ports.POSITION, integers.new_empty(rows, capacity[s]), s) for s in spans]
         sizes = {s: program.add_input(ports.SIZE, embeds.new_empty(rows, capacity[s], dtype=torch.float32), s) for s in self.biased}
-        slots = [program.add_input(ports.SLOT, integers.new_empty(queries), s) for s in stages]
+        slots = [program.add_input(ports.SLOT, integers.new_empty(queries), s) for s in spans]
         masks: dict[tuple[int, int], fx.Node] = {}
         held: dict[int, fx.Node] = {}
-        start = program.first()  # masks are made before the layers, so that layers of a stage compute the same
+        start = program.first()  # masks are made before the layers, so that layers of a span compute the same
         for layer, marker in sorted(markers.items()):
-            stage = token_set(self.layers, layer)
+            span = token_set(self.layers, layer)
             q, k, v, _, scale, _, window, softcap, _ = Marker.of(marker)
-            kv = [buffer(program, port, layer, value(x), capacity[stage]) for port, x in ((ports.KEYS, k), (ports.VALUES, v))]
+            kv = [buffer(program, port, layer, value(x), capacity[span]) for port, x in ((ports.KEYS, k), (ports.VALUES, v))]
             with graph.inserting_before(start):
-                if stage not in held:
-                    held[stage] = graph.create_node(
-                        "call_function", hold, (positions[stage], slots[stage], query), {}, name=f"held_{stage}"
+                if span not in held:
+                    held[span] = graph.create_node(
+                        "call_function", hold, (positions[span], slots[span], query), {}, name=f"held_{span}"
                     )
-                if (stage, window) not in masks:
-                    masks[stage, window] = graph.create_node(
-                        "call_function", cache_mask, (held[stage], query, window, sizes.get(stage)), {}, name=f"mask_{stage}_{window}"
+                if (span, window) not in masks:
+                    masks[span, window] = graph.create_node(
+                        "call_function", cache_mask, (held[span], query, window, sizes.get(span)), {}, name=f"mask_{span}_{window}"
                     )
             with graph.inserting_before(marker):
-                arguments = (q, k, v, *kv, slots[stage], masks[stage, window], scale, softcap)
+                arguments = (q, k, v, *kv, slots[span], masks[span, window], scale, softcap)
                 node = graph.create_node("call_function", attend_cached, arguments, {}, name=f"attend_{layer}")
             marker.replace_all_uses_with(node)
             graph.erase_node(marker)
         end = program.output_node()
         end.args = ((end.args[0][0],),)
         program.with_facts(outputs=("hidden",))
-        return PassResult(len(markers), program.facts.layers, f"{len(self.layers) + 1} stages")
+        return PassResult(len(markers), program.facts.layers, f"{len(self.layers) + 1} spans of layers")
 
     def ensures(self, program: Program) -> None:
         if program.markers():

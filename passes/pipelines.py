@@ -50,7 +50,7 @@ def prefill(schedule: Schedule, depth: int, exported: bool = False) -> Pipeline:
 
 
 def decode(schedule: Schedule, depth: int, *, several: bool = False, capacity: int = 0) -> Pipeline:
-    """One step, or (`several`) any number of new tokens, over per-stage caches; of `capacity` slots where that is a number."""
+    """One step, or (`several`) any number of new tokens, over caches by span of layers; of `capacity` slots where that is a number."""
     layers = tuple(schedule.layers(depth))
     compact = tuple(at for at, cut in zip(layers, schedule.cuts, strict=True) if cut.positions == "compact")
     passes: list[Pass] = [DropExportChecks()]

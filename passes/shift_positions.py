@@ -1,4 +1,4 @@
-"""Compact positions while decoding: each stage counts on from its own renumbered prompt."""
+"""Compact positions while decoding: each span of layers counts on from its own renumbered prompt."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ features    visual tokens of all rows
 stay_i      tokens of a row after cut i, as many times a part
 stay_text   tokens of text in a row, where layers run for those alone
 kv_stay_n   entries of a group of layers whose caches are bounded
-slots_s     of the buffers of stage s, which take new tokens after what the prompt left
+slots_s     of the buffers of span s of layers, which take new tokens after what the prompt left
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention of new tokens over one layer's cache buffer, and the mask all layers of a stage share."""
+"""Attention of new tokens over one layer's cache buffer, and the mask that a span of layers, between two cuts, shares."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from lightvlm_fx.frozen import MOST, STRICT, readable
 from lightvlm_fx.graph.program import Program, Stage
 from lightvlm_fx.methods.base import Method, method_table, written
 
-Index = Annotated[int, Field(ge=-MOST, le=MOST)]  # of a layer, a stage or slots: `requires` compares it with the program
+Index = Annotated[int, Field(ge=-MOST, le=MOST)]  # of a layer, a span of layers or slots: `requires` compares it with the program
 
 
 @dataclass(frozen=True)

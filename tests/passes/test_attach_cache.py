@@ -8,7 +8,7 @@ from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.testing import real_inputs, run
 
 
-def test_gives_every_stage_one_mask_and_every_layer_its_buffers(decode, golden):
+def test_gives_every_span_one_mask_and_every_layer_its_buffers(decode, golden):
     after, _ = Pipeline([AttachCache(layers=(1, 3))]).run(decode)
     assert text(after, "*") == golden
 
@@ -16,7 +16,7 @@ def test_gives_every_stage_one_mask_and_every_layer_its_buffers(decode, golden):
 @pytest.mark.parametrize("layers", [(), (1, 2), (0, 3)])
 @pytest.mark.parametrize("capacity", [9, 64])
 def test_a_step_over_a_cache_is_the_last_row_of_a_prefill(prefill, decode, layers, capacity):
-    """Eight tokens in the cache, wherever stages begin, however long the buffers; the ninth as a step."""
+    """Eight tokens in the cache, wherever spans of layers begin, however long the buffers; the ninth as a step."""
     embeds = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0))
     prompt = {"inputs_embeds": embeds, "position_ids": torch.arange(9)[None]}
     whole = run(prefill, [prompt[name] for name in prefill.inputs])
@@ -26,9 +26,9 @@ def test_a_step_over_a_cache_is_the_last_row_of_a_prefill(prefill, decode, layer
         "inputs_embeds": embeds[:, 8:],
         "query_index": torch.tensor([8]),
     }
-    for stage in range(len(layers) + 1):
-        given[f"slot_{stage}"] = torch.tensor([8])
-        given[f"position_{stage}"] = torch.where(torch.arange(capacity) < 8, torch.arange(capacity), -1)[None]
+    for span in range(len(layers) + 1):
+        given[f"slot_{span}"] = torch.tensor([8])
+        given[f"position_{span}"] = torch.where(torch.arange(capacity) < 8, torch.arange(capacity), -1)[None]
     for layer in range(4):
         for kind in ("keys", "values"):
             given[f"{kind}_{layer}"] = torch.zeros(1, 2, capacity, 16)
@@ -42,7 +42,7 @@ def test_a_step_over_a_cache_is_the_last_row_of_a_prefill(prefill, decode, layer
             torch.testing.assert_close(given[f"{kind}_{layer}"][:, :, :9], whole[f"{kind}.{layer}"])
 
 
-def test_stages_whose_keys_count_have_sizes(decode, golden):
+def test_spans_whose_keys_count_have_sizes(decode, golden):
     after, _ = Pipeline([AttachCache(layers=(1, 3), biased=(2,))]).run(decode)
     assert text(after, "*") == golden
 
@@ -67,7 +67,7 @@ def test_a_key_of_size_n_counts_as_n_keys(decode):
 def test_keeps_the_hidden_state_only(decode):
     after, (step,) = Pipeline([AttachCache(layers=(1,))]).run(decode)
     assert after.facts.outputs == ("hidden",)
-    assert step.result.note == "2 stages"
+    assert step.result.note == "2 spans of layers"
     assert list(run(after, real_inputs(after))) == ["hidden"]
 
 

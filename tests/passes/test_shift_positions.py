@@ -26,7 +26,7 @@ def test_a_shift_of_nothing_changes_no_value(decode):
         assert answers(after, shift_0=nothing, shift_1=nothing)[name].equal(tensor)
 
 
-def test_each_layer_sees_the_shift_of_its_stage(decode):
+def test_each_layer_sees_the_shift_of_its_span(decode):
     """Keys carry the positions: layer 0 those of the model, layer 1 three less, layers 2 and 3 five less."""
     after, _ = Pipeline([ShiftPositions(layers=(1, 2))]).run(decode)
     got = answers(after, shift_0=torch.tensor([3]), shift_1=torch.tensor([5]))
