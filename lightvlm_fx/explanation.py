@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ def _figures(x: float) -> str:
     return f"{x:.4g}" if x < 9999.5 else f"{x:.0f}"
 
 
-def explain(model: Any, schedule: Schedule | str, inputs: Any = None) -> Explanation:
+def explain(model: Any, schedule: Schedule | str | Path, inputs: Any = None) -> Explanation:
     """Tokens per layer, prefill FLOPs and KV bytes of `model` under `schedule`; runs nothing.
 
     `inputs` is a processor's output; without it, one picture and 64 text tokens a row are assumed.

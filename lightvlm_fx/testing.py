@@ -13,7 +13,7 @@ from torch import SymInt, Tensor
 
 from lightvlm_fx import compiler
 from lightvlm_fx.compat import expression
-from lightvlm_fx.errors import PreconditionError
+from lightvlm_fx.errors import PreconditionError, UnknownName
 from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.pretty import letters, typed
 from lightvlm_fx.graph.pretty import text as printed
@@ -26,6 +26,7 @@ from lightvlm_fx.zoo import build
 
 LEAD, TAIL = 2, 4  # text tokens around the visual ones of `real_inputs`
 SEEN, SLOTS = 8, 128  # tokens that the caches of `real_inputs` hold, and have room for
+CAPTURED: tuple[Stage, ...] = ("prefill", "decode")
 CUT = 4  # visual tokens that each cut takes off
 
 
@@ -37,11 +38,13 @@ def tiny_program(
     text: Sequence[int] = (7,),
     images: Sequence[int] = (1,),
 ) -> Program:
-    """A captured stage of a tiny random model of `family`, before any pass; about a second.
+    """A captured stage of a tiny random model of `family`, prefill or decode, before any pass; about a second.
 
     `text` and `images` count text tokens and pictures of each row; rows of different length make a program
-    with explicit masks. Raises KeyError for a stage that does not exist.
+    with explicit masks. Raises UnknownName for another stage: vision towers are traced by exports.
     """
+    if stage not in CAPTURED:
+        raise UnknownName.of("captured stage of the decoder", stage, CAPTURED)
     return tiny_programs(family=family, layers=layers, text=text, images=images)[stage]
 
 

@@ -77,6 +77,11 @@ def test_flops_are_those_that_torch_counts(family):
     assert lightvlm.explain(tiny.model, "none", batch).full_flops == matrices + square
 
 
+def test_explains_a_schedule_file(llava, tmp_path):
+    PYRAMID.save(tmp_path / "pyramid")
+    assert lightvlm.explain(llava.model, tmp_path / "pyramid") == lightvlm.explain(llava.model, PYRAMID)
+
+
 def test_counts_are_those_of_the_run(llava, inputs, fast):
     told = lightvlm.explain(llava.model, PYRAMID, inputs)
     with torch.no_grad():

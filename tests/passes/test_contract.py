@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lightvlm_fx.errors import PostconditionError
+from lightvlm_fx.errors import PostconditionError, UnknownName
 from lightvlm_fx.passes import EXAMPLES
 from lightvlm_fx.passing.pass_base import Pass, PassResult
 from lightvlm_fx.testing import check_pass, real_inputs, run, tiny_program
@@ -23,6 +23,12 @@ def test_programs_can_be_asked_for_by_family_and_stage():
     program = tiny_program("decode", family="qwen2_vl", layers=2)
     assert (program.stage, program.facts.layers, program.facts.positions_rank) == ("decode", 2, 3)
     assert run(program, real_inputs(program))["hidden"].shape == (1, 1, 64)
+
+
+@pytest.mark.parametrize("stage", ["vision", "prefil"])
+def test_refuses_a_stage_that_is_none_of_the_decoders(stage):
+    with pytest.raises(UnknownName, match=rf"no captured stage of the decoder named '{stage}'(.|\n)*known: decode, prefill"):
+        tiny_program(stage)
 
 
 @dataclasses.dataclass(frozen=True)
