@@ -126,7 +126,7 @@ class Handle:
         return self._decoder.last.layout
 
 
-def compile(  # noqa: A001  (the public name of design.md 2)
+def compile(  # noqa: A001  (the public name; `lightvlm.compile` hides no built-in)
     model: Any,
     schedule: Schedule | str | Path,
     *,

@@ -43,7 +43,7 @@ def prefill(schedule: Schedule, depth: int, exported: bool = False) -> Pipeline:
             *reduce,  # front to back: each reads what the one before left
             *bound,  # after the cuts: it drops from what they left
             *freeze,  # after all that reads queries: those of visual tokens leave
-            LowerAttention(),  # behind those: reduce-tokens and bound-prefill read the markers
+            LowerAttention(),  # after those: reduce-tokens and bound-prefill read the markers
             *share,  # last: it reads what became of the markers; exports do the same by blocks, in lightvlm_fx/exporting/causal.py
         ]
     )

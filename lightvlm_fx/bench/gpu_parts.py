@@ -141,7 +141,7 @@ class _Answered:
 
 
 def _dialogue(fast: Any, inputs: dict[str, Tensor], device: str) -> _Answered:
-    """A batch of two rows, answered, and three tokens more put behind the answer at once."""
+    """A batch of two rows, answered, and three tokens more put after the answer at once."""
     seen: list[tuple[str, Tensor]] = []
     inputs = {name: x.to(device) for name, x in inputs.items()}
     told = fast.lightvlm.recording(lambda stage, given: seen.extend((f"{stage} {name}", x) for name, x in tensors(given)))

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 def test_the_ci_job_runs(folder):
     steps = yaml.safe_load(BLOCKS["yaml"])["jobs"]["build"]["steps"]
-    assert steps[0]["name"] == "install"  # the one step that this environment has behind it
+    assert steps[0]["name"] == "install"  # the one step that this environment went through already
     for step in steps[1:]:
         run(step["run"], folder)
     verdict = json.loads((folder / "verdict.json").read_text())

@@ -16,7 +16,7 @@ from lightvlm_fx.serving.limits import Limits
 ray = pytest.importorskip("ray")
 pyarrow = pytest.importorskip("pyarrow")
 
-from pyarrow import parquet  # noqa: E402  (behind the skip)
+from pyarrow import parquet  # noqa: E402  (after the skip)
 
 from lightvlm_fx.integrations.ray import ANSWERS, DONE, Worker, answer_into, deployment  # noqa: E402
 
