@@ -21,6 +21,7 @@ from lightvlm_fx.presets import PRESETS
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 
 
 def blocks(page, language):
@@ -122,7 +123,7 @@ def test_a_command_in_the_docs_has_these_options(line):
 
 
 def links():
-    for page in PAGES:
+    for page in [*PAGES, *DECISIONS, ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 yield pytest.param(page, target, id=f"{page.name}: {target}")
@@ -142,7 +143,7 @@ def test_a_link_leads_somewhere(page, target):
     assert not anchor or anchor in anchors(to)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda p: p.name)
 def test_lines_are_short(page):
     """Below 120 letters, tables and code too. Generated pages: by what writes them."""
     assert not [line for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 119]
