@@ -24,7 +24,7 @@ class ToTorchExport(Exporter):
 
 @tracing()
 def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], path: Path, aot_inductor: bool = False) -> dict[str, Any]:
-    """Write one stage, as ATen alone; returns its entry of the manifest.
+    """Write one stage, as ATen alone, of operators that ExecuTorch's portable kernels know too; returns its entry of the manifest.
 
     All inputs and outputs are contiguous: what AOTInductor compiles reads its inputs with the example's strides, unchecked.
     With `aot_inductor`, also the stage compiled for this machine, `<stage>.aoti.pt2`, which `torch._inductor.aoti_load_package`
@@ -32,7 +32,7 @@ def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], pat
     """
     hook = module.register_forward_hook(lambda module, args, out: _dense(out))
     try:
-        with torch.no_grad(), InAten():
+        with torch.no_grad(), InAten(portable=True):
             exported = torch.export.export(module, (), _dense(inputs), strict=False)
     finally:
         hook.remove()

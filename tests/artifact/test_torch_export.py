@@ -37,11 +37,14 @@ def files(folder, suffix=".pt2"):
 
 
 @pytest.mark.compat
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # of torch, in run_decompositions
 def test_stages_answer_as_the_compiled_model(tmp_path):
     write_bounded(tmp_path / "out", target="torch-export")
     programs = {name: torch.export.load(file) for name, file in files(tmp_path / "out").items()}
     operators = {str(n.target) for p in programs.values() for n in p.graph.nodes if n.op == "call_function"}
     assert not [name for name in operators if "lightvlm" in name]  # what opens them need not have this package
+    core = {str(n.target) for p in programs.values() for n in p.run_decompositions().graph.nodes if n.op == "call_function"}
+    assert not [name for name in operators | core if "sort" in name or "empty_permuted" in name]  # ExecuTorch has no kernels of them
     given, expected = sample(tmp_path / "out")
     with torch.no_grad():
         assert greedy({name: p.module() for name, p in programs.items()}, given, NEW).tolist() == expected.tolist()

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 import lightvlm_fx.compiler  # noqa: F401 - registers the ops
-from lightvlm_fx.ops.bodies import InAten, bodies
+from lightvlm_fx.ops.bodies import InAten, bodies, by_top_k
 
 OPS = torch.ops.lightvlm
 NAMES = sorted(n.removeprefix("lightvlm::") for n in torch._C._dispatch_get_all_op_names() if n.startswith("lightvlm::"))
@@ -32,7 +32,7 @@ def test_every_op_is_tried_below():
     assert sorted(CALLS) == NAMES
 
 
-def traced(op, args):
+def traced(op, args, portable=False):
     """`op` over the tensors of `args`, traced, and those tensors."""
     leaves, spec = pytree.tree_flatten(args)
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
@@ -44,7 +44,7 @@ def traced(op, args):
         return op(*pytree.tree_unflatten(filled, spec))
 
     tensors = [leaves[i] for i in at]
-    with InAten(), pytest.MonkeyPatch.context() as patch:
+    with InAten(portable), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_exporting", lambda: True)  # as for torch.export, no value may be read on the host
         return make_fx(call, tracing_mode="real")(*copy.deepcopy(tensors)), tensors
 
@@ -119,3 +119,42 @@ def test_a_padding_query_attends_without_infinities():
         real = real.transpose(1, 2)
     assert torch.isfinite(got).all()
     assert torch.allclose(got[real], want[real], atol=EXACT)
+
+
+WORTH = {
+    "ties": [3.0, 1.0, 3.0, -2.0, 1.0, 1.0, 3.0], "infinities": [float("inf"), 0.5, float("-inf"), float("inf"), -3.4e38, float("-inf"), 1e-45],
+    "zeros": [0.0, -0.0, 1e-45, -1e-45, -0.0, 0.0, 0.0], "one": [2.0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("what", WORTH)
+def test_top_k_is_a_stable_sort(what, descending):
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        x = torch.tensor([WORTH[what], WORTH[what][::-1]], dtype=dtype)
+        for dim, y in ((-1, x), (0, x.T.contiguous())):
+            got, want = by_top_k(y, dim, descending), torch.sort(y, dim=dim, descending=descending, stable=True)
+            assert torch.equal(got.indices, want.indices)
+            assert torch.equal(got.values.signbit(), want.values.signbit())
+            assert torch.equal(got.values, want.values)
+
+
+def test_top_k_is_a_stable_sort_of_many():
+    """Where top-k itself leaves the order of equal values open."""
+    draw = torch.Generator().manual_seed(0)
+    top = torch.iinfo(torch.int64).max
+    whole = torch.randint(-3, 4, (2, 3, 2000), generator=draw)
+    for x in (whole, whole.float() / 7, torch.randn(2, 3, 2000, generator=draw).half(), torch.where(whole > 2, top, whole)):
+        for descending in (False, True):
+            got, want = by_top_k(x, -1, descending), torch.sort(x, descending=descending, stable=True)
+            assert torch.equal(got.indices, want.indices)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_portable_trace_sorts_by_top_k_and_computes_the_same(name):
+    for args in CALLS[name]:
+        graph, tensors = traced(getattr(OPS, name), args, portable=True)
+        assert not [str(n.target) for n in graph.graph.nodes if "sort" in str(n.target) or "empty_like" in str(n.target)]
+        whole = traced(getattr(OPS, name), args)[0](*copy.deepcopy(tensors))
+        for a, b in zip(pytree.tree_leaves(graph(*copy.deepcopy(tensors))), pytree.tree_leaves(whole), strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
