@@ -31,7 +31,9 @@ def export(
     keep: Annotated[str | None, typer.Option(help="Visual tokens left: ratio or count.")] = None,
     target: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or torch-export.")] = "onnxruntime",
     provider: Annotated[str, typer.Option(help="Execution provider that the graphs are for: cpu, cuda or tensorrt.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16; int8 or int4 (weights only).")] = "float32",
+    dtype: Annotated[str, typer.Option(
+        help="float32, float16, bfloat16; int8 or int4: of the decoder's weights, which ONNX Runtime multiplies by activations of 8 bits.",
+    )] = "float32",
     image: Annotated[list[Path] | None, typer.Option("--image", help="Example picture, the largest of a bucket; each makes one.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Pictures in the example's prompt.")] = 1,
     pictures: Annotated[int | None, typer.Option(min=1, help="Most pictures of a row (default: 4, or the example's).")] = None,

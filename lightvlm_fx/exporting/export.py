@@ -82,7 +82,8 @@ def export(
     (default: 64 tokens of text more than the example), `images` how many pictures a row may have (default: 4, or the
     example's where it has more), `new_tokens` how long an answer may get where the schedule does not bound the cache. `dtype` is one of
     float32, float16, bfloat16 (not for target openvino), int8 (not for torch-export) and int4 (neither for torch-export nor tensorrt);
-    the last two are of weights only. With `aot_inductor`, the target torch-export also holds each stage compiled for this machine.
+    the last two are of the decoder's weights, and ONNX Runtime rounds activations to 8 bits in their products. With `aot_inductor`, the
+    target torch-export also holds each stage compiled for this machine.
     The model is left as it was, and `out` appears whole or not at all.
 
     Raises InputError, ScheduleError, RefusedModel or CaptureError, with the reason.

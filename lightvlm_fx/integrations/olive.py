@@ -32,7 +32,8 @@ from lightvlm_fx.exporting.export import export
 from lightvlm_fx.pictures import inputs_of, open_picture, processor_of
 from lightvlm_fx.schedule import Schedule
 
-PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
+PROVIDERS = {"CPUExecutionProvider": "cpu", "OpenVINOExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda",
+             "TensorrtExecutionProvider": "tensorrt"}  # fmt: skip
 
 
 @model_handler_registry("LightVLMArtifact")
@@ -82,7 +83,8 @@ class LightVLM(Pass):
             "options": option(dict, None, "Other options of the preset, as in {'capacity': 96}."),
             "schedule": option(str, None, "Schedule file (TOML); replaces preset, keep and options."),
             "target": option(str, "onnxruntime", "onnxruntime, openvino or tensorrt."),
-            "dtype": option(str, "float32", "float32, float16, bfloat16 or int8 (weights only).", Categorical(["float32"])),
+            "dtype": option(str, "float32", "float32, float16, bfloat16; int8 or int4: of the decoder's weights, which ONNX Runtime "
+                            "multiplies by activations of 8 bits.", Categorical(["float32"])),
             "image": option(str, None, "Example picture, the largest that will come; default: one of the size that the processor prefers."),
             "images": option(int, None, "Most pictures of a prompt; default: 4."),
             "rows": option(int, 1, "Rows of a batch."),
@@ -133,6 +135,8 @@ class Questions(OliveEvaluator):
             found = self._measured(source.generate, _processor(model), "pt", source.dtype)
         elif isinstance(model, ArtifactHandler):
             providers = execution_providers or "CPUExecutionProvider"
+            if TARGETS[read(model.model_path)["target"]].runtime == "openvino":
+                providers = str(device).upper()  # OpenVINO's own name of it
             vlm = load(model.model_path, providers=[providers] if isinstance(providers, str) else providers)
             found = self._measured(vlm.generate, processor_of(vlm), "np")
         else:
@@ -194,7 +198,7 @@ def package_config() -> dict[str, Any]:
     table = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text(encoding="utf-8"))
     table["passes"][LightVLM.__name__] = {
         "module_path": "lightvlm_fx.integrations.olive.LightVLM", "supported_providers": list(PROVIDERS),
-        "supported_accelerators": ["cpu", "gpu"], "supported_precisions": ["fp32", "fp16", "bf16", "int8"],
+        "supported_accelerators": ["cpu", "gpu"], "supported_precisions": ["fp32", "fp16", "bf16", "int8", "int4"],
     }  # fmt: skip
     return table
 

@@ -150,6 +150,7 @@ def test_refuses_what_it_cannot_make(olive, cpu, tmp_path):
     assert [accelerator(Device.CPU), accelerator(Device.GPU), accelerator(Device.GPU, "TensorrtExecutionProvider")] == [
         "cpu", "cuda", "tensorrt",
     ]  # fmt: skip
+    assert accelerator(Device.CPU, "OpenVINOExecutionProvider") == "cpu"
     with pytest.raises(InputError, match="not for QNNExecutionProvider"):
         accelerator(Device.NPU, "QNNExecutionProvider")
     made = olive.LightVLM(cpu, olive.LightVLM.generate_config(cpu, {"target": "torch-export"}, disable_search=True))
@@ -204,6 +205,34 @@ def test_the_evaluator_counts_what_is_answered_as_wanted(olive, artifact, tmp_pa
 def test_the_table_is_olives_own_with_one_more(olive):
     from olive.package_config import OlivePackageConfig
 
+    from lightvlm_fx.exporters.precision import DTYPES
+
     table = OlivePackageConfig.model_validate(olive.package_config())
     assert set(table.passes) - set(OlivePackageConfig.load_default_config().passes) == {"lightvlm"}
     assert table.import_pass_module("LightVLM") is olive.LightVLM
+    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    assert table.passes["lightvlm"].supported_precisions == {short.get(dtype, dtype) for dtype in DTYPES}
+
+
+@pytest.mark.full
+def test_target_openvino_under_its_provider_is_evaluated_by_openvino(olive, tmp_path):
+    pytest.importorskip("openvino")
+    from olive.evaluator.olive_evaluator import OliveEvaluatorConfig
+    from olive.hardware.accelerator import AcceleratorSpec, Device
+    from olive.model import HfModelHandler
+
+    spec = AcceleratorSpec(Device.CPU, "OpenVINOExecutionProvider")
+    options = {"target": "openvino", "dtype": "int4", "keep": 0.5, "prompt_tokens": 192}
+    made = olive.LightVLM(spec, olive.LightVLM.generate_config(spec, options, disable_search=True))
+    source = HfModelHandler(str(bundled.HOME), task="image-text-to-text")
+    model = made._run_for_config(source, made.config, str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "lightvlm.json").read_text(encoding="utf-8"))["target"] == "openvino"
+    picture = str(sorted(bundled.PICTURES.glob("*.png"))[0])
+    asked = [{"image": picture, "question": "how many objects are there ?", "answer": answer} for answer in ("eight", "seven")]
+    (tmp_path / "q.json").write_text(json.dumps(asked), encoding="utf-8")
+    said = json.loads(SEARCH)["evaluators"]["questions"]
+    del said["user_script"]
+    said["type_args"] = {"questions": str(tmp_path / "q.json"), "max_new_tokens": 8}
+    config = OliveEvaluatorConfig(**said)
+    found = config.create_evaluator(model).evaluate(model, config.metrics, Device.CPU, ["OpenVINOExecutionProvider"])
+    assert found.get_value("answers", "accuracy_score") == 0.5
