@@ -122,7 +122,8 @@ def test_a_padding_query_attends_without_infinities():
 
 
 WORTH = {
-    "ties": [3.0, 1.0, 3.0, -2.0, 1.0, 1.0, 3.0], "infinities": [float("inf"), 0.5, float("-inf"), float("inf"), -3.4e38, float("-inf"), 1e-45],
+    "ties": [3.0, 1.0, 3.0, -2.0, 1.0, 1.0, 3.0],
+    "infinities": [float("inf"), 0.5, float("-inf"), float("inf"), -3.4e38, float("-inf"), 1e-45],
     "zeros": [0.0, -0.0, 1e-45, -1e-45, -0.0, 0.0, 0.0], "one": [2.0],
 }  # fmt: skip
 
