@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightvlm_fx.compat import aoti_compile, pytree, tracing
 from lightvlm_fx.errors import NotSupported
 from lightvlm_fx.exporters.base import Exporter, StageExport
-from lightvlm_fx.ops.bodies import InAten
+from lightvlm_fx.ops.bodies import InPortableAten
 
 
 class ToTorchExport(Exporter):
@@ -32,7 +32,7 @@ def save(module: nn.Module, inputs: dict[str, Any], outputs: dict[str, Any], pat
     """
     hook = module.register_forward_hook(lambda module, args, out: _dense(out))
     try:
-        with torch.no_grad(), InAten(portable=True):
+        with torch.no_grad(), InPortableAten():
             exported = torch.export.export(module, (), _dense(inputs), strict=False)
     finally:
         hook.remove()

@@ -44,13 +44,7 @@ class InAten(TorchFunctionMode):
     scatter over transposed buffers, which copies them. So are index_adds: exporters make a ScatterND of them, whose threads
     overwrite each other's sums in ONNX Runtime where indices repeat (microsoft/onnxruntime#23396), and merges repeat them.
     Whole numbers are padded by concatenation: ONNX Runtime's CUDA provider has no Pad of them.
-    With `portable`, sorts are written as top-k and nothing is left uninitialised in the strides of another: ExecuTorch has kernels of
-    neither.
     """
-
-    def __init__(self, portable: bool = False) -> None:
-        super().__init__()
-        self.portable = portable
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -75,11 +69,10 @@ class InAten(TorchFunctionMode):
             given = {"mode": "constant", "value": None} | dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
             if given["mode"] == "constant" and not given["input"].is_floating_point() and not any(given["pad"][2:]):
                 return _padded(given["input"], given["pad"], given["value"] or 0)
-        if name == "argsort" or (name == "sort" and (self.portable or kwargs.get("stable"))):
-            found = (by_top_k if self.portable else sort)(*args, **kwargs)
-            return found.indices if name == "argsort" else found
-        if name == "empty_like" and self.portable:
-            return args[0].new_empty(args[0].shape, **kwargs)
+        if name == "argsort":
+            return sort(*args, **kwargs).indices
+        if name == "sort" and kwargs.get("stable"):
+            return sort(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
             kwargs = dict(zip(names, args, strict=False)) | kwargs
@@ -87,6 +80,16 @@ class InAten(TorchFunctionMode):
                 kwargs["attn_mask"] = _whole(kwargs["attn_mask"], kwargs["query"], kwargs["key"])
             return func(**kwargs)
         return func(*args, **kwargs)
+
+
+class InPortableAten(InAten):
+    """InAten of what ExecuTorch's portable kernels know, too: sorts as top-k, and nothing uninitialised in the strides of another."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").partition(".")[0]  # or an overload's: packed towers are traced a second time
+        if name in PORTABLY:
+            return PORTABLY[name](*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def by_top_k(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
@@ -102,6 +105,12 @@ def by_top_k(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     rank = torch.zeros_like(at).scatter(-1, at, (1 - same).cumsum(-1))
     at = (rank * count + torch.arange(count, device=x.device)).topk(count, largest=False).indices
     return torch.return_types.sort((x.gather(-1, at), at))
+
+
+PORTABLY: dict[str, Callable[..., Any]] = {
+    "sort": by_top_k, "argsort": lambda x, *args, **kwargs: by_top_k(x, *args, **kwargs).indices,
+    "empty_like": lambda x, **kwargs: x.new_empty(x.shape, **kwargs),
+}  # fmt: skip
 
 
 def _whole(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:

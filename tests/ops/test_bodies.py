@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 import lightvlm_fx.compiler  # noqa: F401 - registers the ops
-from lightvlm_fx.ops.bodies import InAten, bodies, by_top_k
+from lightvlm_fx.ops.bodies import InAten, InPortableAten, bodies, by_top_k
 
 OPS = torch.ops.lightvlm
 NAMES = sorted(n.removeprefix("lightvlm::") for n in torch._C._dispatch_get_all_op_names() if n.startswith("lightvlm::"))
@@ -32,7 +32,7 @@ def test_every_op_is_tried_below():
     assert sorted(CALLS) == NAMES
 
 
-def traced(op, args, portable=False):
+def traced(op, args, mode=InAten):
     """`op` over the tensors of `args`, traced, and those tensors."""
     leaves, spec = pytree.tree_flatten(args)
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
@@ -44,7 +44,7 @@ def traced(op, args, portable=False):
         return op(*pytree.tree_unflatten(filled, spec))
 
     tensors = [leaves[i] for i in at]
-    with InAten(portable), pytest.MonkeyPatch.context() as patch:
+    with mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_exporting", lambda: True)  # as for torch.export, no value may be read on the host
         return make_fx(call, tracing_mode="real")(*copy.deepcopy(tensors)), tensors
 
@@ -151,10 +151,22 @@ def test_top_k_is_a_stable_sort_of_many():
             assert torch.equal(got.indices, want.indices)
 
 
+def test_sorts_that_were_traced_before_are_top_k_too():
+    """As those of a packed tower are when its stage is written."""
+    x = torch.tensor([[3, 1, 3, 2]])
+    with InAten():
+        before = make_fx(lambda x: (x.argsort(), x.sort(descending=True)[1]))(x)
+    with InPortableAten():
+        after = make_fx(before)(x)
+    assert [n for n in before.graph.nodes if "sort" in str(n.target)]
+    assert not [n for n in after.graph.nodes if "sort" in str(n.target)]
+    assert [y.tolist() for y in after(x)] == [[[1, 3, 0, 2]], [[0, 2, 3, 1]]]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_portable_trace_sorts_by_top_k_and_computes_the_same(name):
     for args in CALLS[name]:
-        graph, tensors = traced(getattr(OPS, name), args, portable=True)
+        graph, tensors = traced(getattr(OPS, name), args, InPortableAten)
         assert not [str(n.target) for n in graph.graph.nodes if "sort" in str(n.target) or "empty_like" in str(n.target)]
         whole = traced(getattr(OPS, name), args)[0](*copy.deepcopy(tensors))
         for a, b in zip(pytree.tree_leaves(graph(*copy.deepcopy(tensors))), pytree.tree_leaves(whole), strict=True):
