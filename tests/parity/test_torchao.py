@@ -22,8 +22,11 @@ def int4():
     return PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False)
 
 
+CONFIGS = [int8, pytest.param(int4, marks=pytest.mark.full)]
+
+
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
-@pytest.mark.parametrize("config", [int8, int4])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_answers_as_uncompiled(config, backend):
     """Weights in pieces of a class of their own go through capture, rewriting and compiling."""
     tiny = zoo.build("llava", layers=2)
@@ -35,7 +38,7 @@ def test_answers_as_uncompiled(config, backend):
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(want.logits), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("config", [int8, int4])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_cuts_and_bounded_caches_compile(config):
     """The same under inductor as under the rewritten graphs alone."""
     tiny = zoo.build("llava", layers=4)
