@@ -1,16 +1,13 @@
-"""Presets that cut inside the vision tower."""
+"""What presets that cut inside the vision tower share: the cuts there, and the one by which the prompt loses the same."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from lightvlm_fx.errors import ScheduleError
-from lightvlm_fx.methods.combines.fold import Fold
-from lightvlm_fx.methods.options import Share
 from lightvlm_fx.methods.registry import AnyCombine, AnyTokenScore
-from lightvlm_fx.methods.token_scores.fold_keys import FoldKeys
 from lightvlm_fx.methods.token_scores.survived import Survived
-from lightvlm_fx.presets.shared import QUARTERS, falling
+from lightvlm_fx.presets.shared import falling
 from lightvlm_fx.schedule import Cut, Layer, Policy, Schedule, TowerCut
 
 
@@ -36,13 +33,3 @@ def after_tower(schedule: Schedule, tower: float, layers: Sequence[Layer], score
     later = tuple(cut.model_copy(update={"keep": cut.keep * tower}) for cut in schedule.cuts if isinstance(cut.keep, float))
     cuts = (survivors(tower, "keep"), *later)
     return schedule.model_copy(update={"tower": tower_cuts(tower, layers, scores, combine, False), "cuts": cuts})
-
-
-def tome(keep: Share = 0.5, layers: Sequence[Layer] = QUARTERS, positions: Policy = "input") -> Schedule:
-    """ToMe (arXiv 2210.09461) in the vision tower: patches of like keys become one, which later attention counts by its size.
-
-    The paper merges in every block, some each (`layers` names all of them then), and mixes the order of tokens; here it stays.
-    """
-    score = FoldKeys(folds=1, penalty=0.0)
-    tower = tower_cuts(float(keep), layers, [score] * len(layers), Fold(louder=False), True)
-    return Schedule(name="tome", tower=tower, cuts=(survivors(float(keep), positions),))

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
-from collections.abc import Callable
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import ValidationError, validate_call
 
+from lightvlm_fx import presets
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
 from lightvlm_fx.frozen import STRICT, readable
-from lightvlm_fx.presets import before_decoder, caches, in_tower, inside, pyramid
 from lightvlm_fx.schedule import Schedule
 
-FUNCTIONS: tuple[Callable[..., Schedule], ...] = (
-    pyramid.lightvlm, inside.fastv, inside.pyramiddrop, inside.feather, inside.shortv, before_decoder.divprune,
-    before_decoder.visionzip, before_decoder.prumerge, before_decoder.prumerge_plus, before_decoder.score, before_decoder.folder,
-    before_decoder.cdpruner, before_decoder.fourier, before_decoder.pool, before_decoder.dynamic_vlm, before_decoder.dycoke,
-    before_decoder.framefusion, before_decoder.fastvid, inside.dart, inside.illava, inside.v2drop, inside.sparsevlm,
-    before_decoder.hawk, inside.meteor, in_tower.tome, caches.streaming_llm, caches.h2o, caches.scissorhands, caches.snapkv,
-    caches.pyramidkv, caches.vl_cache, caches.look_m, caches.meda, caches.aircache, caches.sparsevila, inside.random, inside.uniform,
-    inside.none,
-)  # fmt: skip
-PRESETS = {f.__name__.replace("_plus", "+").replace("_", "-"): f for f in FUNCTIONS}
+
+def collect(path: Iterable[str], package: str) -> dict[str, Callable[..., Schedule]]:
+    """The presets of a package's files, by function name: of each file that has a function of its own name, all public functions."""
+    found = {}
+    for file in pkgutil.iter_modules(path):
+        module = importlib.import_module(f"{package}.{file.name}")
+        own = {name: x for name, x in vars(module).items() if inspect.isfunction(x) and x.__module__ == module.__name__}
+        functions = {name: x for name, x in own.items() if not name.startswith("_")}
+        found |= functions if file.name in functions else {}
+    return found
+
+
+FUNCTIONS = collect(presets.__path__, presets.__name__)
+PRESETS = {name.replace("_plus", "+").replace("_", "-"): make for name, make in FUNCTIONS.items()}
+
+
+def sure(name: str) -> str:
+    """How sure the steps of the preset `name` are: what is confirmed, what was read from code, what is ours."""
+    text: str = _module(name).SURE
+    return text
+
+
+def _module(name: str) -> Any:
+    return sys.modules[PRESETS[name].__module__]
 
 
 @functools.cache
@@ -35,7 +52,7 @@ def _checked(name: str) -> Callable[..., Schedule]:
 def defaults(name: str) -> dict[str, Any]:
     """Every option of the preset `name`, and what it is where it is not given."""
     plain = {p.name: p.default for p in inspect.signature(PRESETS[name]).parameters.values() if p.kind is not p.VAR_KEYWORD}
-    return plain | (pyramid.METHOD | pyramid.CACHE if name == "lightvlm" else {})
+    return plain | getattr(_module(name), "MORE", {})
 
 
 def make(name: str, /, **options: object) -> Schedule:

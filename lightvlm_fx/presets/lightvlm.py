@@ -1,4 +1,4 @@
-"""LightVLM, whose exact recipe is not public: a reconstruction whose every unknown is an option."""
+"""LightVLM (arXiv 2509.00419), whose exact recipe is not public: a reconstruction whose every unknown is an option."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ from lightvlm_fx.methods.token_scores.density import Density
 from lightvlm_fx.presets.shared import PYRAMID, pyramid
 from lightvlm_fx.schedule import Keep, Layer, Policy, Schedule
 
+SURE = (
+    "Confirmed by the abstract alone: tokens merge step by step over layers of the decoder, and the cache loses entries while it "
+    "answers; no code is public. Ours, each an option: layers, shares, score, merge, positions, and all that bounds the cache."
+)
 METHOD = dict.fromkeys(("rope", "power", "centres", "group"))
 CACHE = {
     "when": None, "kv_score": Attention(), "kv_merge": Counted(), "heads": "shared", "sinks": None, "recent": None, "visual_share": 0.3,
 }  # fmt: skip
+MORE = METHOD | CACHE  # options that the signature does not name, and their defaults
 
 
 class Options(TypedDict, total=False):
-    """Of the score and the combine of `lightvlm`, and of its cache; what they are without is in METHOD and CACHE."""
+    """Of the score and the combine of `lightvlm`, and of its cache; what they are without is in MORE."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
