@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the docstrings: `python docs/api.py`. Reads the source only; needs neither torch nor transformers."""
+"""Writes docs/api.md from the docstrings: `python docs/api.py`. Reads the source; needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+
+from lightvlm_fx.presets.lookup import PRESETS, ordered
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
@@ -26,10 +28,10 @@ SECTIONS: dict[str, dict[str, dict[str, tuple[str, ...] | None] | None]] = {
         "schedule.py": {"Schedule": ("preset", "load", "save", "fingerprint"), "Cut": ()}, "kv.py": {"Kv": ()},
         "calibration.py": {"outlier_share": ALL},
     },
-    "Presets": {f"presets/{file}.py": ALL for file in ("pyramid", "before_decoder", "in_tower", "inside", "caches")},
+    "Presets": {f"presets/{PRESETS[name].__module__.rpartition('.')[2]}.py": ALL for name in ordered()},
     "Errors": {"errors.py": ALL},
 }  # fmt: skip
-HELPERS = {"Options", "after_tower", "shown", "survivors", "tower_cuts"}  # what those files hold beside presets and errors
+HELPERS = {"Options", "shown"}  # what those files hold beside presets and errors
 HEAD = f"""# The public interface
 
 Written by `{COMMAND}` from the docstrings, and a test holds it to them. What is not on this page may change

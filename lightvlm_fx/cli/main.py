@@ -54,15 +54,15 @@ def options(version: Version = False) -> None:
 
 @app.command()
 def presets() -> None:
-    """List the presets, their options and what they do."""
+    """List the presets, their options and what they do: by where they act, the vision tower first."""
     import inspect
 
-    from lightvlm_fx.presets import PRESETS, defaults
+    from lightvlm_fx.presets.lookup import PRESETS, defaults, ordered
 
     table = Table("preset", "what it is", "options and defaults")
-    for name, make in PRESETS.items():
+    for name in ordered():
         options = ", ".join(f"{option}={usual!r}" for option, usual in defaults(name).items())
-        paragraphs = (inspect.getdoc(make) or "").split("\n\n")
+        paragraphs = (inspect.getdoc(PRESETS[name]) or "").split("\n\n")
         table.add_row(name, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs), options)
     out.print(table)
 

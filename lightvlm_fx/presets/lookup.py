@@ -15,12 +15,13 @@ from pydantic import ValidationError, validate_call
 from lightvlm_fx import presets
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
 from lightvlm_fx.frozen import STRICT, readable
+from lightvlm_fx.presets.places import PLACES, place
 from lightvlm_fx.schedule import Schedule
 
 
 def collect(path: Iterable[str], package: str) -> dict[str, Callable[..., Schedule]]:
     """The presets of a package's files, by function name: of each file that has a function of its own name, all public functions."""
-    found = {}
+    found: dict[str, Callable[..., Schedule]] = {}
     for file in pkgutil.iter_modules(path):
         module = importlib.import_module(f"{package}.{file.name}")
         own = {name: x for name, x in vars(module).items() if inspect.isfunction(x) and x.__module__ == module.__name__}
@@ -31,6 +32,17 @@ def collect(path: Iterable[str], package: str) -> dict[str, Callable[..., Schedu
 
 FUNCTIONS = collect(presets.__path__, presets.__name__)
 PRESETS = {name.replace("_plus", "+").replace("_", "-"): make for name, make in FUNCTIONS.items()}
+
+
+def grouped() -> dict[str, list[str]]:
+    """The names of all presets by where they act at their defaults, in alphabetical order each."""
+    at = {name: place(make(name)) for name in sorted(PRESETS)}
+    return {where: [name for name in at if at[name] == where] for where in PLACES}
+
+
+def ordered() -> list[str]:
+    """The names of all presets in the order of `grouped`, which is that of lists and pages."""
+    return [name for names in grouped().values() for name in names]
 
 
 def sure(name: str) -> str:

@@ -13,8 +13,8 @@ from lightvlm_fx.schedule import Cut, Keep, Policy, Schedule
 
 SURE = (
     "No code of the authors is public; from third-party notes and a third party's code: attention in the tower, the question's rows "
-    "over visual keys alone, nothing dropped between turns. Ours: both stages merge, where the paper prunes, shares where its are "
-    "quantiles, and 0.8 and 0.25."
+    "over visual keys alone, a quarter of them read, nothing dropped between turns. Ours: both stages merge, where the paper prunes; "
+    "fixed shares, where its are quantiles; and 0.8 in the first stage."
 )
 
 

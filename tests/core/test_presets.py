@@ -1,12 +1,17 @@
 import contextlib
 import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from lightvlm_fx import presets
 from lightvlm_fx.errors import LightVLMError, ScheduleError, UnknownName
 from lightvlm_fx.methods.moments import Prefill
-from lightvlm_fx.presets import PRESETS
+from lightvlm_fx.presets import PRESETS, lookup
+from lightvlm_fx.presets.places import PLACES
 from lightvlm_fx.schedule import Schedule
 
 
@@ -121,3 +126,73 @@ def test_options_of_methods_and_of_the_cache_are_named_one_by_one():
     assert Schedule.preset("lightvlm", **options) == Schedule.preset("lightvlm")
     with pytest.raises(UnknownName, match="did you mean 'kv_merge'"):
         Schedule.preset("lightvlm", capacity=64, kv_merg="none")
+
+
+FILE = '''"""A preset of a test."""
+from lightvlm_fx.schedule import Schedule
+
+SURE = "Ours."
+
+
+def my_cut(keep: float = 0.5) -> Schedule:
+    """Baseline: nothing."""
+    return Schedule(name="my-cut")
+
+
+def my_cut_plus() -> Schedule:
+    return Schedule(name="my-cut+")
+
+
+def _helper() -> None: ...
+'''
+
+
+def test_a_new_file_alone_adds_its_presets(tmp_path):
+    """As the package's own are found, in a process that has not looked for them before."""
+    (tmp_path / "my_cut.py").write_text(FILE)
+    (tmp_path / "helpers.py").write_text("def useful(): ...")
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.find_spec("lightvlm_fx.presets")
+package = importlib.util.module_from_spec(spec)
+package.__path__.append({str(tmp_path)!r})
+sys.modules[spec.name] = package
+spec.loader.exec_module(package)
+from lightvlm_fx.presets import PRESETS, my_cut
+from lightvlm_fx.presets.lookup import grouped, sure
+from lightvlm_fx.schedule import Schedule
+print(sorted(name for name in PRESETS if name.startswith(("my", "use", "_"))), sure("my-cut+"), my_cut is PRESETS["my-cut"])
+print(Schedule.preset("my-cut").name, grouped()["Nowhere"], len(PRESETS))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = f"['my-cut', 'my-cut+'] Ours. True\nmy-cut ['my-cut', 'my-cut+', 'none'] {len(PRESETS) + 2}\n"
+    assert (done.stdout, done.stderr) == (expected, "")
+
+
+@pytest.mark.parametrize("path", sorted(Path(presets.__path__[0]).glob("*.py")), ids=lambda path: path.stem)
+def test_a_file_is_one_preset_and_its_close_variants_or_what_several_share(path):
+    here = {make.__name__ for make in PRESETS.values() if make.__module__ == f"lightvlm_fx.presets.{path.stem}"}
+    if path.stem in {"__init__", "in_tower", "lookup", "places", "shared"}:
+        assert not here
+    else:
+        assert path.stem in here
+        assert {name.removesuffix("_plus") for name in here} == {path.stem}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_how_sure_its_steps_are(name):
+    sure = lookup.sure(name)
+    assert re.search(r"\b(Ours|ours)\b", sure)
+    baseline = name in ("none", "pool", "random", "uniform")
+    assert bool(re.search("[Bb]aseline", PRESETS[name].__doc__)) == baseline
+    assert bool(re.search(r"code|notes?\b|abstract", sure)) != baseline
+    assert sure.endswith(".")
+
+
+def test_lists_have_every_preset_once_by_where_it_acts():
+    found = lookup.grouped()
+    assert tuple(found) == PLACES
+    assert sorted(lookup.ordered()) == sorted(PRESETS)
+    where = {name: place for place, names in found.items() for name in names}
+    assert [where[name] for name in ("tome", "divprune", "sparsevila", "fastv", "shortv", "h2o", "none")] == [
+        PLACES[0], PLACES[1], PLACES[1], PLACES[2], PLACES[2], PLACES[3], PLACES[4]]  # fmt: skip
