@@ -85,11 +85,12 @@ eval: $(READY)  ## accuracy of the bundled model, full and under schedules (minu
 	$(BIN)/lightvlm eval
 
 docs: $(READY)  ## write docs/methods.md and docs/api.md anew
-	$(BIN)/python -m lightvlm_fx.methods.page
+	$(BIN)/python -m lightvlm_fx.methods_page
 	$(BIN)/python docs/api.py
 
-support: $(READY)  ## write docs/support.md anew
+support: $(READY)  ## write docs/support.md and docs/methods-on-families.json anew (twenty minutes)
 	$(BIN)/python -m lightvlm_fx.support
+	$(BIN)/python -m lightvlm_fx.support_methods
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) $(COMPAT) .pytest_cache .ruff_cache .mypy_cache .hypothesis out

@@ -1,4 +1,4 @@
-"""Writes docs/support.md: what every image-text-to-text type of the installed transformers does here.
+"""Writes docs/support.md but for its second table: what every image-text-to-text type of the installed transformers does here.
 
     python -m lightvlm_fx.support            all types, about ten minutes on one core
     python -m lightvlm_fx.support llava      some of them, printed instead of written
@@ -38,6 +38,7 @@ BOUND = 1e-5  # largest difference of a logit, over the largest logit
 ALL = 0.9999  # of a picture of fewer than 5000 tokens this is all of it, by cuts that run; keep=1.0 leaves no nodes
 KEEP = 0.3
 NEW_TOKENS = 4
+METHODS = "## Methods on families"  # heading of the second part of the page, which support_methods.py writes
 WORKS, REFUSED, NOT_TRIED, WRONG = "works", "refused", "not tried", "WRONG"
 
 
@@ -156,7 +157,8 @@ def main(types: list[str]) -> int:
         findings.append(found)
         print(f"{found.model_type:<28}{found.status:<11}{found.checked}  {found.note}", flush=True)
     if not types:
-        PAGE.write_text(page(findings), encoding="utf-8")
+        methods = "".join(PAGE.read_text(encoding="utf-8").partition(METHODS)[1:])
+        PAGE.write_text(f"{page(findings)}\n{methods}", encoding="utf-8")
         print(f"wrote {PAGE.name}")
     return int(any(found.status == WRONG for found in findings))
 

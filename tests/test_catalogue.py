@@ -15,9 +15,8 @@ from matrices import QUICK
 from ops import test_opcheck
 
 import lightvlm_fx
-from lightvlm_fx import errors, presets
+from lightvlm_fx import errors, methods_page, presets
 from lightvlm_fx.methods import operators
-from lightvlm_fx.methods import page as methods_page
 from lightvlm_fx.methods.base import ARGUMENTS, ATTENTION
 from lightvlm_fx.methods.registry import BUDGETS, COMBINES, ENTRY_MERGES, ENTRY_SCORES, TOKEN_SCORES
 from lightvlm_fx.passes import CATALOGUE, EXAMPLES
@@ -49,7 +48,8 @@ LEVELS = (
     ("pictures",),
     ("exporting",),
     ("bundled", "zoo"),
-    ("testing", "support", "bench", "eval", "serving"),
+    ("testing", "support", "methods_page", "bench", "eval", "serving"),
+    ("support_methods",),
     ("cli", "integrations"),
     ("__init__", "__main__"),
 )

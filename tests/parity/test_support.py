@@ -10,8 +10,8 @@ WRITTEN_ON = "5.24.0"  # the release of requirements-tested.txt, or a test below
 
 
 def rows():
-    """(type, status, checked, note) of every row of the committed page."""
-    lines = support.PAGE.read_text(encoding="utf-8").splitlines()
+    """(type, status, checked, note) of every row of the committed page's first table."""
+    lines = support.PAGE.read_text(encoding="utf-8").partition(support.METHODS)[0].splitlines()
     return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if line.startswith("| `")]
 
 
@@ -70,6 +70,17 @@ def test_the_committed_page_lists_every_type_and_nothing_wrong():
     assert {row[1] for row in found} == {support.WORKS, support.REFUSED, support.NOT_TRIED}
     for model_type, status, checked, note in found:
         assert checked if status == support.WORKS else note, model_type
+
+
+def test_writing_the_first_table_leaves_the_second(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "support.md"
+    page.write_text(f"old\n\n{support.METHODS}\n\nkept\n", encoding="utf-8")
+    monkeypatch.setattr(support, "PAGE", page)
+    monkeypatch.setattr(support, "image_text_to_text_types", lambda: ["llava"])
+    monkeypatch.setattr(support, "examine", lambda model_type: Finding(model_type, support.WORKS))
+    assert support.main([]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text == support.page([Finding("llava", support.WORKS)]) + f"\n{support.METHODS}\n\nkept\n"
 
 
 def test_a_few_types_give_the_exit_status(capsys, monkeypatch):
