@@ -6,6 +6,7 @@ import ast
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lightvlm_fx.presets.lookup import PRESETS, ordered
 
@@ -25,12 +26,31 @@ SECTIONS: dict[str, dict[str, dict[str, tuple[str, ...] | None] | None]] = {
         "artifact/verify.py": {"verify": ALL, "Verdict": ALL},
     },
     "Schedules": {
-        "schedule.py": {"Schedule": ("preset", "load", "save", "fingerprint"), "Cut": ()}, "kv.py": {"Kv": ()},
+        "schedule.py": {"Schedule": ("preset", "load", "save", "fingerprint"), "Cut": (), "TowerCut": ()}, "kv.py": {"Kv": ()},
         "calibration.py": {"outlier_share": ALL},
     },
     "Presets": {f"presets/{PRESETS[name].__module__.rpartition('.')[2]}.py": ALL for name in ordered()},
     "Errors": {"errors.py": ALL},
+    "To extend it": {
+        "methods/base.py": {
+            "Method": (), "View": (), "ARGUMENTS": (), "TokenScore": ALL, "AttentionScore": (), "TokenCount": ALL, "Picture": ("sides",),
+            "Combine": ALL, "EntryScore": ALL, "EntryMerge": ALL, "Budget": ALL,
+        },
+        "passing/pass_base.py": {"Pass": ALL, "PassResult": ()}, "passing/pipeline.py": {"Pipeline": ALL},
+        "graph/program.py": {"Program": ("clone", "first", "markers", "segment_at", "sequence", "add_input", "add_ruler", "add_weight")},
+        "graph/ports.py": {"Port": ("at",)},
+        "artifact/targets.py": {"Target": ALL}, "exporters/base.py": {"Exporter": ALL, "StageExport": ()},
+        "testing.py": dict.fromkeys(("tiny_program", "tiny_programs", "real_inputs", "run", "check_pass"), ALL),
+    },
+    "In other systems": {
+        "bundled/__init__.py": {"load": ALL},
+        "serving/limits.py": {"Limits": ALL}, "serving/sources.py": {"Sources": ()}, "serving/opening.py": {"open_engine": ALL},
+        "integrations/ray.py": dict.fromkeys(("answer", "answer_into", "deployment"), ALL),
+        "integrations/olive.py": {"LightVLM": (), "Questions": (), "package_config": ALL},
+        "integrations/deploy.py": {"triton": ALL, "kserve": ALL},
+    },
 }  # fmt: skip
+BY_PATH = ("To extend it", "In other systems")  # sections whose names are told with where they are imported from
 HELPERS = {"Options", "shown"}  # what those files hold beside presets and errors
 HEAD = f"""# The public interface
 
@@ -40,7 +60,8 @@ without notice.
 `import lightvlm_fx as lightvlm` gives the verbs and most classes of the first three sections. A compiled model has
 its `Handle` as `fast.lightvlm`, a schedule its `Kv` as `schedule.kv`, and `load` returns the `VLM`. A preset is asked
 for by its name, with `-` for `_`: `Schedule.preset("streaming-llm", capacity=96)`. What a cut's `score` and `combine`
-and a cache's `score`, `budgets`, `merge` and `when` can be: [methods](methods.md).
+and a cache's `score`, `budgets`, `merge` and `when` can be: [methods](methods.md). The last two sections name what
+they hold by where it is imported from; how it is used: [extend](add-a-pass.md), [in other systems](integrations.md).
 """
 
 
@@ -48,6 +69,13 @@ def public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
     """Functions and classes that say what they are for."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and ast.get_docstring(node):
+            yield node
+
+
+def constants(body: list[ast.stmt]) -> Iterator[ast.Assign]:
+    """Assignments of a name."""
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             yield node
 
 
@@ -68,7 +96,7 @@ def signature(node: ast.FunctionDef) -> str:
 
 
 def _argument(arg: ast.arg, default: ast.expr | None) -> str:
-    kind = f": {ast.unparse(arg.annotation)}" if arg.annotation else ""
+    kind = f": {ast.unparse(_Plain().visit(arg.annotation))}" if arg.annotation else ""
     return f"{arg.arg}{kind}" + ("" if default is None else f"{' = ' if kind else '='}{ast.unparse(default)}")
 
 
@@ -78,7 +106,24 @@ def fields(node: ast.ClassDef, lines: list[str]) -> list[str]:
     if not found:
         return []
     first, last = found[0].lineno - 1, found[-1].end_lineno
-    return [short for line in lines[first:last] for short in _above(line.removeprefix("    "))]
+    shown = list(lines)
+    for part in found:
+        written, plain = ast.unparse(part.annotation), ast.unparse(_Plain().visit(part.annotation))
+        if written != plain:
+            line = lines[part.lineno - 1]
+            end = part.annotation.end_col_offset
+            shown[part.lineno - 1] = line[: part.annotation.col_offset] + plain + line[end:]
+    return [short for line in shown[first:last] for short in _above(line.removeprefix("    "))]
+
+
+class _Plain(ast.NodeTransformer):
+    """Types without what checks their values: of `Annotated[int, ...]` the `int`."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        if ast.unparse(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple):
+            return node.slice.elts[0]
+        return node
 
 
 def _above(line: str) -> list[str]:
@@ -94,15 +139,21 @@ def prose(node: ast.FunctionDef | ast.ClassDef) -> str:
     return "\n\n".join(textwrap.fill(part, WIDTH) for part in (ast.get_docstring(node) or "").split("\n\n"))
 
 
-def entry(node: ast.FunctionDef | ast.ClassDef, lines: list[str], wanted: tuple[str, ...] | None) -> str:
-    """A name, its signature or fields, and its docstring."""
+def entry(
+    node: ast.FunctionDef | ast.ClassDef | ast.Assign, lines: list[str], wanted: tuple[str, ...] | None, home: str = ""
+) -> str:
+    """A name, after `home`, its signature, fields or value, and its docstring, or the comment above it."""
+    if isinstance(node, ast.Assign):
+        code = [short for line in lines[node.lineno - 1 : node.end_lineno] for short in _above(line)]
+        said = textwrap.fill(lines[node.lineno - 2].removeprefix("# "), WIDTH)
+        return f"### `{home}{ast.unparse(node.targets[0])}`\n\n{said}\n\n```python\n" + "\n".join(code) + "\n```\n"
     if isinstance(node, ast.FunctionDef):
-        return f"### `{node.name}`\n\n```python\n{signature(node)}\n```\n\n{prose(node)}\n"
+        return f"### `{home}{node.name}`\n\n```python\n{signature(node)}\n```\n\n{prose(node)}\n"
     own = fields(node, lines)
     found = {part.name: part for part in public(node.body) if isinstance(part, ast.FunctionDef)}
     chosen = found.values() if wanted is ALL else [found[name] for name in wanted]
     return "\n".join([
-        f"### `{node.name}`\n\n{prose(node)}\n",
+        f"### `{home}{node.name}`\n\n{prose(node)}\n",
         *(["```python\n" + "\n".join(own) + "\n```\n"] if own else []),
         *(f"#### `{node.name}.{part.name}`\n\n```python\n{signature(part)}\n```\n\n{prose(part)}\n" for part in chosen),
     ])
@@ -115,9 +166,11 @@ def page() -> str:
         parts.append(f"## {title}\n")
         for file, names in files.items():
             source = (ROOT / "lightvlm_fx" / file).read_text(encoding="utf-8")
-            nodes = {node.name: node for node in public(ast.parse(source).body) if node.name not in HELPERS}
+            nodes: dict[str, Any] = {node.name: node for node in public(ast.parse(source).body) if node.name not in HELPERS}
             wanted = dict.fromkeys(nodes, ALL) if names is ALL else names
-            parts += [entry(nodes[name], source.splitlines(), chosen) for name, chosen in wanted.items()]
+            nodes |= {ast.unparse(node.targets[0]): node for node in constants(ast.parse(source).body)}
+            home = f"lightvlm_fx.{file.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}." if title in BY_PATH else ""
+            parts += [entry(nodes[name], source.splitlines(), chosen, home) for name, chosen in wanted.items()]
     return "\n".join(parts)
 
 

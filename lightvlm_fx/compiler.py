@@ -49,6 +49,7 @@ class Handle:
 
     @property
     def schedule(self) -> Schedule:
+        """What the model runs."""
         return self._decoder.schedule
 
     @property
@@ -65,6 +66,7 @@ class Handle:
         raise InputError(f"no {stage} graph yet: call warm_up(inputs) or generate() first (stages: vision, prefill, decode)")
 
     def explain(self, inputs: Any = None) -> Explanation:
+        """What the schedule does to this model, as `lightvlm.explain` says it, for a batch or for a typical prompt."""
         return explain(self._model, self.schedule, inputs)
 
     def warm_up(self, inputs: Any, *, new_tokens: int = 3, freeze: bool = False) -> Report:

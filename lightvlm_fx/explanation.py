@@ -47,6 +47,7 @@ class Explanation:
 
     @property
     def ideal_speedup(self) -> float:
+        """How many times as fast a prefill could be if FLOPs were all that takes time."""
         return self.full_flops / self.flops
 
     @property
@@ -56,6 +57,7 @@ class Explanation:
 
     @property
     def mean_visual_tokens(self) -> float:
+        """Visual tokens of a row, mean over the layers."""
         return sum(self.visual_per_layer) / len(self.visual_per_layer)
 
     def __str__(self) -> str:

@@ -52,9 +52,11 @@ class Target:
     by_provider: bool = True
 
     def opens_with(self) -> Any:
+        """The class of its engine."""
         return resolve_name(self.engine)
 
     def writes_with(self) -> Any:
+        """The class of its exporter."""
         return resolve_name(self.exporter)
 
     def problems(self, model: Any) -> Iterator[str]:

@@ -42,9 +42,11 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
+        """What `lightvlm verify` exits with: 0 where all is well, 1 files, 3 graphs, 4 answers."""
         return FILES if self.files else LINT if self.lint else PARITY if self.parity_wrong or self.source_wrong else GOOD
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields, `exit_code` and `ok`, in what JSON can hold."""
         plain = asdict(self) | {"exit_code": self.exit_code, "ok": self.exit_code == GOOD}
         for name in ("parity", "source"):  # JSON has no infinity
             if plain[name]:

@@ -228,6 +228,7 @@ class Combine(Method):
     counts: ClassVar[bool] = True  # survivors stand for several tokens; else they stay as they are, and `combine` is not asked
 
     def combine(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden [B, K, D], size [B, K] float32 and the survivor [B, S] int64 that each token went to; of a class that `counts`."""
         raise NotImplementedError(f"combine {self.name!r} counts, but has no `combine`")
 
 
@@ -289,6 +290,7 @@ class EntryMerge(Method):
     counts: ClassVar[bool] = False  # survivors count in attention as all that they stand for
 
     def merge(self, view: View) -> Any:
+        """Keys and values [B, G, K, d], with `counts` also size and worth [B, G, K]; of a class that `joins`."""
         raise NotImplementedError(f"{self.what} {self.name!r} joins, but has no `merge`")
 
 

@@ -70,6 +70,7 @@ class Report:
     __repr__ = __str__
 
     def data(self) -> dict[str, Any]:
+        """What it prints, and seconds, in what JSON can hold."""
         return {
             "model": self.model,
             "schedule": self.schedule,

@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import typer
@@ -14,8 +14,11 @@ from transformers import Qwen2VLImageProcessor
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import bundled
+from lightvlm_fx.artifact.verify import Verdict
 from lightvlm_fx.cli import artifact, bench, serve  # noqa: F401  (they add their commands)
 from lightvlm_fx.cli import main as cli
+from lightvlm_fx.compiler import Handle
+from lightvlm_fx.exporting.export import Artifact
 from lightvlm_fx.pictures import open_picture, prompt
 from lightvlm_fx.presets import PRESETS
 
@@ -101,6 +104,20 @@ def test_the_interfaces_page_names_everything_public():
     headings = set(re.findall(r"^### `(\w+)`$", text, re.MULTILINE))
     assert set(lightvlm.__all__) - {"__version__"} <= headings
     assert {preset.__name__ for preset in PRESETS.values()} <= headings
+
+
+@pytest.mark.parametrize("kind", [lightvlm.Explanation, lightvlm.Report, Handle, Artifact, Verdict], ids=lambda kind: kind.__name__)
+def test_every_public_member_says_what_it_is_for(kind):
+    """Without a docstring the page would leave it out."""
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    members = [name for name, x in vars(kind).items() if not name.startswith("_") and isinstance(x, property | FunctionType)]
+    assert not [name for name in members if f"#### `{kind.__name__}.{name}`" not in text]
+
+
+def test_the_interfaces_page_tells_plain_types():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert "Annotated[" not in text
+    assert "BeforeValidator" not in text
 
 
 def commands():
