@@ -143,6 +143,7 @@ VARIANTS = {
     "received recover": variant("received", "recover"),
     "text-mean merge compact": variant("text-mean", "merge", "compact"),
     "random merge": variant("random", "merge"),
+    "random prune": Schedule.preset("random", keep=0.3, layers=(1, 3)),
     "without rope": variant("peak", "merge", rope=False),
     "at layer 0": Schedule.preset("uniform", keep=0.5, layers=(0, 2), combine="merge"),
 }
