@@ -97,13 +97,13 @@ class Handle:
         if self._images:
             self._images.freeze(frozen)
 
-    # Two for exports and checks, no promise to users:
-
     def recording(self, told: Callable[[str, dict[str, Any]], None]) -> AbstractContextManager[None]:
+        """While open, `told(stage, inputs)` hears what each graph is given; for exporters and checks, it may change."""
         return self._decoder.recording(told)
 
     @property
     def captured(self) -> dict[Stage, Program]:
+        """The decoder's graphs as captured, before any pass; for exporters and checks, it may change."""
         return {program.stage: program for program, _ in self._decoder.graphs.captured.values()}
 
     @property
