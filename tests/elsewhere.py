@@ -19,7 +19,7 @@ from lightvlm_fx.ops.bodies import bodies
 
 _setup_privateuseone_for_python_backend("elsewhere")
 DEVICE = torch.device("elsewhere:0")
-MIXING = {"copy_", "_to_copy", "index"}  # what may read from two devices: copies, and picks by numbers that the processor holds
+MIXING = {"copy_", "_to_copy", "index"}  # what may read from two devices: copies, and picks from it by numbers that the processor holds
 PLAIN = 0  # of what scaled_dot_product_attention can be, what is made of plain operators
 
 
@@ -60,7 +60,8 @@ class There(TorchDispatchMode):
         asked = kwargs.get("device")
         if active_fake_mode() is not None or any(isinstance(x, FakeTensor) for x in tensors) or not (there or asked == DEVICE):
             return func(*args, **kwargs)
-        if there and name not in MIXING and any(not isinstance(x, Elsewhere) and x.ndim for x in tensors):
+        mixes = name in MIXING and (name != "index" or isinstance(args[0], Elsewhere))
+        if there and not mixes and any(not isinstance(x, Elsewhere) and x.ndim for x in tensors):
             raise RuntimeError(f"{func} of tensors on {[str(x.device) for x in tensors]}")
         if func in bodies():
             with self:

@@ -53,7 +53,7 @@ class Bucket:
 
     def picture_tokens(self, pictures: int) -> Tensor:
         """[B, I] int64: visual tokens of each picture of each row, then zeros."""
-        return torch.tensor([[*row, *[0] * (pictures - len(row))] for row in self.images])
+        return torch.tensor([[*row, *[0] * (pictures - len(row))] for row in self.images], device=self.inputs["input_ids"].device)
 
 
 def padded(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:

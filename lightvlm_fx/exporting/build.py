@@ -124,12 +124,14 @@ def build(model: Any, schedule: Schedule, inputs: dict[str, Tensor], length: int
     asked = {"input_ids": ids, "attention_mask": bucket.inputs["attention_mask"], "picture_tokens": picture_tokens} | grids | embedded
     asked |= sizes.carriers()
     stage = PrefillStage(prefill, prompt, positions, rules, head, schedule, tables, depth, new_tokens, lengths is not None)
+    for name, table in stage.named_buffers(recurse=False):
+        setattr(stage, name, table.to(ids.device))
     out = add("prefill", stage, asked, sizes.prefill(embedded), sizes.ranges)
     stages["prefill"].traced = sizes.traced(asked, embedded)
     with torch.no_grad():
         state = stage.answer(**asked)[1]
     cache = out["present"]
-    step = torch.zeros(1, dtype=torch.int64)
+    step = torch.zeros(1, dtype=torch.int64, device=ids.device)
     token = bucket.sequences[:, bucket.length : bucket.length + 1]
     stepping = DecodeStage(decode, embedding, head, state, positions, period, new_tokens)
     answer = add("decode", stepping, {"input_ids": token, "step": step, "past_key_values": cache}, sizes.decode(state), sizes.ranges)
@@ -177,8 +179,8 @@ def _grid(model: Any, bucket: Bucket) -> dict[str, Any] | None:
 
 def _picture_grids(grid: dict[str, Any], bucket: Bucket, pictures: int) -> Tensor:
     """[B, I, 2] int64: height and width of each picture of each row in visual tokens, then zeros."""
-    every = iter(torch.from_numpy(pictures_of_planes(grid, {grid["name"]: bucket.inputs[grid["name"]].numpy()})))
-    out = torch.zeros(bucket.rows, pictures, 2, dtype=torch.int64)
+    every = iter(torch.from_numpy(pictures_of_planes(grid, {grid["name"]: bucket.inputs[grid["name"]].cpu().numpy()})))
+    out = torch.zeros(bucket.rows, pictures, 2, dtype=torch.int64, device=bucket.inputs["input_ids"].device)
     for row, images in enumerate(bucket.images):
         for number in range(len(images)):
             out[row, number] = next(every)
@@ -191,7 +193,7 @@ def _positions(bucket: Bucket, picture_tokens: Tensor, picture_grids: Tensor | N
     real = segment >= TEXT
     found = Positions(first=int(given[real].min())) if given.ndim == 2 else Positions(given.shape[0])
     computed, following = found(segment, picture_tokens, picture_grids)
-    step = found.step(following, real.sum(1), torch.zeros(1, dtype=torch.int64))
+    step = found.step(following, real.sum(1), torch.zeros_like(segment[0, :1]))
     rows = real.expand(given.shape)
     if not (computed[rows] == given[rows]).all() or not (step == bucket.following).all():
         raise CaptureError(f"the model's RoPE positions follow no rule that an artifact can compute: {given[..., :40].tolist()}")
