@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -117,13 +117,15 @@ def _measure(row: Peer, length: int, counts: bool) -> None:
 def of_torch(setting: Setting) -> list[Peer]:
     """The eager model and its static cache under torch.compile, both of transformers, and ours by inductor, also with packed weights.
 
-    int8 and int4 are torchao's weights in the decoder, activations in float32.
+    int8 and int4 are torchao's weights in the decoder, activations in float32, beside the same without.
     """
     if setting.dtype in ("int8", "int4"):
         if find_spec("torchao") is None:
             return [Peer("torch", f"weights of {setting.dtype}", missing="torchao is not installed")]
+        plain = [_compiled(setting, f"{name}, float32 weights", schedule) for name, schedule in setting.schedules.items()]
+        setting = replace(setting, model=build(setting.shape, "cpu", torch.float32))
         _quantise(setting.model.get_decoder(), setting.dtype)
-        return [_eager(setting), *(_compiled(setting, name, schedule) for name, schedule in setting.schedules.items())]
+        return [_eager(setting), *plain, *(_compiled(setting, name, schedule) for name, schedule in setting.schedules.items())]
     ours = [_compiled(setting, *named, packed) for packed in (False, True) for named in setting.schedules.items()]
     return [_eager(setting), _static(setting), *ours]
 
