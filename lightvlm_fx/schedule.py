@@ -210,10 +210,10 @@ class Schedule(Frozen):
             if layers != sorted(set(layers)):
                 raise ScheduleError(f"{name} must rise and not repeat, got {layers}")
         self._tower_goes_on()
-        for cut in self.cuts[1:]:
-            if "tower" in cut.score.reads:
+        for method in (method for cut in self.cuts[1:] for method in (cut.score, cut.combine)):
+            if "tower" in method.reads:
                 raise ScheduleError(
-                    f"only the first cut can use score {cut.score.name!r}: the vision tower attends to every token there was"
+                    f"only the first cut can use {method.what} {method.name!r}: the vision tower attends to every token there was"
                 )
         for first, later in zip(self.cuts, self.cuts[1:], strict=False):
             numbers = isinstance(first.keep, int | float) and isinstance(later.keep, int | float)
@@ -235,6 +235,11 @@ class Schedule(Frozen):
             raise ScheduleError(
                 "tower: what leaves inside the vision tower leaves the prompt by a first cut with layer=0, score='survived' and the keep "
                 f"of the last cut in the tower; got {keeps[-1:] or 'no cut'} in the tower, and as first cut {shown(first)}"
+            )
+        if first.combine.counts:  # what was dropped holds nothing, and what is told of the tower is who stayed
+            raise ScheduleError(
+                f"tower: the first cut only takes away what left inside the vision tower, but has combine={first.combine.name!r}; "
+                "give that to the cuts in `tower`, or use a schedule without them"
             )
         if keeps != sorted(keeps, reverse=True):
             raise ScheduleError(f"tower: keep must not rise from cut to cut, got {keeps}")

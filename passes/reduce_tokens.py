@@ -59,8 +59,9 @@ class ReduceTokens(Pass):
             raise PreconditionError(f"{self}: layer must be after the cut before layer {program.facts.cuts[-1].layer}")
         if self.score.adapts and not program.facts.masked:
             raise PreconditionError(f"{self}: score {self.score.name!r} leaves fewer tokens than its budget, which only masks can hide")
-        if "tower" in self.score.reads and program.facts.cuts:
-            raise PreconditionError(f"{self}: only the first cut can use score {self.score.name!r}, which is of every token there was")
+        for method in (self.score, self.combine):
+            if "tower" in method.reads and program.facts.cuts:
+                raise PreconditionError(f"{self}: only the first cut can use {method.what} {method.name!r}, which is of every token there was")
         if program.facts.static_length:
             raise PreconditionError(f"{self}: tokens cannot leave a graph that was captured for one sequence length only")
         if self.positions == "compact" and program.facts.positions_rank != 2:

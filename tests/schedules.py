@@ -21,7 +21,7 @@ def cuts(draw, depth, visual):
     for layer, keep in zip(layers, keeps, strict=True):
         names = WITHOUT_ATTENTION if layer == 0 else SCORES
         scores = [s for s in names if "tower" not in TOKEN_SCORES.get(s).reads or not made]
-        combine = draw(methods(COMBINES))
+        combine = draw(methods(COMBINES, [name for name in COMBINES.names if "tower" not in COMBINES.get(name).reads or not made]))
         count = draw(st.booleans())
         score = draw(methods(TOKEN_SCORES, scores).filter(lambda score, layer=layer: layer > 0 or score.before_layers))
         made.append(Cut(

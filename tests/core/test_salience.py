@@ -164,12 +164,14 @@ def test_refuses_a_tower_whose_patches_are_not_its_tokens():
         answer(compiled(tiny.model, keep=0.5), tiny.inputs(text=(9,), images=(1,)), 2)
 
 
-def test_refuses_a_later_cut_by_salience():
-    with pytest.raises(ScheduleError, match="only the first cut can use score 'salience'"):
-        Schedule(cuts=(Cut(layer=1, keep=0.5), Cut(layer=2, keep=0.4, score="salience")))
+@pytest.mark.parametrize(("what", "name"), [("score", "salience"), ("combine", "neighbours")])
+def test_refuses_a_later_cut_that_reads_the_tower(what, name):
+    said = f"only the first cut can use {what} '{name}'"
+    with pytest.raises(ScheduleError, match=said):
+        Schedule(cuts=(Cut(layer=1, keep=0.5), Cut(layer=2, keep=0.4, **{what: name})))
     program = tiny_program("prefill", layers=3)
-    cuts = [ReduceTokens(layer=1), ReduceTokens(layer=2, score="salience")]
-    with pytest.raises(PreconditionError, match="only the first cut can use score 'salience'"):
+    cuts = [ReduceTokens(layer=1), ReduceTokens(layer=2, **{what: name})]
+    with pytest.raises(PreconditionError, match=said):
         Pipeline(cuts).run(program)
 
 

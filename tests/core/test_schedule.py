@@ -27,7 +27,7 @@ def schedules(draw):
         (draw(keeps) for _ in layers), key=lambda k: k if isinstance(k, int) else 500 * k, reverse=True
     )
     cuts = [Cut(layer=at, keep=k, **draw(options)) for at, k in zip(sorted(layers), kept, strict=True)]
-    assume(not any("tower" in cut.score.reads for cut in cuts[1:]))
+    assume(not any("tower" in method.reads for cut in cuts[1:] for method in (cut.score, cut.combine)))
     name = draw(st.text(st.characters(exclude_categories=["Cs"])))
     return Schedule(name=name, cuts=cuts)
 

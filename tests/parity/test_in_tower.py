@@ -346,6 +346,16 @@ def test_refuses_a_tower_whose_prompt_does_not_follow(tower, cuts):
         Schedule(tower=inside, cuts=cuts)
 
 
+@pytest.mark.parametrize("combine", ["neighbours", "merge"])
+def test_refuses_a_first_cut_that_would_combine_what_left_inside_the_tower(combine):
+    """Of that there is nothing to combine, and attention of the tower is not told beside it."""
+    inside, first = (TowerCut(layer=0, keep=0.5, score="unlike-mean"),), Cut(layer=0, keep=0.5, score="survived", combine=combine)
+    with pytest.raises(ScheduleError, match=f"only takes away what left inside the vision tower, but has combine='{combine}'; give that"):
+        Schedule(tower=inside, cuts=(first,))
+    with pytest.raises(ScheduleError, match="only the first cut can use combine 'neighbours'"):
+        Schedule(tower=inside, cuts=(first.model_copy(update={"combine": "prune"}), Cut(layer=1, keep=0.2, combine="neighbours")))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_artifacts_answer_alike(family, tmp_path):
