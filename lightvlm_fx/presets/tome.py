@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lightvlm_fx.methods.combines.fold import Fold
 from lightvlm_fx.methods.options import Share
 from lightvlm_fx.methods.token_scores.fold_keys import FoldKeys
 from lightvlm_fx.presets.in_tower import survivors, tower_cuts
-from lightvlm_fx.presets.shared import QUARTERS
+from lightvlm_fx.presets.shared import QUARTERS, falling
 from lightvlm_fx.schedule import Layer, Policy, Schedule
 
 SURE = (
@@ -21,8 +22,14 @@ SURE = (
 def tome(keep: Share = 0.5, layers: Sequence[Layer] = QUARTERS, positions: Policy = "input") -> Schedule:
     """ToMe (arXiv 2210.09461) in the vision tower: patches of like keys become one, which later attention counts by its size.
 
-    The paper merges in every block, some each (`layers` names all of them then), and mixes the order of tokens; here it stays.
+    The paper merges in every block, some each (`layers` names all of them then), and mixes the order of tokens; here it stays. Where a
+    cut leaves less than half, pairs are merged more than once in it, so that no patch is lost; the paper halves at most.
     """
-    score = FoldKeys(folds=1, penalty=0.0)
-    tower = tower_cuts(float(keep), layers, [score] * len(layers), Fold(louder=False), True)
+    scores = [FoldKeys(folds=_folds(left), penalty=0.0) for left in falling(float(keep), layers)]
+    tower = tower_cuts(float(keep), layers, scores, Fold(louder=False), True)
     return Schedule(name="tome", tower=tower, cuts=(survivors(float(keep), positions),))
+
+
+def _folds(keep: float) -> int:
+    """How often pairs are merged at most until the share `keep` is left, however it rounds: one leaves half of what arrives, rounded up."""
+    return max(1, math.ceil(math.log2(1.5 / keep - 1)))  # of 2^folds + 1 tokens 2 are left, and share_of(keep) is 2 from 1.5 on
