@@ -194,9 +194,10 @@ class Cutting(TorchFunctionMode):
         q, k = (x.unflatten(2, (-1, self.together)).mean(3) if self.together > 1 else x for x in (q, k))
         size = self.size if number else torch.ones_like(segment, dtype=torch.float32)
         budget = self.call.budgets[number].gather(1, segment.clamp_min(0))
+        # all of IN_TOWER (methods/base.py), with what follows
         given = {"hidden": hidden, "segment": segment, "size": size, "budget": budget, "stay": self.call.stay[number] + self.summary,
                  "q": q, "k": k, "scale": scale, "mask": mask, "layer": self.block}  # fmt: skip
-        if "tower" in cut.score.reads:
+        if "tower" in (*cut.score.reads, *cut.combine.reads):
             given["tower"] = self._received(q, k, segment, mask, scale)
         score = given["tower"] if cut.score.reads == ("tower",) else _run(cut.score, "score", given)
         index, left, rank = torch.ops.lightvlm.select_tokens(score, segment, budget, given["stay"])

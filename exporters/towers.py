@@ -153,7 +153,7 @@ def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: 
             raise
         except (NotAnySize, NotCut) as error:
             reasons.append(f"not as {kind}: {error}")
-        except Exception as error:
+        except Exception as error:  # of a tower's own code, or torch.export's: any kind there is
             reasons.append(f"not as {kind}: {type(error).__name__}: {str(error)[:900]}")
     return reasons
 

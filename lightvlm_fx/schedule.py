@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, model_validator
 from lightvlm_fx.errors import ScheduleError, UnknownName, shown
 from lightvlm_fx.frozen import MOST, Frozen, as_tuple, one_of, usual
 from lightvlm_fx.kv import Kv
-from lightvlm_fx.methods.base import Picture, TokenCount
+from lightvlm_fx.methods.base import IN_TOWER, Picture, TokenCount
 from lightvlm_fx.methods.combines.prune import Prune
 from lightvlm_fx.methods.flat import canonical, nested
 from lightvlm_fx.methods.registry import COMBINES, COUNTS, SERIALIZED, TOKEN_SCORES, AnyCombine, AnyTokenScore
@@ -180,6 +180,22 @@ class TowerCut(Frozen):
     score: AnyTokenScore
     combine: AnyCombine = Prune()
     proportional: bool = False
+
+    @model_validator(mode="after")
+    def _of_what_a_tower_tells(self) -> TowerCut:
+        score, options = self.score, {"rope": True, "ahead": False}  # of which a block knows this alone
+        other = [f"{name}={value}" for name, known in options.items() if (value := getattr(score, name, known)) != known]
+        unknown = [f"{m.what} {m.name!r} reads {x!r}" for m in (score, self.combine) for x in m.reads if x not in IN_TOWER]
+        if score.by_text or score.after_tower_cuts:
+            unknown.append(f"score {score.name!r} is {'what the text asks for' if score.by_text else 'who stayed'}")
+        if score.adapts or other:
+            unknown.append(f"score {score.name!r} has {', '.join(other) or 'a count that adapts'}")
+        if self.proportional and not self.combine.counts:
+            unknown.append(f"proportional=True counts merged tokens, of which combine={self.combine.name!r} makes none")
+        if unknown:
+            raise ScheduleError(f"tower: {'; '.join(unknown)}: a cut inside the vision tower knows none of that; use another score or "
+                                "combine there, or cut before the decoder (layer=0) or between its layers")  # fmt: skip
+        return self
 
     def at(self, depth: int) -> int:
         """The block's index in a tower of `depth` blocks. Raises ScheduleError if it has fewer."""

@@ -61,7 +61,8 @@ class ReduceTokens(Pass):
             raise PreconditionError(f"{self}: score {self.score.name!r} leaves fewer tokens than its budget, which only masks can hide")
         for method in (self.score, self.combine):
             if "tower" in method.reads and program.facts.cuts:
-                raise PreconditionError(f"{self}: only the first cut can use {method.what} {method.name!r}, which is of every token there was")
+                said = f"only the first cut can use {method.what} {method.name!r}, which is of every token there was"
+                raise PreconditionError(f"{self}: {said}")
         if program.facts.static_length:
             raise PreconditionError(f"{self}: tokens cannot leave a graph that was captured for one sequence length only")
         if self.positions == "compact" and program.facts.positions_rank != 2:

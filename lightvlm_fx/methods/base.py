@@ -50,6 +50,8 @@ ARGUMENTS = {
     "tower": "Tensor tower",  # [B, S] float32: what the vision tower attends to, at the visual tokens
 }
 ATTENTION = ("q", "k", "scale")
+# Of them, what a cut inside a vision tower can be told.
+IN_TOWER = ("hidden", "q", "k", "size", "score", "rank", "segment", "mask", "scale", "budget", "stay", "index", "left", "layer", "tower")
 TYPES = {bool: "bool", int: "int", float: "float", str: "str", tuple: "float[]"}
 
 
@@ -131,6 +133,7 @@ class TokenScore(Method):
     """What a cut ranks visual tokens by: `score` gives [B, S] float32, higher for what stays."""
 
     what = "score"
+    by_text: ClassVar[bool] = False  # it is what the prompt's text asks for
     after_tower_cuts: ClassVar[bool] = False  # its cut, the first one, takes away what cuts inside the vision tower dropped
 
     @abstractmethod

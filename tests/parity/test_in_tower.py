@@ -12,9 +12,13 @@ from torch.nn import functional as F
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.compat import own_configs
 from lightvlm_fx.errors import NotSupported, ScheduleError
+from lightvlm_fx.exporters.tower_cuts import Cutting, tiled
+from lightvlm_fx.methods.registry import COMBINES, TOKEN_SCORES
 from lightvlm_fx.model.locate import vision_tower
 from lightvlm_fx.schedule import Cut, Schedule, TowerCut
+from lightvlm_fx.shares import share_of
 from lightvlm_fx.support import answer, difference
 
 EXACT = 1e-5  # of the largest logit
@@ -218,6 +222,16 @@ def absorbing(share, group):
     return rule
 
 
+def cut_inside(schedule, pictures=2):
+    """The cuts of a schedule after a run of LLaVA's tower, without a trace."""
+    tiny, tower = deep("llava"), own_configs(vision_tower(deep("llava").model))
+    pixels, cutting = tiny.inputs(text=(9,), images=(pictures,))["pixel_values"], Cutting(tower, 3, schedule, together=0)
+    with torch.no_grad(), cutting.over(tiled(pixels, tiny.visual_tokens, tuple(cutting.cuts.values()))):
+        tower(pixels)
+        cutting.alive()
+    return cutting
+
+
 # --- tests ------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +248,27 @@ def test_tome(family):
     """In several blocks, each of which counts those before by their sizes."""
     schedule = Schedule.preset("tome", keep=0.4, layers=(1, 2))
     check(family, "two pictures and a ragged batch", schedule, [by_keys(1, 0.0)] * 2, proportional=True)
+
+
+@pytest.mark.parametrize("layers", [(1,), (1, 2), (0.25, 0.5, 0.75)])
+@pytest.mark.parametrize("keep", [0.5, 0.3, 0.1, 0.03])
+def test_tome_loses_no_patch(keep, layers):
+    """Sizes sum to all, where a cut leaves less than half of what arrives, too."""
+    found = cut_inside(Schedule.preset("tome", keep=keep, layers=layers))
+    tokens = deep("llava").visual_tokens
+    assert found.size[:, 1:].sum(1).tolist() == [tokens] * 2
+    assert found.size.shape[1] == 1 + share_of(keep, tokens) < 1 + tokens
+
+
+@pytest.mark.parametrize("keep", [0.99, 0.6, 0.5, 0.49, 1 / 3, 0.25, 0.2, 0.1, 0.02])
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_tome_pairs_often_enough_however_shares_round(keep, layers):
+    """Also where shares of a shallow tower fall on one block, of which the last cut counts."""
+    cuts = Schedule.preset("tome", keep=keep, layers=tuple(range(layers))).tower
+    for cut, before in zip(cuts, (1.0, *(cut.keep for cut in cuts)), strict=False):
+        for tokens in range(1, 1500):
+            for arriving in (tokens, share_of(before, tokens)):
+                assert math.ceil(arriving / 2**cut.score.folds) <= share_of(cut.keep, tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -344,6 +379,33 @@ def test_refuses_a_tower_whose_prompt_does_not_follow(tower, cuts):
     inside = () if tower is None else (TowerCut(layer=0, keep=tower, score="unlike-mean"),)
     with pytest.raises(ScheduleError, match="tower: what leaves inside the vision tower leaves the prompt"):
         Schedule(tower=inside, cuts=cuts)
+
+
+METHODS = [*((score, "prune") for score in TOKEN_SCORES.names), *(("density", combine) for combine in COMBINES.names)]
+REFUSED = {"raters", "text-mean", "visual-heads", "weighted-heads", "last-query", "grid-last-query", "peak", "survived", "variation",
+           "lattice", "frame-change", "group-change", "shot-anchors", "earlier-frame", "into-anchors", "low-pass", "pool"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("score", "combine"), METHODS)
+def test_every_method_runs_inside_a_tower_or_is_refused_by_name(score, combine):
+    given = {"layer": 1, "keep": 0.4, "score": score, "combine": combine}
+    if name := next(iter({score, combine} & REFUSED), None):
+        with pytest.raises(ScheduleError, match=rf"tower: (score|combine) '{name}' (reads|is) .*: a cut inside the vision tower knows"):
+            TowerCut(**given)
+        return
+    found = cut_inside(Schedule(tower=(TowerCut(**given),), cuts=(Cut(layer=0, keep=0.4, score="survived"),)))
+    assert found.index.shape == (2, 1 + share_of(0.4, deep("llava").visual_tokens))
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"score": {"name": "log-sum-exp", "rope": False}}, "score 'log-sum-exp' has rope=False"),
+    ({"score": {"name": "received", "ahead": True}}, "score 'received' has ahead=True"),
+    ({"score": {"name": "visual-heads", "rate": 0.5}}, "score 'visual-heads' is what the text asks for; score 'visual-heads' has a count"),
+    ({"score": "salience", "proportional": True}, "combine='prune' makes none"),
+])  # fmt: skip
+def test_refuses_what_a_block_of_a_tower_does_not_know(given, said):
+    with pytest.raises(ScheduleError, match=f"tower: .*{said}"):
+        TowerCut(layer=1, keep=0.5, **given)
 
 
 @pytest.mark.parametrize("combine", ["neighbours", "merge"])

@@ -15,6 +15,7 @@ class LastQuery(AttentionScore):
 
     name = "last-query"
     source = "arXiv 2403.06764"
+    by_text = True
     image_softmax: bool = False
 
     def score(self, view: View) -> Tensor:

@@ -15,6 +15,7 @@ class TextMean(AttentionScore):
 
     name = "text-mean"
     source = "ours, after SparseVLM, arXiv 2410.04417"
+    by_text = True
     reads = (*ATTENTION, "mask")
 
     def score(self, view: View) -> Tensor:

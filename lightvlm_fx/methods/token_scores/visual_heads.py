@@ -26,6 +26,7 @@ class VisualHeads(AttentionScore):
 
     name = "visual-heads"
     source = "arXiv 2507.20842"
+    by_text = True
     reads = (*ATTENTION, "mask")
     heads: Positive = 8
     rate: Rate = 0.0

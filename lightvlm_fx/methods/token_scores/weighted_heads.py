@@ -29,6 +29,7 @@ class WeightedHeads(AttentionScore):
 
     name = "weighted-heads"
     source = "arXiv 2604.07812"
+    by_text = True
     reads = ATTENTION
     rope: bool = False
     ahead: bool = True
