@@ -28,6 +28,7 @@ from lightvlm_fx.schedule import Schedule
 
 SIZES = "image_sizes"
 MASKS = ("pixel_attention_mask",)  # of real pixels, of towers whose tiles are padded
+VIDEO = "a tower's graph is made for pictures, and this is a video"  # why one is not compiled, nor cut inside
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # on features, of the largest
 
 
@@ -161,7 +162,7 @@ def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: 
 def not_cut(reasons: list[str]) -> NotSupported:
     """What to tell of a schedule that cuts inside a tower where that cannot be."""
     return NotSupported(
-        f"this schedule cuts inside the vision tower, which cannot be done in this model: {'; '.join(reasons)}; use a schedule that cuts "
+        f"this schedule cuts inside the vision tower, which cannot be done here: {'; '.join(reasons)}; use a schedule that cuts "
         "before the decoder (layer=0) or between its layers"
     )
 

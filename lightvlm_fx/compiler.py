@@ -185,6 +185,8 @@ def compile(  # noqa: A001  (the public name; `lightvlm.compile` hides no built-
         images = ImageFeatures(model, above, own, report, decoder.effective, decoder.note_left, backend=backend,
                                options=torch_compile_options, static=static)  # fmt: skip
         object.__setattr__(parent, "get_image_features", images)
+        if hasattr(type(parent), "get_video_features"):
+            object.__setattr__(parent, "get_video_features", images.of_videos(parent.get_video_features))
     stand_in = fast.get_submodule(path)
     object.__setattr__(stand_in, "forward", decoder.forward)
     parent.register_forward_pre_hook(decoder.note_ids, with_kwargs=True)

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from lightvlm_fx.compat import given_cache, with_cache
 from lightvlm_fx.errors import InputError, NotSupported
+from lightvlm_fx.exporters.towers import VIDEO, not_cut
 from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.program import Program
 from lightvlm_fx.model.capture import Call
@@ -255,6 +256,8 @@ class Decoder:
 
     def _attended(self, kind: str, noted: Noted | Given | None, visual: Tensor, layout: Layout) -> Tensor:
         """What the tower attended to [B, S] float32 at the tokens `visual` [B, S] of pictures, or of videos."""
+        if noted is None and self.effective.tower:
+            raise not_cut([VIDEO if kind == "video" else "get_image_features() did not run: the prompt holds finished features"])
         if noted is None and kind == "video":
             raise NotSupported(f"{self._watching()} reads what the vision tower attends to in get_video_features(), which did not run; "
                                "pass videos as pixels, or use a cut with score 'density', which needs no tower")  # fmt: skip

@@ -6,6 +6,7 @@ more than features, the model's own code runs, and the report says why.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from lightvlm_fx.compat import pytree, tracing
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.exporters.torch_compile import Compiled, freeze, lower
-from lightvlm_fx.exporters.towers import VisionStage, any_size, feed, not_cut
+from lightvlm_fx.exporters.towers import VIDEO, VisionStage, any_size, feed, not_cut
 from lightvlm_fx.exporters.vision import flat
 from lightvlm_fx.graph.program import Facts, Program
 from lightvlm_fx.model.capture import unlifted
+from lightvlm_fx.model.families.patch_order import GRID
 from lightvlm_fx.passes.drop_export_checks import DropExportChecks
 from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.passing.report import BucketReport, Report
@@ -115,11 +117,23 @@ class ImageFeatures:
         """Why a call is none that a graph answers."""
         if "pixel_values" not in pictures:
             return "get_image_features() was called without pixels"
+        if GRID in pictures and bool((pictures[GRID][:, 0] > 1).any()):  # where get_video_features() asks this (Qwen3-VL)
+            return VIDEO
         if others:
             return f"get_image_features() was called with {', '.join(f'{name}={x!r}' for name, x in others.items())}"
         if torch.is_autocast_enabled(pictures["pixel_values"].device.type):
             return "get_image_features() was called under autocast"
         return None
+
+    def of_videos(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        """`own`, get_video_features, as it is; when it runs, the report says so."""
+
+        @functools.wraps(own)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._say_uncompiled([VIDEO])
+            return own(*args, **kwargs)
+
+        return run
 
     def _say_uncompiled(self, why: list[str]) -> None:
         said = f"vision: the model's own code runs, uncompiled ({'; '.join(why)})"

@@ -1,10 +1,13 @@
 """Tier 5: features of pictures from one graph for pictures of every size, in the form that the model's own code gives them."""
 
+import math
+
 import pytest
 import torch
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
+from lightvlm_fx.bench.memory import FRAME, video
 from lightvlm_fx.errors import InputError
 from lightvlm_fx.passing.report import Report
 from lightvlm_fx.runtime.images import ImageFeatures
@@ -127,6 +130,30 @@ def test_a_compiled_model_answers_with_it(family):
     assert len(fast.lightvlm.report.vision) == 1
     assert "vision: any pictures" in str(fast.lightvlm.report)
     assert "aten.linear" in fast.lightvlm.graph("vision")
+
+
+def test_a_video_beside_pictures_runs_the_models_own_code():
+    """Where get_video_features() asks get_image_features() for it, too; before or after pictures have a graph."""
+    tiny = zoo.build("qwen3_vl", layers=2)
+    features, report = stand_in(tiny)
+    still = pictures(tiny, 2)
+    frames = still | {"image_grid_thw": torch.tensor([[2, *still["image_grid_thw"][0, 1:].tolist()]])}
+    with torch.no_grad():
+        for given in (still, frames, still):
+            own, ours = tiny.model.model.get_image_features(**given, return_dict=True), features(**given, return_dict=True)
+            assert torch.allclose(torch.cat(ours.pooler_output), torch.cat(own.pooler_output), atol=1e-5)
+    assert len(report.vision) == 1
+    assert report.warnings == ["vision: the model's own code runs, uncompiled (a tower's graph is made for pictures, and this is a video)"]
+
+
+def test_the_report_says_that_a_video_runs_the_models_own_code():
+    tiny, inputs = zoo.build("qwen2_5_vl", layers=2), video(2 * math.prod(FRAME))
+    fast = lightvlm.compile(tiny.model, "none", backend="aot_eager")
+    assert difference(answer(tiny.model, inputs, 2), answer(fast, inputs, 2)) <= NEAR
+    assert [line for line in fast.lightvlm.report.warnings if line.startswith("vision: the model's own code runs, uncompiled (a tower's")]
+    fast.lightvlm.report.warnings.clear()
+    answer(fast, tiny.inputs(text=(9,), images=(1,)), 2)
+    assert not fast.lightvlm.report.warnings
 
 
 @pytest.mark.full
