@@ -69,6 +69,9 @@ class VisionStage:
 
 def _as_tiles(model: Any, pictures: dict[str, Tensor], tokens: int, static: bool) -> dict[str, Any]:
     others, pixels = set(pictures) - {"pixel_values", *MASKS}, pictures["pixel_values"]
+    if "high_res_pixel_values" in others:  # DeepSeek-VL's hybrid
+        raise NotAnySize("the model has two towers, of pixel_values and of high_res_pixel_values, and joins what they make by channel, so "
+                         "that a token of one is nothing without that of the other")  # fmt: skip
     if others:
         raise NotAnySize(f"the tower is told {', '.join(sorted(others))}, by a rule of its own")
     inner = getattr(model, "model", model)
