@@ -106,27 +106,35 @@ def test_low_pass_is_cosine_transforms_cropped(side):
         torch.testing.assert_close(got, wanted.float(), atol=1e-6, rtol=0)
 
 
+def cut_by(batch, score, combine):
+    by = OPS.score_random(batch.segment, 1, 0) if score == "random" else OPS.score_lattice(batch.segment, batch.budget, batch.grid)
+    return batch.cut(by, combine)[0]
+
+
 @given(rows, st.sampled_from(["pool", "low_pass", "earlier_frame"]), st.sampled_from(["random", "lattice"]), st.floats(0.2, 1))
 def test_a_row_does_not_depend_on_others_and_its_padding(made, combine, score, keep):
-    """Whatever chose the survivors; and what keeps everything changes nothing."""
+    """Whatever chose the survivors."""
     def kept(p):
         return max(1, round(p.tokens * keep))
 
-    def run(batch):
-        by = OPS.score_random(batch.segment, 1, 0) if score == "random" else OPS.score_lattice(batch.segment, batch.budget, batch.grid)
-        return batch.cut(by, combine)[0]
-
     together = Rows(made, kept, pad=3)
-    found = iter(run(together))
+    found = iter(cut_by(together, score, combine))
     for b, row in enumerate(made):
         alone = Rows([row], kept)
         alone.hidden = together.hidden[b : b + 1, -alone.segment.shape[1] :]
-        for places, merged, size in run(alone):
+        for places, merged, size in cut_by(alone, score, combine):
             other = next(found)
             assert other[0] == places
             torch.testing.assert_close(other[1:], (merged, size), atol=1e-5, rtol=1e-5)
-            if keep == 1:
-                assert (size == 1).all()
+
+
+@given(rows, st.sampled_from(["pool", "low_pass", "earlier_frame"]), st.sampled_from(["random", "lattice"]))
+def test_what_keeps_everything_changes_nothing(made, combine, score):
+    batch = Rows(made, lambda p: p.tokens, pad=2)
+    for (b, number, grid), (places, merged, size) in zip(batch.pictures, cut_by(batch, score, combine), strict=True):
+        assert places == list(range(math.prod(grid)))
+        torch.testing.assert_close(merged, batch.own(batch.hidden, b, number), atol=1e-5, rtol=1e-5)
+        assert (size == 1).all()
 
 
 def test_pictures_that_an_earlier_cut_reduced_keep_their_survivors_under_low_pass():
