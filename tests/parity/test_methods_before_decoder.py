@@ -194,7 +194,7 @@ def test_refuses_a_share_beside_a_count():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["visionzip", "prumerge", "prumerge+", "score", "folder", "cdpruner"])
+@pytest.mark.parametrize("name", ["visionzip", "prumerge", "prumerge+", "score", "folder", "cdpruner", "divprune"])
 def test_an_artifact_answers_alike(name, tmp_path):
     """ONNX Runtime chooses the tokens that the compiled model chooses."""
     model, inputs = tiny("llava"), tiny("llava").inputs(text=(9,), images=(1,))
