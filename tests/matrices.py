@@ -122,7 +122,8 @@ QUICK = {
     "test_threads.py::test_other_schedules_at_once": "",
     **{f"test_methods_{name}": r"(.*-)?llava-two pictures.*" for name in (
         "before_decoder.py::test_visionzip", "before_decoder.py::test_prumerge", "before_decoder.py::test_prumerge_plus",
-        "before_decoder.py::test_score", "before_decoder.py::test_folder", "before_decoder.py::test_cdpruner",
+        "before_decoder.py::test_fastervlm", "before_decoder.py::test_vispruner", "before_decoder.py::test_score",
+        "before_decoder.py::test_folder", "before_decoder.py::test_cdpruner",
         "grids.py::test_a_smaller_grid", "inside.py::test_pyramiddrop_ranks_by_the_layer_after_the_cut", "inside.py::test_dart",
         "inside.py::test_illava", "inside.py::test_v2drop", "inside.py::test_sparsevlm", "inside.py::test_hawk", "inside.py::test_meteor",
     )},

@@ -9,11 +9,13 @@ from batches import OPS, Batch, batches
 from hypothesis import given
 
 from lightvlm_fx.methods import operators
+from lightvlm_fx.ops import near_duplicates
 from lightvlm_fx.ops.folding import folded
 from lightvlm_fx.ops.pick_apart import pick_volume
-from lightvlm_fx.ops.segments import PADDING, over_image
+from lightvlm_fx.ops.segments import PADDING, over_image, unit
 
-SCORES = ["score_salient_then_even", "score_even_then_salient", "score_salient_far_apart", "score_determinant", "score_fold"]
+SCORES = ["score_salient_then_even", "score_even_then_salient", "score_salient_far_apart", "score_salient_then_distinct",
+          "score_determinant", "score_fold"]  # fmt: skip
 COMBINES = {"combine_contextual": "score_salient_then_even", "combine_neighbours": "score_even_then_salient", "combine_fold": "score_fold"}
 
 
@@ -101,6 +103,27 @@ def test_a_volume_ignores_what_is_spanned_already():
     x = torch.tensor([[[3.0, 0, 0], [2.9, 0, 0], [0, 1, 0], [0, 0, 0.5]]])
     segment = torch.zeros(1, 4, dtype=torch.int64)
     assert pick_volume(x, segment, torch.full_like(segment, 4), 4)[0].tolist() == [4, 1, 3, 2]
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read", "not read"])
+@pytest.mark.parametrize("cells", [near_duplicates.CELLS, 0], ids=["held", "by tiles"])
+@pytest.mark.parametrize(("tokens", "budget", "each"), [(100, 30, 8), (100, 1, 8), (700, 200, 11)])
+def test_near_duplicates_leave_a_few_at_a_time(tokens, budget, each, cells, read, monkeypatch):
+    """Beside a text token and a second picture, of which all stay; `each` is 8, or a 64th of what there is."""
+    monkeypatch.setattr(near_duplicates, "CELLS", cells)
+    if not read:
+        for name, fake in {"readable": lambda x: False, "wanted": lambda which: None}.items():
+            monkeypatch.setattr(near_duplicates, name, fake)
+    x = unit(torch.randn(1, tokens + 4, 6, generator=torch.Generator().manual_seed(0)))
+    segment = torch.tensor([[-1] + [0] * tokens + [1] * 3])
+    place = torch.cat([torch.tensor([-1]), torch.arange(tokens), torch.arange(3)])[None]
+    budgets = torch.tensor([[1] + [budget] * tokens + [3] * 3])
+    left = near_duplicates.without_duplicates(x, segment, place, budgets, 8)[0]
+    rest = list(range(1, tokens + 1))
+    while len(rest) > budget:
+        near = (x[0][rest[::2]] @ x[0][rest[1::2]].T).max(1).values.argsort(descending=True, stable=True).tolist()
+        rest = [rest[2 * i] for i in near[min(each, len(rest) - budget) :]] + rest[1::2]
+    assert left.nonzero().flatten().tolist() == sorted(rest) + [tokens + 1, tokens + 2, tokens + 3]
 
 
 def test_sums_over_an_image():

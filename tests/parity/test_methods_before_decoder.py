@@ -113,6 +113,33 @@ def test_prumerge_plus(family, case):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", WATCHED)
+def test_fastervlm(family, case):
+    check(family, case, "fastervlm", lambda hidden, salience: sorted(best(salience)[: rounded(len(hidden) * 0.3)]), keep=0.3)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", WATCHED)
+@pytest.mark.parametrize("options", [{}, {"keep": 7, "important": 0.3}, {"keep": 3, "important": 0.0}], ids=["share", "count", "few"])
+def test_vispruner(family, case, options):
+    """A list of the less salient ones, in which the even ones that resemble an odd one most leave, eight at a time."""
+
+    def rule(hidden, salience):
+        keep = options.get("keep", 128 / 576)
+        count = keep if isinstance(keep, int) else rounded(len(hidden) * keep)
+        important = math.floor(count * options.get("important", 0.5))
+        chosen, rest = best(salience)[:important], best(salience)[important:]
+        while len(rest) > count - important:
+            x = unit(hidden[rest])
+            alike = (x[::2] @ x[1::2].T).max(1).values.argsort(descending=True, stable=True).tolist()
+            leave = min(8, len(rest) - (count - important))
+            rest = [rest[2 * i] for i in alike[leave:]] + rest[1::2]
+        return sorted(chosen + rest)
+
+    check(family, case, "vispruner", rule, **options)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", WATCHED)
 def test_score(family, case):
     """Greedy: the most salient, then distance to the nearest that was picked times salience^0.8."""
 
@@ -181,7 +208,7 @@ def test_cdpruner(family, case, negated):
     run_reference(family, case, Schedule.preset("cdpruner", keep=0.3, negated=negated), {0: rules}, EXACT)
 
 
-@pytest.mark.parametrize("name", ["visionzip", "prumerge", "prumerge+", "score"])
+@pytest.mark.parametrize("name", ["visionzip", "prumerge", "prumerge+", "score", "fastervlm", "vispruner"])
 def test_refuses_a_tower_whose_patches_are_not_its_tokens(name):
     fast = lightvlm.compile(tiny("internvl").model, name, backend="eager")
     with pytest.raises(NotSupported, match=r"needs to know .* patches became .* tokens"):
@@ -194,7 +221,7 @@ def test_refuses_a_share_beside_a_count():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["visionzip", "prumerge", "prumerge+", "score", "folder", "cdpruner", "divprune"])
+@pytest.mark.parametrize("name", ["visionzip", "prumerge", "prumerge+", "score", "folder", "cdpruner", "divprune", "vispruner"])
 def test_an_artifact_answers_alike(name, tmp_path):
     """ONNX Runtime chooses the tokens that the compiled model chooses."""
     model, inputs = tiny("llava"), tiny("llava").inputs(text=(9,), images=(1,))
