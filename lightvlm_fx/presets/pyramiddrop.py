@@ -22,7 +22,8 @@ def pyramiddrop(
 ) -> Schedule:
     """PyramidDrop (arXiv 2410.17247): geometric drops at equal stages, survivors renumbered.
 
-    The original ranks with the projections of the layer after the cut: `ahead=True`. The default takes the attention of the layer
-    before, which has been computed.
+    The original ranks with the projections of the layer after the cut: `ahead=True`, by which that layer's norm and two projections run
+    for all that arrives. The default reads queries and keys of the layer before, which are there anyway. Models with M-RoPE cannot be
+    renumbered and need positions="keep".
     """
     return cuts("pyramiddrop", layers, keep, score=LastQuery(ahead=ahead), positions=positions)

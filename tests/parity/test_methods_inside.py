@@ -136,7 +136,7 @@ def test_sparsevlm(family, case):
     """Raters are found once, over all visual tokens; those left by the first cut would find others."""
     positions = "compact" if family in PLAIN else "keep"
     keep = {1: 300 / 576, 2: 200 / 576, 3: 110 / 576}
-    schedule = Schedule.preset("sparsevlm", layers=tuple(keep), positions=positions)
+    schedule = Schedule.preset("sparsevlm", layers=tuple(keep))
     chosen = []
 
     def rule(seen):
