@@ -7,7 +7,8 @@ from lightvlm_fx.schedule import Cut, Keep, Layer, Schedule
 
 SURE = (
     "Read from the authors' code: the first layer's projections without RoPE, the mean over the text, heads weighed. Ours: equal "
-    "weights, as theirs are measured for each model, and the text is all that lies after the pictures."
+    "weights, as theirs are measured for each model; the text is all that lies after the pictures; and a share is rounded as any share "
+    "here, halves up, where theirs is rounded down."
 )
 
 

@@ -13,7 +13,8 @@ from lightvlm_fx.schedule import Cut, Keep, Layer, Schedule
 
 SURE = (
     "No code is public; from a third-party summary: heads chosen by their attention to the picture, a count that grows with it, two "
-    "cuts in the tower. Ours: layer, number of heads, rate and shares; the stage across several towers has nothing to act on here."
+    "cuts in the tower. Ours: layer, number of heads, rate and shares; equal factors at the two cuts, where theirs share a budget by "
+    "the ranks of each tower's feature maps, measured beforehand; the stage across several towers has nothing to act on here."
 )
 
 
@@ -26,7 +27,8 @@ def meteor(keep: Keep = 0.25, layer: Layer = 0.25, heads: Positive = 8, rate: Ra
 
     The paper trains its towers with that. Its second stage prunes tokens of several towers that say the same; here there is nothing to
     prune across: of the models of transformers DeepSeek-VL's hybrid has two towers, and joins them by channel, one token a place. Layer,
-    heads, rate and shares are not public: these are ours.
+    heads, rate and shares are not public: these are ours. rate=0 as its constant is unknown, and what is computed does not shrink with
+    it; tower=1 as its towers are trained for the cuts, and not every model's can be cut.
     """
     made = Schedule(name="meteor", cuts=(Cut(layer=layer, keep=keep, score=VisualHeads(heads=heads, rate=rate)),))
     return after_tower(made, tower, [1 / 3, 2 / 3], [UnlikeMean(), Salience()], Prune())

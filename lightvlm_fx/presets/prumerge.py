@@ -21,7 +21,8 @@ def prumerge(keep: Keep = 0.125, group: Positive = 32, extra: bool = True, posit
     """PruMerge (arXiv 2403.15388), with a fixed count: what the vision tower attends to most, each with its neighbours added.
 
     The paper's count is that of each picture's outliers, which no graph of a fixed size can have; 1/8 is its repository's fixed ratio.
-    `lightvlm.outlier_share(model, inputs)` is the mean of the paper's counts over some pictures, for `keep`.
+    `lightvlm.outlier_share(model, inputs)` is the mean of the paper's counts over some pictures, for `keep`. `group` stays a count, the
+    source's: a graph for pictures of every size has one. In a picture of fewer tokens, all others are neighbours.
     """
     return before("prumerge", keep, Salience(), Neighbours(group=group, extra=extra), positions)
 

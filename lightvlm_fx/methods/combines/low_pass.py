@@ -17,7 +17,8 @@ class LowPass(Combine):
     Read from code: orthonormal transforms of each frame, cropped to the smaller grid. Ours: the result is scaled so that a picture of
     equal tokens stays as it is, which the source leaves to training; and it is taken over what the projector gives, which for
     LLaVA-like towers the source does before it. The grid is the largest that the budget holds, and a survivor stands for its cell.
-    Pictures of which an earlier cut took tokens, or that lose none, stay as they are.
+    Both transforms of both directions are one product with weights [K, S], in closed form: sides are values in a graph for every size,
+    which has no matrices of their shape. Pictures of which an earlier cut took tokens, or that lose none, stay as they are.
     """
 
     name = "low-pass"
