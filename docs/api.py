@@ -27,7 +27,7 @@ SECTIONS: dict[str, dict[str, dict[str, tuple[str, ...] | None] | None]] = {
     },
     "Schedules": {
         "schedule.py": {"Schedule": ("preset", "load", "save", "fingerprint"), "Cut": (), "TowerCut": ()}, "kv.py": {"Kv": ()},
-        "calibration.py": {"outlier_share": ALL},
+        "calibration.py": {"outlier_share": ALL, "layer_contributions": ALL},
     },
     "Presets": {f"presets/{PRESETS[name].__module__.rpartition('.')[2]}.py": ALL for name in ordered()},
     "Errors": {"errors.py": ALL},

@@ -15,6 +15,7 @@ _HOMES = {
     "export": "lightvlm_fx.exporting.export",
     "load": "lightvlm_fx.artifact.load",
     "verify": "lightvlm_fx.artifact.verify",
+    "layer_contributions": "lightvlm_fx.calibration",
     "outlier_share": "lightvlm_fx.calibration",
     "explain": "lightvlm_fx.explanation",
     "Explanation": "lightvlm_fx.explanation",
@@ -24,14 +25,14 @@ _HOMES = {
     "LightVLMError": "lightvlm_fx.errors",
 }
 __all__ = [
-    "Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain", "export", "load", "outlier_share",
-    "verify",
+    "Cut", "Explanation", "LightVLMError", "Report", "Schedule", "__version__", "compile", "explain", "export", "layer_contributions",
+    "load", "outlier_share", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from lightvlm_fx.artifact.load import load
     from lightvlm_fx.artifact.verify import verify
-    from lightvlm_fx.calibration import outlier_share
+    from lightvlm_fx.calibration import layer_contributions, outlier_share
     from lightvlm_fx.compiler import compile
     from lightvlm_fx.errors import LightVLMError
     from lightvlm_fx.explanation import Explanation, explain

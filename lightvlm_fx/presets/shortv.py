@@ -20,7 +20,8 @@ def shortv(layers: Sequence[Layer] = UNCHANGED) -> Schedule:
     """ShortV (arXiv 2504.00502): in `layers` visual tokens keep their hidden state; queries, output and MLP run for text alone.
 
     Which layers change visual tokens least is a matter of each model: the default is LLaVA-1.5-7B's, by share of the depth. On Qwen
-    models freezing can break answers (arXiv 2604.16462): compare with `lightvlm eval` before relying on it.
+    models freezing can break answers (arXiv 2604.16462). `lightvlm.layer_contributions(model, inputs)` measures it layer by layer as the
+    paper does: give the layers that it finds least, and compare answers before relying on them.
     """
     if not layers:
         raise ScheduleError("shortv: layers must name at least one layer, got none")

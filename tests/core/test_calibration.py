@@ -1,4 +1,6 @@
-"""`outlier_share`: PruMerge's count of each picture, measured on some, against NumPy on the tower's own attention maps."""
+"""`outlier_share`: PruMerge's count of each picture, measured on some, against NumPy on the tower's own attention maps.
+`layer_contributions`: ShortV's figure of each layer, against hooks on the source.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.errors import InputError, NotSupported
-from lightvlm_fx.model.locate import vision_tower
+from lightvlm_fx.model.locate import vision_tower, visual_ids
 from lightvlm_fx.schedule import Schedule
 
 
@@ -82,3 +84,55 @@ def test_refuses_a_tower_whose_patches_are_not_its_tokens():
     tiny = zoo.build("internvl", layers=2)
     with pytest.raises(NotSupported, match="a score by tower attention needs to know which patches"):
         lightvlm.outlier_share(tiny.model, tiny.inputs(text=(9,), images=(1,)))
+
+
+# --- layer contributions ---------------------------------------------------------------------------------
+
+
+def predicted(model, inputs, frozen=None):
+    """Probabilities [B, V] of the next token; the visual tokens leave layer `frozen` as they came."""
+    visual = torch.isin(inputs["input_ids"], torch.tensor(visual_ids(model))).unsqueeze(-1)
+
+    def put_back(module, args, kwargs, output):
+        came = args[0] if args else kwargs["hidden_states"]
+        whole = isinstance(output, tuple)
+        left = torch.where(visual, came, output[0] if whole else output)
+        return (left, *output[1:]) if whole else left
+
+    hook = None if frozen is None else model.get_decoder().layers[frozen].register_forward_hook(put_back, with_kwargs=True)
+    with torch.no_grad():
+        out = model(**inputs).logits[:, -1].double().softmax(-1)
+    if hook:
+        hook.remove()
+    return out.numpy()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_layer_contributes_what_freezing_it_changes(family):
+    """The mean over all prompts, whatever batch they came in; what the last layer does to visual tokens nobody reads."""
+    tiny = zoo.build(family, layers=4)
+    for i, layer in enumerate(tiny.model.get_decoder().layers):
+        layer.mlp.down_proj.weight.data *= (40, 1, 10, 40)[i]
+        layer.self_attn.v_proj.weight.data *= 10
+    batches = [tiny.inputs(text=(9, 7), images=(1, 2)), tiny.inputs(text=(8,), images=(1,), seed=3)]
+    found = lightvlm.layer_contributions(tiny.model, *batches)
+    full = np.concatenate([predicted(tiny.model, batch) for batch in batches])
+    for layer, nats in enumerate(found):
+        frozen = np.concatenate([predicted(tiny.model, batch, layer) for batch in batches])
+        assert nats == pytest.approx((frozen * np.log(frozen / full)).sum(1).mean(), rel=1e-3, abs=1e-10)
+    assert found[0] > 10 * max(found[1:])
+    assert min(found[:3]) > 1e-4
+    assert found[3] < 1e-10
+
+
+def test_a_compiled_model_contributes_as_its_source(tiny):
+    inputs = tiny.inputs(text=(9,), images=(1,))
+    fast = lightvlm.compile(tiny.model, Schedule.preset("fastv", layer=1), backend="eager")
+    assert lightvlm.layer_contributions(fast, inputs) == lightvlm.layer_contributions(tiny.model, inputs)
+
+
+def test_contributions_need_prompts_with_pictures(tiny):
+    with pytest.raises(InputError, match="no prompts to measure with; give what the processor returns"):
+        lightvlm.layer_contributions(tiny.model)
+    with pytest.raises(InputError, match="a prompt has no picture, so freezing visual tokens changes nothing of it"):
+        lightvlm.layer_contributions(tiny.model, tiny.inputs(text=(9, 5), images=(1, 0)))
