@@ -17,7 +17,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from lightvlm_fx.errors import UnknownName
+from lightvlm_fx.bench import video
+from lightvlm_fx.errors import InputError, UnknownName
 from lightvlm_fx.explanation import Explanation, explain
 from lightvlm_fx.schedule import Schedule
 
@@ -80,12 +81,17 @@ def build(shape: Shape, device: str, dtype: torch.dtype, tower: str = "toy") -> 
                        pad_token_id=0, bos_token_id=None, eos_token_id=None)  # fmt: skip
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=3, image_seq_length=rows * rows,
                          vision_feature_layer=-1)  # fmt: skip
+    return random_weights(LlavaForConditionalGeneration, config, device, dtype)
+
+
+def random_weights(kind: Any, config: Any, device: str, dtype: torch.dtype) -> Any:
+    """A model of class `kind`, made where and as it runs."""
     with torch.device(device):
         torch.manual_seed(0)
         old = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            model = LlavaForConditionalGeneration(config)
+            model = kind(config)
         finally:
             torch.set_default_dtype(old)
     return model.eval().requires_grad_(False)
@@ -136,16 +142,26 @@ def prefill(
     device: str = "cpu",
     prepack: bool = False,
     tower: str = "toy",
+    frames: int = 0,
     tell: Callable[[str], None] = lambda what: None,
 ) -> list[Variant]:
     """Time from pixels to the first logits of every variant; the first two are the full model, eager and compiled.
 
-    `tower` is the vision tower's shape. With `prepack`, every compiled variant is there with packed weights as well, after all others.
+    `tower` is the vision tower's shape. With `frames`, each row has one video of so many in place of pictures, and the model is a
+    Qwen2-VL. With `prepack`, every compiled variant is there with packed weights as well, after all others.
     """
     import lightvlm_fx as lightvlm
 
-    model = build(shape, device, dtype, tower)
-    inputs = example(model, shape, batch, text, device, dtype)
+    if frames:
+        if tower != "toy":
+            raise InputError(f"frames={frames} goes with tower='toy' alone: what a tower computes for several frames is not counted")
+        from transformers import Qwen2VLForConditionalGeneration
+
+        inputs = video.example(shape, frames, batch, text, device, dtype)
+        model = random_weights(Qwen2VLForConditionalGeneration, video.config(shape), device, dtype)
+    else:
+        model = build(shape, device, dtype, tower)
+        inputs = example(model, shape, batch, text, device, dtype)
 
     def forward(what: Any) -> Callable[[], Any]:
         return lambda: what(**inputs, use_cache=True, logits_to_keep=1)

@@ -43,6 +43,7 @@ def bench_prefill(
     layers: Layers = None,
     prepack: Prepack = False,
     tower: Annotated[str, typer.Option(help="Vision tower: toy (next to nothing), or clip-l.")] = "toy",
+    frames: Annotated[int, typer.Option(min=0, help="One video of so many frames a row, by a Qwen2-VL; 0: pictures, by a LLaVA.")] = 0,
 ) -> None:
     """Time from pixels to first logits: full model, compiled full model, compiled schedules, and the FLOP-ideal."""
     from lightvlm_fx.bench import prefill as program
@@ -54,9 +55,11 @@ def bench_prefill(
         schedules = {f"{name} @ {ratio:g}": preset_of(name, [], keep=ratio) for name in bases for ratio in keep or [0.35, 0.03]}
     with err.status("building the model") as status:
         variants = program.prefill(chosen, schedules, batch=batch, text=text, repeats=repeats, backend=backend,
-                                   dtype=dtype_of(dtype), device=device, prepack=prepack, tower=tower, tell=telling(status))  # fmt: skip
+                                   dtype=dtype_of(dtype), device=device, prepack=prepack, tower=tower, frames=frames,
+                                   tell=telling(status))  # fmt: skip
     table = Table("variant", "x compiled full", "FLOP-ideal", "of ideal", "x eager", "ms", "spread", "reduction", "rewrite s", "first s",
-                  title=f"prefill, {chosen}, tower {tower}, batch {batch}, {text} text tokens, {dtype}, {backend}")  # fmt: skip
+                  title=f"prefill from pixels, {chosen}{f' in a video of {frames} frames' * bool(frames)}, tower {tower}, batch {batch}, "
+                        f"{text} text tokens, {dtype}, {backend}")  # fmt: skip
     for row in program.rows(variants):
         share = "-" if row.reduction_share is None else f"{100 * row.reduction_share:.1f} %"
         table.add_row(row.name, f"{row.against_compiled:.2f}", f"{row.ideal:.2f}", f"{row.of_ideal:.2f}", f"{row.against_eager:.2f}",

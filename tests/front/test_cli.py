@@ -141,8 +141,23 @@ def test_a_preset_takes_options_on_the_command_line(run):
 def test_bench_prints_ratios(run):
     code, text, _ = run("bench", "prefill", "--shape", "tiny", "--backend", "eager", "--repeats", "2", "--dtype", "float32")
     assert code == 0
-    for part in ("full model, eager", "full model, compiled", "lightvlm @ 0.35", "FLOP-ideal", "torch 2."):
+    for part in ("prefill from pixels", "full model, eager", "full model, compiled", "lightvlm @ 0.35", "FLOP-ideal", "torch 2."):
         assert part in text
+
+
+def test_bench_prefill_of_a_video(run):
+    """`dycoke` leaves still pictures whole: its ideal says that frames were cut."""
+    words = ("bench", "prefill", "--shape", "tiny", "--backend", "eager", "--repeats", "1", "--dtype", "float32", "--frames")
+    code, text, _ = run(*words, "4", "-p", "dycoke", "-p", "fastvid:keep=0.5")
+    assert code == 0
+    assert "64 visual tokens in a video of 4 frames" in text
+    for name in ("dycoke", "fastvid:keep=0.5"):
+        (row,) = [line.split("│") for line in text.splitlines() if line.startswith(f"│ {name} ")]
+        assert float(row[3]) > 1
+    code, _, error = run(*words, "5")
+    assert (code, "frames=5 does not divide the shape's 64 visual tokens" in error) == (2, True)
+    code, _, error = run(*words, "4", "--tower", "clip-l")
+    assert (code, "frames=4 goes with tower='toy' alone" in error) == (2, True)
 
 
 @pytest.mark.since(5, 23)  # before, transformers' exporter writes other components
