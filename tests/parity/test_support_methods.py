@@ -12,6 +12,11 @@ from lightvlm_fx.presets.places import videos_only
 FOUND = methods.read()
 CELLS = [(preset, family) for preset in PRESETS for family in methods.FAMILIES]
 QUICK = {("fastv", "llava"), ("pyramiddrop", "qwen2_vl"), ("h2o", "llava")}
+FULL = ("llava_next", "qwen2_5_vl")  # tiles and newlines; windows and M-RoPE. The rest is tried by `make support`, and by `make heavy`
+
+
+def mark(cell):
+    return [] if cell in QUICK else pytest.mark.full if cell[1] in FULL else pytest.mark.heavy
 
 
 def test_every_preset_was_tried_on_every_family_and_none_is_wrong():
@@ -28,7 +33,7 @@ def test_the_page_is_of_the_data():
 
 
 @pytest.mark.parametrize(("preset", "family"), [
-    pytest.param(*cell, marks=[] if cell in QUICK else pytest.mark.full, id="-".join(cell).replace("+", "-plus")) for cell in CELLS
+    pytest.param(*cell, marks=mark(cell), id="-".join(cell).replace("+", "-plus")) for cell in CELLS
 ])  # fmt: skip
 def test_a_cell_is_what_is_found_today(preset, family):
     assert methods.try_out(preset, *methods.start(family)) == FOUND[preset][family]
