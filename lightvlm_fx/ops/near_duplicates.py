@@ -49,8 +49,7 @@ def _likeness(x: Tensor, alike: Tensor | None, segment: Tensor, even: Tensor, od
         found = torch.where(to < 0, -2.0, (pick(x, rows) * pick(pick(x, columns), to.clamp_min(0))).sum(-1))
     else:
         if rows is not None and columns is not None:
-            alike = alike.gather(1, rows.unsqueeze(2).expand(-1, -1, alike.shape[2]))
-            alike = alike.gather(2, columns.unsqueeze(1).expand(-1, alike.shape[1], -1))
+            alike = pick(alike, rows).gather(2, columns.unsqueeze(1).expand(-1, rows.shape[1], -1))
         pairs = torch.where(same_image(of, among), alike, -2.0)
         found = pairs.amax(2) if pairs.shape[2] else pairs.new_full(pairs.shape[:2], -2.0)
     return found if rows is None else torch.full_like(x[..., 0], -2.0).scatter(1, rows, found)
