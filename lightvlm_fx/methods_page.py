@@ -95,7 +95,7 @@ def _families(found: dict[str, str]) -> str:
 
 
 def _source(name: str) -> str:
-    number = re.search(r"\((arXiv [\d.]+|CVPR[^)]*)\)", PRESETS[name].__doc__ or "")
+    number = re.search(r"\((arXiv [\d.]+[^)]*|CVPR[^)]*)\)", PRESETS[name].__doc__ or "")
     return number[1] if number else "ours"
 
 
