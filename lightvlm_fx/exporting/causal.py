@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from inspect import signature
 from operator import attrgetter
 from typing import Any
 
@@ -26,7 +27,7 @@ from lightvlm_fx.ops.segments import PADDING, per_group
 from lightvlm_fx.ops.tiles import tiles
 
 OPS = torch.ops.lightvlm
-MASK = Attend._fields.index("mask")
+MASK = [*signature(attend).parameters].index("mask")
 DERIVED = (OPS.take_tokens.default, OPS.mask_out.default)  # of a mask: the same rule for the tokens that are left
 
 
@@ -80,8 +81,10 @@ def _of_some_rows(node: fx.Node) -> bool:
 
 def _what(node: fx.Node) -> tuple[Any, ...]:
     """Queries, keys, mask and scale of an attention, or of a score that sums it up."""
-    names = Attend._fields if node.target is attend else operators.arguments(Attention, "prompt")
-    given = dict(zip(names, node.args, strict=False))
+    if node.target is attend:
+        attention = Attend.of(node)
+        return attention.q, attention.k, attention.mask, attention.scale
+    given = dict(zip(operators.arguments(Attention, "prompt"), node.args, strict=True))
     return given["q"], given["k"], given["mask"], given["scale"]
 
 
