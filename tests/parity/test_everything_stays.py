@@ -15,14 +15,14 @@ ALL = tiny("llava").visual_tokens  # as a count, which no compiler takes for no 
 # Options by which all stays. Shares of 1.0 stand where there are no counts.
 WHOLE = {
     "cdpruner": {"keep": ALL}, "dart": {"layer": 2, "keep": ALL}, "divprune": {"keep": ALL},
-    "dynamic-vlm": {"tokens": 10**6, "most": 10**6}, "fastv": {"keep": ALL},
+    "dynamic-vlm": {"tokens": 10**6, "most": 10**6}, "fastervlm": {"keep": ALL}, "fastv": {"keep": ALL},
     "feather": {"layers": (1, 2), "keep": 1.0}, "folder": {"keep": ALL}, "fourier": {"side": 1.0},
     "hawk": {"keep": ALL}, "illava": {"layers": (2,), "keep": ALL}, "lightvlm": {"layers": (2,), "keep": ALL},
     "meteor": {"layer": 2, "keep": ALL}, "pool": {"side": 1.0}, "prumerge": {"keep": ALL}, "prumerge+": {"keep": ALL},
     "pyramiddrop": {"layers": (1, 2), "keep": (ALL, ALL)}, "random": {"layers": (2,), "keep": ALL}, "score": {"keep": ALL},
     "sparsevila": {"keep": ALL, "capacity": 1.0}, "sparsevlm": {"layers": (1, 2), "keep": (ALL, ALL)}, "tome": {"keep": 1.0},
     "uniform": {"layers": (2,), "keep": ALL}, "v2drop": {"layers": (1, 2), "keep": (ALL, ALL)},
-    "visionzip": {"dominant": ALL - 2, "contextual": 2},
+    "visionzip": {"dominant": ALL - 2, "contextual": 2}, "vispruner": {"keep": ALL},
 }  # fmt: skip
 VIDEOS = {"dycoke": {"keep": 1.0}, "framefusion": {"keep": 1.0}, "fastvid": {"keep": 1.0}, "fourier": {"side": 1.0}, "pool": {"side": 1.0}}
 
