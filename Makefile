@@ -8,7 +8,7 @@ COMPAT = .venv-compat
 COMPAT_TESTS ?= tests/parity tests/core tests/front tests/artifact/test_artifact_families.py
 OLDEST = $$(sed -nE 's/^ *"(torch|transformers)>=([0-9.]+),.*/\1==\2/p' pyproject.toml)
 NEWEST = $$(sed -nE 's/^ *"((torch|transformers)>=[0-9.,<]+)".*/\1/p' pyproject.toml)
-OTHERS = "setuptools>=77" $$(grep -vE '^(\#|torch=|transformers=|tokenizers=|setuptools=|tensorrt|torchao=|ruff=|mypy=)' requirements-tested.txt)
+OTHERS = "setuptools>=77" $$(grep -vE '^(\#|torch=|transformers=|tokenizers=|setuptools=|tensorrt|ruff=|mypy=)' requirements-tested.txt)
 PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # `make gpu`: on a GPU's own Python, with torch for that GPU, where there is no VENV. PARTS="steps cuda-graphs" runs these alone.

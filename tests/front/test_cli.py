@@ -226,7 +226,7 @@ def test_bench_artifact_compares_precisions_of_weights(run, monkeypatch):
 ])  # fmt: skip
 def test_bench_peers_measures_what_is_installed(run, monkeypatch, tmp_path, dtype, engines, said):
     monkeypatch.setattr("lightvlm_fx.bench.artifact.SPINNING", 0)
-    for name in set(engines) & {"openvino"}:
+    for name in set(engines) & {"openvino"} | ({"torchao"} if (dtype, engines) == ("int8", ("torch",)) else set()):
         pytest.importorskip(name)
     monkeypatch.setattr("lightvlm_fx.bench.peers.limits", lambda dtype: (1.0, 1.0))
     words = ["--shape", "tiny", "--layers", "2", "--repeats", "1", "--text", "9", "--length", "4", "-p", "none", "--work", str(tmp_path)]
