@@ -17,6 +17,7 @@ from lightvlm_fx.artifact.pictures import prepare
 from lightvlm_fx.compat import own_configs
 from lightvlm_fx.errors import NotSupported, ScheduleError
 from lightvlm_fx.exporters.onnx_graph import ANY, dimensions
+from lightvlm_fx.exporters.smaller import Smaller, check_smaller
 from lightvlm_fx.exporters.tower_cuts import Cutting, NotCut
 from lightvlm_fx.exporters.tower_forms import AnyRes, Patches, Tiles
 from lightvlm_fx.exporters.vision import Vision, fixed_stage, flat
@@ -121,8 +122,8 @@ def vision_stage(model: Any, pictures: dict[str, Tensor], schedule: Schedule, mo
     found = any_size(model, pictures, schedule, most, static)
     if isinstance(found, VisionStage):
         return found
-    if schedule.tower:
-        raise not_cut(found)
+    if schedule.leaves_in_tower:
+        raise not_cut(schedule, found)
     given = {"pixel_values": pictures["pixel_values"]}
     return VisionStage(fixed_stage(model, pictures, schedule.watches_tower), {"kind": "fixed", "why": found}, given, {})
 
@@ -144,8 +145,12 @@ def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: 
             how |= {"most_tokens": most if static else 0} if kind == "anyres" else {}
             whole = Vision(module(model, how, with_salience).eval(), with_salience)
             _compare(model, whole, how, pictures, expected)
-            if not schedule.tower:
+            if not schedule.leaves_in_tower:
                 return _traced(whole, how, pictures, static)
+            if schedule.downsample is not None:
+                smaller = Vision(Smaller(model, how, schedule.downsample).eval(), True)
+                check_smaller(smaller, feed(how, pictures)[0])
+                return _traced(smaller, how, pictures, static)
             cutting = _cutting(model, kind, how, schedule, static)
             if kind == "patches":
                 cuts = tuple(cutting.cuts.values())
@@ -162,10 +167,11 @@ def any_size(model: Any, pictures: dict[str, Tensor], schedule: Schedule, most: 
     return reasons
 
 
-def not_cut(reasons: list[str]) -> NotSupported:
-    """What to tell of a schedule that cuts inside a tower where that cannot be."""
+def not_cut(schedule: Schedule, reasons: list[str]) -> NotSupported:
+    """What to tell of a schedule by which fewer tokens come out of a tower, where that cannot be."""
+    what = "cuts inside the vision tower" if schedule.tower else "gives the vision tower smaller pictures"
     return NotSupported(
-        f"this schedule cuts inside the vision tower, which cannot be done here: {'; '.join(reasons)}; use a schedule that cuts "
+        f"this schedule {what}, which cannot be done here: {'; '.join(reasons)}; use a schedule that cuts "
         "before the decoder (layer=0) or between its layers"
     )
 

@@ -173,14 +173,14 @@ def compile(  # noqa: A001  (the public name; `lightvlm.compile` hides no built-
                       prepack=prepack, dump=dump, options=torch_compile_options)  # fmt: skip
     above = path.rpartition(".")[0]
     parent, images = fast.get_submodule(above), None
-    inside, own = decoder.effective.tower, getattr(parent, "get_image_features", None)
+    inside, own = decoder.effective.leaves_in_tower, getattr(parent, "get_image_features", None)
     if schedule.watches_tower:
         for kind in ("image", "video") if hasattr(type(parent), "get_video_features") else ("image",):
             seen = watched(vision_tower(model), parent, partial(decoder.note_tower, kind), kind)
             object.__setattr__(parent, f"get_{kind}_features", seen)
         own = parent.get_image_features
     if inside and own is None:
-        raise not_cut(["it has no get_image_features() beside its decoder"])
+        raise not_cut(schedule, ["it has no get_image_features() beside its decoder"])
     if (backend != "eager" or inside) and own is not None:  # eager, the same code would run
         images = ImageFeatures(model, above, own, report, decoder.effective, decoder.note_left, backend=backend,
                                options=torch_compile_options, static=static)  # fmt: skip

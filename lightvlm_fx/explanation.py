@@ -82,11 +82,13 @@ class Explanation:
             f"mean visual tokens {self.mean_visual_tokens:.1f}; "
             f"KV cache {_bytes(self.kv_bytes)} of {_bytes(self.full_kv_bytes)}"
         )
+        if self.schedule.downsample is not None:
+            lines.append(f"pictures have {self.schedule.downsample:.3g} of their height and width before the vision tower")
         for inside in self.schedule.tower:
             at = f"in block {inside.layer}" if isinstance(inside.layer, int) else f"at {inside.layer:.3g}"
             lines.append(f"{at} of the vision tower: {inside.combine.name} by {inside.score.name}, keep {inside.keep:.3g}"
                          + ", proportional attention" * inside.proportional)  # fmt: skip
-        if self.schedule.tower and self.full_tower_flops:
+        if self.schedule.leaves_in_tower and self.full_tower_flops:
             lines.append(f"vision tower {_figures(self.tower_flops / 1e9)} of {_figures(self.full_tower_flops / 1e9)} GFLOP; "
                          f"ideal speed-up from pixels {self.ideal_from_pixels:.2f}x")  # fmt: skip
         if self.schedule.freeze:

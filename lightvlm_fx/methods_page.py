@@ -45,7 +45,7 @@ PARTS: tuple[tuple[str, str, Registry[Any]], ...] = (
 def published(name: str, found: dict[str, str]) -> str:
     """The item of a preset, of which `found` says what it does on each family."""
     made = make(name)
-    cuts = [*made.tower, *(cut for cut in made.cuts if not made.tower or cut.layer != 0)]
+    cuts = [*made.tower, *(cut for cut in made.cuts if not cut.score.after_tower_cuts)]
     said = [f"`{name}`: {_where(made)}."]
     said += [f"Score: {_names(cut.score for cut in cuts)}. Combine: {_names(cut.combine for cut in cuts)}."] * bool(cuts)
     said += [f"Positions: {_listed(cut.positions for cut in made.cuts)}."] * bool(made.cuts)
@@ -57,7 +57,8 @@ def published(name: str, found: dict[str, str]) -> str:
 def _where(made: Schedule) -> str:
     later = [cut.layer for cut in made.cuts if cut.layer != 0]
     blocks = [cut.layer for cut in made.tower]
-    parts = [f"inside the vision tower, in blocks {_numbers(blocks)}"] * bool(blocks)
+    parts = [f"before the vision tower, whose pictures have {made.downsample} of their sides"] * bool(made.downsample)
+    parts += [f"inside the vision tower, in blocks {_numbers(blocks)}"] * bool(blocks)
     parts += ["before the decoder"] * (len(later) < len(made.cuts))
     parts += [f"before layer{'s' * (len(later) > 1)} {_numbers(later)}"] * bool(later)
     parts += [f"in {len(made.freeze)} layers that leave visual tokens as they are"] * bool(made.freeze)

@@ -23,7 +23,9 @@ from lightvlm_fx.frozen import MOST, Frozen, as_tuple, one_of, usual
 from lightvlm_fx.kv import Kv
 from lightvlm_fx.methods.base import IN_TOWER, Picture, TokenCount
 from lightvlm_fx.methods.combines.prune import Prune
+from lightvlm_fx.methods.counts.lattice import Lattice
 from lightvlm_fx.methods.flat import canonical, nested
+from lightvlm_fx.methods.options import Share
 from lightvlm_fx.methods.registry import COMBINES, COUNTS, SERIALIZED, TOKEN_SCORES, AnyCombine, AnyTokenScore
 from lightvlm_fx.methods.token_scores.last_query import LastQuery
 from lightvlm_fx.shares import share_of
@@ -188,6 +190,8 @@ class TowerCut(Frozen):
         unknown = [f"{m.what} {m.name!r} reads {x!r}" for m in (score, self.combine) for x in m.reads if x not in IN_TOWER]
         if score.by_text or score.after_tower_cuts:
             unknown.append(f"score {score.name!r} is {'what the text asks for' if score.by_text else 'who stayed'}")
+        if score.across_pictures:
+            unknown.append(f"score {score.name!r} compares the pictures of a prompt")
         if score.adapts or other:
             unknown.append(f"score {score.name!r} has {', '.join(other) or 'a count that adapts'}")
         if self.proportional and not self.combine.counts:
@@ -216,6 +220,7 @@ class Schedule(Frozen):
     kv: Kv | None = None
     freeze: Annotated[tuple[Layer, ...], BeforeValidator(as_tuple)] = ()  # layers in which visual tokens keep their hidden state
     tower: Annotated[tuple[TowerCut, ...], BeforeValidator(as_tuple)] = ()
+    downsample: Share | None = None  # of a picture's height and width, what the vision tower is given
     schema_version: Annotated[Literal[1], BeforeValidator(_version)] = SCHEMA_VERSION
 
     @model_validator(mode="after")
@@ -244,14 +249,17 @@ class Schedule(Frozen):
         """What leaves inside the tower leaves the prompt before the first decoder layer: the first cut says so."""
         first = self.cuts[0] if self.cuts else None
         survived = first is not None and first.score.after_tower_cuts
-        if not self.tower and not survived:
+        if not self.leaves_in_tower and not survived:
             return
+        if self.downsample is not None and self.tower:
+            raise ScheduleError(f"downsample={self.downsample} and cuts inside the vision tower cannot both be; give one of them")
         keeps, layers = [cut.keep for cut in self.tower], [cut.layer for cut in self.tower if cut.layer != -1]
-        if not survived or first is None or first.layer != 0 or keeps[-1:] != [first.keep]:
-            raise ScheduleError(
-                "tower: what leaves inside the vision tower leaves the prompt by a first cut with layer=0, score='survived' and the keep "
-                f"of the last cut in the tower; got {keeps[-1:] or 'no cut'} in the tower, and as first cut {shown(first)}"
-            )
+        wanted = keeps[-1:] if self.downsample is None else [Lattice(side=self.downsample)]
+        if not survived or first is None or first.layer != 0 or [first.keep] != wanted:
+            what = "downsample: what smaller pictures lack" if self.downsample else "tower: what leaves inside the vision tower"
+            keep = str(*wanted) or "that of the last cut in the tower"
+            raise ScheduleError(f"{what} leaves the prompt by a first cut with layer=0, score='survived' and keep={keep}; "
+                                f"got {shown(first)}")  # fmt: skip
         if first.combine.counts:  # what was dropped holds nothing, and what is told of the tower is who stayed
             raise ScheduleError(
                 f"tower: the first cut only takes away what left inside the vision tower, but has combine={first.combine.name!r}; "
@@ -282,9 +290,14 @@ class Schedule(Frozen):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def leaves_in_tower(self) -> bool:
+        """Whether fewer tokens come out of the vision tower than the prompt has places for."""
+        return bool(self.tower) or self.downsample is not None
+
+    @property
     def watches_tower(self) -> bool:
         """Whether a cut reads what the vision tower attends to."""
-        return self.reads("tower") and not self.tower
+        return self.reads("tower") and not self.leaves_in_tower
 
     def reads(self, what: str) -> bool:
         """Whether a cut reads `what`, one of `ARGUMENTS`, to score or to combine."""

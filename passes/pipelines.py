@@ -26,8 +26,11 @@ def effective(schedule: Schedule, planes: int) -> Schedule:
     """
     as_input = {"positions": "keep" if planes else "compact"}
     cuts = [cut.model_copy(update=as_input) if cut.positions == "input" else cut for cut in schedule.cuts]
+    if whole := schedule.downsample == 1.0:
+        cuts = cuts[1:]
     left = tuple(cut for cut in cuts if cut.keep != 1.0 or isinstance(cut.keep, int))
-    return schedule.unchecked(cuts=left, tower=tuple(cut for cut in schedule.tower if cut.keep != 1.0))
+    tower, smaller = tuple(cut for cut in schedule.tower if cut.keep != 1.0), None if whole else schedule.downsample
+    return schedule.unchecked(cuts=left, tower=tower, downsample=smaller)
 
 
 def prefill(schedule: Schedule, depth: int, exported: bool = False) -> Pipeline:

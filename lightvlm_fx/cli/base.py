@@ -82,6 +82,14 @@ def preset_of(preset: str, more: list[str], **options: Any) -> Schedule:
     return Schedule.preset(name, **options)
 
 
+def has_keep(preset: str) -> bool:
+    """Whether the preset of `name:option=value:...` has an option `keep`; of an unknown name it is not said yet that there is none."""
+    from lightvlm_fx.presets.lookup import PRESETS, defaults
+
+    name = preset.split(":")[0]
+    return name not in PRESETS or "keep" in defaults(name)
+
+
 def number(text: str) -> float | int | str:
     for kind in (int, float):
         try:

@@ -22,6 +22,7 @@ from lightvlm_fx.cli.base import (
     Preset,
     app,
     err,
+    has_keep,
     number,
     out,
     plain,
@@ -149,7 +150,6 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the scenes; 8000000 was used for choosing.")] = 7_000_000,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of every preset, e.g. score=peak.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also random and uniform at equal visual tokens.")] = True,
-    pixels: Annotated[list[int] | None, typer.Option(help="Also pictures of so many pixels a side (of 96), uncut; repeatable.")] = None,
     drift: Annotated[bool, typer.Option(help="How far predictions move, in nats an answer, in place of exact match.")] = False,
     turns: Annotated[bool, typer.Option(help="Dialogues of two short questions over one cache, in place of exact match.")] = False,
     artifact: Annotated[list[Path] | None, typer.Option(help="Artifact of the bundled model, beside the compiled one; repeatable.")] = None,
@@ -162,7 +162,7 @@ def evaluate(
     from lightvlm_fx.eval import drift as drifting
 
     kinds = tuple(kind or program.KINDS)
-    ways = {"--artifact": artifact, "--turns": turns, "--drift": drift, "--pixels": pixels}
+    ways = {"--artifact": artifact, "--turns": turns, "--drift": drift}
     if len(asked := [way for way, given in ways.items() if given]) > 1:
         raise InputError(f"{' and '.join(asked)} are tables of their own; ask for one at a time")
     if artifact:
@@ -173,14 +173,17 @@ def evaluate(
         for given in preset or ["lightvlm"]:
             schedules[f"{given}, cache {share}"] = preset_of(given, option or [], capacity=number(share))
     for ratio in [] if capacity else keep or [0.35, 0.03]:
+        schedule = None
         for given in preset or ["lightvlm"]:
-            schedules[f"{given} @ {ratio:g}"] = schedule = preset_of(given, option or [], keep=ratio)
-        if baselines:
+            if has_keep(given):
+                schedules[f"{given} @ {ratio:g}"] = schedule = preset_of(given, option or [], keep=ratio)
+            else:
+                schedules[given] = preset_of(given, option or [])
+        if baselines and schedule:
             schedules |= {f"{name} @ {ratio:g}": s for name, s in program.baselines(schedule, ratio).items()}
     with Progress(console=err) as progress:
-        total, sides = samples * (1 if turns else len(kinds)), pixels or []
-        names = ["full model", *schedules, *map(program.downsampled, sides)]
-        tasks = {name: progress.add_task(escape(plain(name)), total=total) for name in names}
+        total = samples * (1 if turns else len(kinds))
+        tasks = {name: progress.add_task(escape(plain(name)), total=total) for name in ("full model", *schedules)}
 
         def tick(name: str, n: int) -> None:
             progress.update(tasks[name], advance=n)
@@ -190,7 +193,7 @@ def evaluate(
         elif drift:
             table = _drift_table(drifting.drifts(schedules, samples, kinds=kinds, seed=seed, tick=tick))
         else:
-            table = _score_table(program.scores(schedules, samples, kinds=kinds, seed=seed, pixels=sides, tick=tick), schedules)
+            table = _score_table(program.scores(schedules, samples, kinds=kinds, seed=seed, tick=tick), schedules)
     table.title = f"{table.title}, {samples} held-out {'dialogues' if turns else 'questions a kind'}"
     Console(width=max(out.width, 140)).print(table)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -126,10 +126,9 @@ def scores(
     kinds: Sequence[str] = KINDS,
     seed: int = SEED,
     backend: str = "eager",
-    pixels: Sequence[int] = (),
     tick: Callable[[str, int], None] | None = None,
 ) -> list[Score]:
-    """The full bundled model, each schedule, and the model on pictures of so many `pixels` a side, on the same held-out samples."""
+    """The full bundled model, and each schedule, on the same held-out samples."""
     import lightvlm_fx as lightvlm
     from lightvlm_fx.bundled import load
 
@@ -141,13 +140,4 @@ def scores(
         for name, schedule in {"full model": None, **schedules}.items():
             fast = model if schedule is None else compiled.lightvlm.with_schedule(schedule)
             scores.append(evaluate(fast, processor, samples, name, lambda n, name=name: tick and tick(name, n)))  # type: ignore[misc]
-        for side in pixels:
-            (model, processor), name = load(side), downsampled(side)
-            found = evaluate(model, processor, samples, name, lambda n, name=name: tick and tick(name, n))  # type: ignore[misc]
-            scores.append(replace(found, tokens=model.config.image_seq_length))
     return scores
-
-
-def downsampled(side: int) -> str:
-    """The name of the baseline that brings pictures to `side` pixels."""
-    return f"downsample to {side} x {side}"

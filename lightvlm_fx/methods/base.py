@@ -134,6 +134,7 @@ class TokenScore(Method):
 
     what = "score"
     by_text: ClassVar[bool] = False  # it is what the prompt's text asks for
+    across_pictures: ClassVar[bool] = False  # it compares a token with those of the row's other pictures
     after_tower_cuts: ClassVar[bool] = False  # its cut, the first one, takes away what cuts inside the vision tower dropped
 
     @abstractmethod

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from lightvlm_fx.methods.base import Picture
+from lightvlm_fx.methods.counts.lattice import Lattice
 from lightvlm_fx.model.families.patch_order import merge_side, whole_picture_layers
 from lightvlm_fx.model.locate import has_tower, tower_blocks, used_blocks, vision_tower
 from lightvlm_fx.schedule import Schedule
@@ -29,7 +31,7 @@ def tower_flops(model: Any, pictures: list[int], schedule: Schedule) -> tuple[fl
     window = int(getattr(config, "window_size", 0) // config.patch_size) ** 2
     reduced = full = 0.0
     for tokens in pictures:
-        left = tokens
+        left = tokens if schedule.downsample is None else Lattice(side=schedule.downsample).tokens(Picture(tokens), tokens)
         for number in range(depth):
             before, mlp, pair = _costs(blocks[number])
             near = window if whole is not None and number not in whole else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,12 @@ def small_grid(grid: Tensor, budget: Tensor) -> Tensor:
 
 def _side(side: Tensor, step: Tensor) -> Tensor:
     return (side * step // STEPS).clamp_min(1)
+
+
+def central(at: Any, sides: Any, small: Any) -> Any:
+    """Whether, along one side of `sides` tokens, the one at `at` is nearest to the centre of one of `small` cells; numbers or tensors."""
+    half = sides // 2
+    return ((at + 1) * small + half) // sides > (at * small + half) // sides
 
 
 def cells(grid: Tensor, small: Tensor) -> Tensor:

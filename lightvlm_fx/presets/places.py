@@ -5,13 +5,15 @@ from __future__ import annotations
 from lightvlm_fx.methods.base import Picture
 from lightvlm_fx.schedule import Schedule
 
-PLACES = ("Inside the vision tower", "Before the decoder", "Between the decoder's layers", "In the cache", "Nowhere")
+PLACES = (
+    "Before the vision tower", "Inside the vision tower", "Before the decoder", "Between the decoder's layers", "In the cache", "Nowhere",
+)  # fmt: skip
 
 
 def place(schedule: Schedule) -> str:
     """The first of PLACES in which a schedule acts."""
     early = any(cut.layer == 0 for cut in schedule.cuts)
-    acts = (schedule.tower, early, schedule.cuts or schedule.freeze, schedule.kv, True)
+    acts = (schedule.downsample, schedule.tower, early, schedule.cuts or schedule.freeze, schedule.kv, True)
     return next(name for name, there in zip(PLACES, acts, strict=True) if there)
 
 

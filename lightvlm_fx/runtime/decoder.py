@@ -256,8 +256,9 @@ class Decoder:
 
     def _attended(self, kind: str, noted: Noted | Given | None, visual: Tensor, layout: Layout) -> Tensor:
         """What the tower attended to [B, S] float32 at the tokens `visual` [B, S] of pictures, or of videos."""
-        if noted is None and self.effective.tower:
-            raise not_cut([VIDEO if kind == "video" else "get_image_features() did not run: the prompt holds finished features"])
+        if noted is None and self.effective.leaves_in_tower:
+            why = VIDEO if kind == "video" else "get_image_features() did not run: the prompt holds finished features"
+            raise not_cut(self.effective, [why])
         if noted is None and kind == "video":
             raise NotSupported(f"{self._watching()} reads what the vision tower attends to in get_video_features(), which did not run; "
                                "pass videos as pixels, or use a cut with score 'density', which needs no tower")  # fmt: skip

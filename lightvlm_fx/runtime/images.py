@@ -106,8 +106,8 @@ class ImageFeatures:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pictures, others = self._pictures(args, kwargs)
         why = self._other_call(pictures, others)
-        if why and self.schedule.tower:
-            raise not_cut([why])
+        if why and self.schedule.leaves_in_tower:
+            raise not_cut(self.schedule, [why])
         if why:
             self._say_uncompiled([why])
         stage = None if why else self._stage(pictures)
@@ -178,14 +178,15 @@ class ImageFeatures:
         return tuple(fingerprint(child) for child in inner.children() if child is not decoder)
 
     def _made(self, pictures: dict[str, Tensor]) -> TowerGraph | None:
-        like = self.own(**pictures, return_dict=True)
+        with torch.no_grad():
+            like = self.own(**pictures, return_dict=True)
         begun = time.perf_counter()
         found: VisionStage | list[str] = any_size(self.model, pictures, self.schedule, expected=flat(like.pooler_output))
         more = {name for name, x in like.items() if x is not None} - SAID
         if isinstance(found, VisionStage) and more:
             found = [f"its output also holds {', '.join(sorted(more))}"]
-        if not isinstance(found, VisionStage) and self.schedule.tower:
-            raise not_cut(found)
+        if not isinstance(found, VisionStage) and self.schedule.leaves_in_tower:
+            raise not_cut(self.schedule, found)
         if not isinstance(found, VisionStage):
             self._say_uncompiled(found)
             return None
@@ -198,5 +199,5 @@ class ImageFeatures:
         self.report.vision.append(bucket)
         features = (like.pooler_output, *(getattr(like, DEEPSTACK, None) or ()))
         own = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), features)
-        tile = found.how.get("tokens") if self.schedule.tower else None
+        tile = found.how.get("tokens") if self.schedule.leaves_in_tower else None
         return TowerGraph(found.how, program, lower(program, self.backend, self.options, self.static), bucket, type(like), own, tile)

@@ -183,7 +183,7 @@ def test_a_file_is_one_preset_and_its_close_variants_or_what_several_share(path)
 def test_a_preset_says_how_sure_its_steps_are(name):
     sure = lookup.sure(name)
     assert re.search(r"\b(Ours|ours)\b", sure)
-    baseline = name in ("none", "pool", "random", "uniform")
+    baseline = name in ("downsample", "none", "pool", "random", "uniform")
     assert bool(re.search("[Bb]aseline", PRESETS[name].__doc__)) == baseline
     assert bool(re.search(r"code|notes?\b|abstract", sure)) != baseline
     assert sure.endswith(".")
@@ -194,5 +194,5 @@ def test_lists_have_every_preset_once_by_where_it_acts():
     assert tuple(found) == PLACES
     assert sorted(lookup.ordered()) == sorted(PRESETS)
     where = {name: place for place, names in found.items() for name in names}
-    assert [where[name] for name in ("tome", "divprune", "sparsevila", "fastv", "shortv", "h2o", "none")] == [
-        PLACES[0], PLACES[1], PLACES[1], PLACES[2], PLACES[2], PLACES[3], PLACES[4]]  # fmt: skip
+    assert [where[name] for name in ("downsample", "tome", "divprune", "sparsevila", "fastv", "shortv", "h2o", "none")] == [
+        PLACES[0], PLACES[1], PLACES[2], PLACES[2], PLACES[3], PLACES[3], PLACES[4], PLACES[5]]  # fmt: skip

@@ -338,7 +338,7 @@ def written(folder, text):
         ),
         (
             "color = 1",
-            r"not a valid schedule: color: Extra inputs .* got 1 \(fields: name, cuts, kv, freeze, tower, schema_version\)",
+            r"not a valid schedule: color: Extra inputs .* got 1 \(fields: name, cuts, kv, freeze, tower, downsample, schema_version\)",
         ),
         ("self = 1", "not a valid schedule: self: Extra inputs"),
         ("schema_version = 2", "schema_version: Input should be 1, got 2"),

@@ -11,9 +11,9 @@ from transformers import LlavaForConditionalGeneration, TextStreamer, pipeline
 import lightvlm_fx as lightvlm
 from lightvlm_fx import bundled
 from lightvlm_fx.bundled import scenes
-from lightvlm_fx.errors import InputError
 from lightvlm_fx.eval import accuracy as evaluate
 from lightvlm_fx.eval import demo
+from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import ALL
 
 
@@ -51,15 +51,9 @@ def test_keeps_its_accuracy_under_the_default_schedule(box, fast):
     assert fast.lightvlm.report.of("prefill")[0].visual_per_layer == (144, 144, 101, 101, 101, 72, 72, 50)
 
 
-def test_pictures_of_fewer_pixels_take_fewer_tokens():
-    (score,) = evaluate.scores({}, 2, kinds=("colour",), pixels=(48,))[1:]
-    assert (score.name, score.tokens, len(score.right["colour"])) == ("downsample to 48 x 48", 36, 2)
-
-
-@pytest.mark.parametrize("pixels", [0, 50, -8])
-def test_refuses_pictures_of_parts_of_patches(pixels):
-    with pytest.raises(InputError, match=f"pixels={pixels}: the bundled model takes pictures of a multiple of 8 pixels a side"):
-        bundled.load(pixels)
+def test_smaller_pictures_lose_most_on_a_model_that_saw_one_size():
+    score = evaluate.scores({"smaller": Schedule.preset("downsample")}, 10, kinds=("shape",))
+    assert score[1].accuracy() < score[0].accuracy()
 
 
 def test_held_out_digits_are_not_in_training():

@@ -111,9 +111,9 @@ def test_show_draws_pruning_too(run, tmp_path):
 
 
 def test_eval_compares_with_baselines(run):
-    code, text, _ = run("eval", "--samples", "4", "--keep", "0.35", "--kind", "where", "--pixels", "72")
+    code, text, _ = run("eval", "--samples", "4", "--keep", "0.35", "--kind", "where", "-p", "lightvlm", "-p", "downsample:side=0.75")
     assert code == 0
-    for row in ("full model", "lightvlm @ 0.35", "random + prune @ 0.35", "uniform + merge @ 0.35", "downsample to 72 x 72"):
+    for row in ("full model", "lightvlm @ 0.35", "random + prune @ 0.35", "uniform + merge @ 0.35", "downsample:side=0.75"):
         assert row in text
 
 
@@ -267,7 +267,6 @@ def test_bench_answer_watches_one_long_answer(run):
         (("bench", "prefill", "--shape", "0.5"), "no shape named '0.5'; did you mean '0.5b'?"),
         (("bench", "answer", "--length", "99"), "an answer must have 800 tokens and more to be judged after its 600th, got 99"),
         (("bench", "answer", "--shape", "tiny", "-p", "snapkv"), "schedule 'snapkv' does not hold its cache to a fixed size while"),
-        (("eval", "--drift", "--pixels", "48"), "--drift and --pixels are tables of their own; ask for one at a time"),
         (("eval", "--turns", "--drift"), "--turns and --drift are tables of their own"),
         (("show", PICTURE, "-p", "none", "--keep", "1"), "no option of preset 'none' named 'keep'"),
     ],

@@ -14,7 +14,7 @@ EXACT = 1e-5  # of the largest logit
 ALL = tiny("llava").visual_tokens  # as a count, which no compiler takes for no cut
 # Options by which all stays. Shares of 1.0 stand where there are no counts.
 WHOLE = {
-    "cdpruner": {"keep": ALL}, "dart": {"layer": 2, "keep": ALL}, "divprune": {"keep": ALL},
+    "cdpruner": {"keep": ALL}, "dart": {"layer": 2, "keep": ALL}, "divprune": {"keep": ALL}, "downsample": {"side": 1.0},
     "dynamic-vlm": {"tokens": 10**6, "most": 10**6}, "fastervlm": {"keep": ALL}, "fastv": {"keep": ALL},
     "feather": {"layers": (1, 2), "keep": 1.0}, "folder": {"keep": ALL}, "fourier": {"side": 1.0},
     "hawk": {"keep": ALL}, "illava": {"layers": (2,), "keep": ALL}, "lightvlm": {"layers": (2,), "keep": ALL},

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from references import CASES, FAMILIES, absorbed, last_query, log_sum_exp, run_reference, tiny, unit, unreduced
+from torch.nn import functional as F
 
 import lightvlm_fx as lightvlm
-from lightvlm_fx.errors import LightVLMError
+from lightvlm_fx.errors import LightVLMError, ScheduleError
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer, difference
 
@@ -197,6 +198,50 @@ def test_meteor(family, case, heads):
         return [best(paid[most].mean(0)[span], rounded(n, 0.3)) for span, n in zip(seen.spans, seen.sizes, strict=True)]
 
     run_reference(family, case, schedule, {2: rule}, EXACT, renumber=())
+
+
+@cases
+@families
+@pytest.mark.parametrize("alike", [False, True])
+def test_meteor_across_pictures(family, case, alike):
+    """The second stage: of each picture what least resembles the tokens of the row's other pictures, all together, or of its own alone."""
+    schedule = Schedule.preset("meteor", layer=2, keep=0.5, heads=3, across=0.4)
+    assert [cut.keep for cut in schedule.cuts] == [0.4, 0.2]
+    only = schedule.model_copy(update={"cuts": schedule.cuts[:1]}) if alike else None
+
+    def rule(seen):
+        chosen = []
+        for i, image in enumerate(seen.images):
+            others = [x for j, x in enumerate(seen.images) if j != i] or [image]
+            redundant = F.cosine_similarity(image[:, None].float(), torch.cat(others)[None].float(), dim=-1).sum(1)
+            chosen.append(best(-redundant, rounded(seen.sizes[i], 0.4)))
+        return chosen
+
+    def later(seen):
+        q, k, _ = seen.attention()
+        logits = (q @ k.transpose(1, 2)).float() * q.shape[-1] ** -0.5
+        blind = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
+        paid = logits.masked_fill(blind, -torch.inf).softmax(-1)[:, words_after(seen)].mean(1)
+        most = paid[:, torch.cat(seen.spans)].sum(1).topk(3).indices
+        return [best(paid[most].mean(0)[span], rounded(n, 0.2)) for span, n in zip(seen.spans, seen.sizes, strict=True)]
+
+    run_reference(family, case, only or schedule, {0: rule} if only else {0: rule, 2: later}, EXACT, renumber=())
+
+
+def test_meteor_has_all_its_stages_in_one_schedule():
+    schedule = Schedule.preset("meteor", tower=0.5, across=0.5)
+    assert [(cut.score.name, cut.keep) for cut in schedule.cuts] == [("survived", 0.5), ("unlike-others", 0.25), ("visual-heads", 0.0625)]
+    assert schedule.layers(28) == [0, 1, 7]
+    fast = unreduced("llava").lightvlm.with_schedule(schedule.model_copy(update={"tower": tuple(
+        cut.model_copy(update={"layer": at}) for cut, at in zip(schedule.tower[1:], (0,), strict=True))}))  # fmt: skip
+    answer(fast, tiny("llava").inputs(text=(9, 7), images=(1, 2)))
+    left = [fast.lightvlm.survivors[f"index.{i}"].shape[1] for i in range(3)]
+    assert left == sorted(left, reverse=True)
+
+
+def test_meteor_refuses_a_count_beside_a_share():
+    with pytest.raises(ScheduleError, match=r"meteor: keep must be a share beside across=0.5"):
+        Schedule.preset("meteor", keep=8, across=0.5)
 
 
 @cases

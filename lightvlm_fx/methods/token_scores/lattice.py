@@ -18,10 +18,9 @@ class Lattice(TokenScore):
     reads = ("budget", "grid")
 
     def score(self, view: View) -> Tensor:
-        from lightvlm_fx.ops.lattice import small_grid
+        from lightvlm_fx.ops.lattice import central, small_grid
 
         at, sides, small = view.grid[..., 1:3], view.grid[..., 4:].clamp_min(1), small_grid(view.grid, view.budget)
-        half = sides // 2
-        chosen = (((at + 1) * small + half) // sides > (at * small + half) // sides).all(-1)
+        chosen = central(at, sides, small).all(-1)
         there: Tensor = (chosen & (view.segment >= 0)).float()
         return there
