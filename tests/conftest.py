@@ -40,11 +40,12 @@ PINNED = {name: tuple(map(int, re.search(rf"^{name}==(\d+)\.(\d+)", PINS, re.MUL
 
 # begun first, longest first: whatever comes last, one worker does alone
 LONG = (
-    "test_families.py", "test_bounded_cache.py", "test_any_picture.py", "test_any_size.py", "test_threads.py", "test_any_length.py",
-    "test_reproducible.py", "test_any_schedule.py", "test_openvino.py", "test_load.py", "test_methods_inside.py", "test_compiled.py",
-    "test_cli.py", "test_methods_before_decoder.py", "test_schedules.py", "test_artifact_families.py", "test_docs.py",
-    "test_export_bad_input.py", "test_providers.py", "test_prepack.py", "test_reduce_tokens.py", "test_manifest.py", "test_folder.py",
-    "test_tensorrt.py", "test_dialogues.py", "test_pipelines.py",
+    "test_families.py", "test_load.py", "test_bounded_cache.py", "test_compiled.py", "test_any_picture.py", "test_any_size.py",
+    "test_threads.py", "test_any_length.py", "test_reproducible.py", "test_any_schedule.py", "test_openvino.py", "test_methods_inside.py",
+    "test_follow.py", "test_cli.py", "test_methods_before_decoder.py", "test_schedules.py", "test_artifact_families.py", "test_docs.py",
+    "test_export_bad_input.py", "test_providers.py", "test_prepack.py", "test_bundled.py", "test_manifest.py", "test_reduce_tokens.py",
+    "test_in_tower.py", "test_bodies.py", "test_images.py", "test_openai.py", "test_folder.py", "test_tensorrt.py", "test_dialogues.py",
+    "test_pipelines.py",
 )  # fmt: skip
 
 
