@@ -101,6 +101,7 @@ class Explanation:
             more = f", {kv.prompt.name} after the prompt" if kv.prompt else ""
             more += f", {kv.visual_share:.0%} for pictures" * bool(kv.visual_share)
             more += f", {kv.merge.name} merging" * kv.merge.joins
+            more += f", one choice for {kv.layers} layers" * (kv.layers > 1)
             lines.append(f"cache bounded {kv.when.said}: {held}{more}, {kv.sinks} sinks, {kv.recent} recent")
         if self.short:
             lines.append(self.short)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from lightvlm_fx.errors import ScheduleError, shown
-from lightvlm_fx.frozen import MOST, Count, Frozen, Number, one_of, usual
+from lightvlm_fx.frozen import MOST, Count, Frozen, Number, Positive, one_of, usual
 from lightvlm_fx.methods.base import Budget
 from lightvlm_fx.methods.budgets.uniform import Uniform
 from lightvlm_fx.methods.entry_merges.none import NoMerge
@@ -77,6 +77,7 @@ class Kv(Frozen):
     recent: Count = 32  # last entries that always stay
     visual_share: VisualShare = 0  # share of the capacity that is the picture's, and stays its own
     text_first: bool = False  # no visual entry stays before a text entry goes
+    layers: Positive = 1  # so many in a row, between two cuts, keep what the first of them chooses after the prompt
     merge: AnyEntryMerge = NoMerge()  # what becomes of dropped entries (when="turn": of those not read)
 
     @model_validator(mode="before")
@@ -104,6 +105,9 @@ class Kv(Frozen):
                 yield f"{given} is for caches whose score the steps carry on, but when={self.when.name!r} chooses once; name it as score="
             if self.prompt.visual_only:
                 yield f"{given} ranks visual entries only; use another score"
+        if self.layers > 1 and (self.budgets.adaptive or self.budgets.by_layer or self.when.by_turn or not self.shared):
+            yield (f"layers={self.layers} is one choice for layers that keep equally many entries, for all heads and the whole answer: it "
+                   "needs heads='shared', budgets='uniform' and a when other than 'turn'")  # fmt: skip
         if self.visual_share > 0 and (not self.when.stepping or not self.score.carried or self.text_first):
             whens = listed([kind.name for kind in MOMENTS if kind.stepping])
             scores = listed([kind.name for kind in ENTRY_SCORES.all() if kind().carried])

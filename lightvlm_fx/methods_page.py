@@ -81,6 +81,7 @@ def _bound(kv: Kv) -> str:
     parts += [f"worth by {kv.score}"]
     parts += [f"shared over the layers by {kv.budgets}"] * (kv.budgets.name != "uniform")
     parts += [f"the others merge by {kv.merge}"] * kv.merge.joins
+    parts += [f"one choice for {kv.layers} layers between two cuts"] * (kv.layers > 1)
     return ", ".join(parts)
 
 

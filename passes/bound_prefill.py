@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lightvlm_fx.errors import PostconditionError, PreconditionError
-from lightvlm_fx.frozen import Count
+from lightvlm_fx.frozen import Count, Positive
 from lightvlm_fx.graph import ports
 from lightvlm_fx.graph.attention import Marker
 from lightvlm_fx.graph.edit import Editor, every_layer_marked
@@ -45,6 +45,7 @@ class BoundPrefill(Pass):
     sizes: tuple[Count, ...] = ()  # of each layer, the number of the input whose size says how many stay; layers may share one
     score: AnyEntryScore = Attention()
     shared: bool = False
+    layers: Positive = 1  # so many in a row that have the same tokens keep what the first of them chooses, by what it scores
     sinks: Count = 4
     recent: Count = 32
     of_visual: bool = False
@@ -84,22 +85,32 @@ class BoundPrefill(Pass):
         most = None if not self.budgets.adaptive else program.add_input(ports.KV_MOST, value(count).new_empty(value(count).shape))
         outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
         lengths = self._lengths(program)
-        scores = [self._score(self.score, program, markers[layer], segments[layer], layer) for layer in range(len(lengths))]
+        firsts = [segments.index(segment) for segment in segments]
+        leads = [layer - (layer - first) % self.layers for layer, first in enumerate(firsts)]
+        scores = [self._score(self.score, program, markers[layer], segments[layer], layer) if lead == layer else None
+                  for layer, lead in enumerate(leads)]  # fmt: skip
         edit = Editor(program, end)
-        worth = self._worth(program, edit, markers, segments, scores) if carried else [None] * len(scores)
+        worth = self._worth(program, edit, markers, segments, scores, leads) if carried else [None] * len(scores)
         if most is not None:
             count = outputs["kv_count"] = self._budgets(program, edit, markers, segments, scores, count, most)
-        for layer, (score, segment) in enumerate(zip(scores, segments, strict=True)):
-            own = edit.call(f"kv_count_{layer}", torch.ops.aten.select.int, count, 1, layer)
-            kept = edit.call(
-                f"kv_kept_{layer}", OPS.keep_entries.default, score, segment, own, lengths[layer], self.sinks,
-                self.recent, self.of_visual, self.text_first, self.visual_share,
-            )  # fmt: skip
-            index, outputs[f"entry.{layer}"] = edit.parts(kept, f"kv_index_{layer}", f"kv_entry_{layer}")
+        chosen: dict[int, tuple[fx.Node, fx.Node | None]] = {}  # by layer, the places of what stays, and where the others went
+        for layer, (lead, segment) in enumerate(zip(leads, segments, strict=True)):
+            entry = f"entry.{layer}"
+            if lead == layer:
+                own = edit.call(f"kv_count_{layer}", torch.ops.aten.select.int, count, 1, layer)
+                kept = edit.call(
+                    f"kv_kept_{layer}", OPS.keep_entries.default, scores[layer], segment, own, lengths[layer], self.sinks,
+                    self.recent, self.of_visual, self.text_first, self.visual_share,
+                )  # fmt: skip
+                index, outputs[entry] = edit.parts(kept, f"kv_index_{layer}", f"kv_entry_{layer}")
+                chosen[layer] = index, self._went(edit, outputs, layer, segment, index)
+            else:  # each layer's steps write into positions of its own
+                outputs[entry] = edit.call(f"kv_entry_{layer}", torch.ops.aten.clone.default, outputs[f"entry.{lead}"])
+            index, went = chosen[lead]
             if self.store:
                 outputs[f"kv_index.{layer}"] = index
             else:
-                self._shorten(edit, outputs, layer, worth[layer], _counted_size(markers[layer]), segment, index)
+                self._shorten(edit, outputs, layer, worth[layer], _counted_size(markers[layer]), segment, index, went)
         end.args = (tuple(outputs.values()),)
         program.with_facts(outputs=tuple(outputs))
         return PassResult(len(markers), len(lengths))
@@ -112,27 +123,39 @@ class BoundPrefill(Pass):
         return [read[number] for number in self.sizes]
 
     def _worth(
-        self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node], scores: list[fx.Node]
-    ) -> list[fx.Node]:
-        """Of every layer, the scores that the steps carry on."""
-        out = []
-        for layer, (score, segment) in enumerate(zip(scores, segments, strict=True)):
+        self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node], scores: list[fx.Node | None],
+        leads: list[int],
+    ) -> list[fx.Node]:  # fmt: skip
+        """Of every layer, the scores that its steps carry on."""
+        out: list[fx.Node] = []
+        for layer, (score, lead) in enumerate(zip(scores, leads, strict=True)):
+            if lead < layer:
+                out.append(out[lead])
+                continue
+            assert score is not None
             if self.running is not None and self.running != self.score:
-                score = self._score(self.running, program, markers[layer], segment, layer, "worth")
+                score = self._score(self.running, program, markers[layer], segments[layer], layer, "worth")
             if self.visual_share:
-                score = edit.call(f"kv_guarded_{layer}", OPS.guard_visual.default, score, segment)
+                score = edit.call(f"kv_guarded_{layer}", OPS.guard_visual.default, score, segments[layer])
             out.append(score)
         return out
 
+    def _went(self, edit: Editor, outputs: dict[str, fx.Node], layer: int, segment: fx.Node, index: fx.Node) -> fx.Node | None:
+        """Where the entries of a layer go, for merges that ask for it."""
+        if self.store or "went" not in self.merge.reads:
+            return None
+        held = {what: outputs[f"{what}.{layer}"] for what in ("keys", "values", "entry")}
+        return operators.call(edit, f"kv_went_{layer}", self.merge, "went", segment=segment, index=index, **held)
+
     def _shorten(
         self, edit: Editor, outputs: dict[str, fx.Node], layer: int, worth: fx.Node | None, size: fx.Node | None,
-        segment: fx.Node, index: fx.Node,
+        segment: fx.Node, index: fx.Node, went: fx.Node | None,
     ) -> None:  # fmt: skip
         """Replace what one layer hands on by the entries at `index`."""
         keys, values, entry = (outputs[f"{what}.{layer}"] for what in ("keys", "values", "entry"))
         if self.merge.joins:
             merged = operators.call(edit, f"kv_merge_{layer}", self.merge, "merge", keys=keys, values=values, size=size, worth=worth,
-                                    segment=segment, index=index, entry=entry)  # fmt: skip
+                                    segment=segment, index=index, entry=entry, went=went)  # fmt: skip
             made = {"keys": "keys", "values": "values"}  # outputs by the names of their nodes, in the op's order
             if self.merge.counts:
                 made |= {"size": "kv_size"} | ({} if worth is None else {"scores": "score"})

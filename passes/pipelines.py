@@ -71,8 +71,8 @@ def _bound_prefill(schedule: Schedule, depth: int) -> BoundPrefill:
     kv = schedule.kv
     assert kv is not None
     return BoundPrefill(
-        sizes=shared_sizes(schedule, depth), score=kv.prompt or kv.score, shared=kv.shared, sinks=kv.sinks, recent=kv.recent,
-        of_visual=kv.of == "visual", text_first=kv.text_first, visual_share=kv.visual_share,
+        sizes=shared_sizes(schedule, depth), score=kv.prompt or kv.score, shared=kv.shared, layers=kv.layers,
+        sinks=kv.sinks, recent=kv.recent, of_visual=kv.of == "visual", text_first=kv.text_first, visual_share=kv.visual_share,
         budgets=kv.budgets if kv.adaptive else Uniform(), merge=kv.merge,
         running=kv.score if kv.when.stepping else None, store=kv.when.by_turn,
     )  # fmt: skip

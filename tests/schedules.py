@@ -58,7 +58,8 @@ def bounds(draw, depth):
             capacity=capacity, of=of, when=when, score=score, sinks=sinks, recent=recent, heads=draw(st.sampled_from(["each", "shared"])),
             budgets=draw(st.sampled_from(["strength", *budgets] if score.name == "elite" else budgets) | weights),
             text_first=not more.get("visual_share") and draw(st.booleans()),
-            merge=draw(st.sampled_from(["none", "counted"] if when == "turn" else MERGES)), **more,
+            merge=draw(st.sampled_from(["none", "counted"] if when == "turn" else MERGES)),
+            layers=draw(st.sampled_from([1, 1, 2, 9])), **more,
         )  # fmt: skip
     except ScheduleError:
         assume(False)

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import inspect
 import re
 import subprocess
 import sys
@@ -168,9 +169,7 @@ def test_the_catalogue_holds_nothing_else():
 def test_a_pass_says_what_it_does(pass_):
     """Before, After, Ensures and Source in its docstring; a frozen value with defaults."""
     for heading in ("Before:", "After:", "Ensures:", "Source:"):
-        assert re.search(rf"^    {heading} +\S", pass_.__doc__, re.MULTILINE), (
-            f"no {heading} in {pass_.__name__}"
-        )
+        assert re.search(rf"^{heading} +\S", inspect.getdoc(pass_), re.MULTILINE), f"no {heading} in {pass_.__name__}"
     assert issubclass(pass_, Pass)
     assert pass_.__dataclass_params__.frozen
     assert set(pass_.stages) <= {"vision", "prefill", "decode"}

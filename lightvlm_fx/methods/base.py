@@ -41,6 +41,7 @@ ARGUMENTS = {
     "index": "Tensor index",  # [B, K] (entries: [B, G, K]): places of what stays
     "left": "Tensor left",  # [B, K] int64: segment of what stays
     "entry": "Tensor entry",  # [B, G, K] int64: the place again, -1 for an empty slot
+    "went": "Tensor went",  # [B, 1 or G, S] int64: which of what stays an entry goes to, by its place there, -1 for none
     "statistic": "Tensor statistic",  # [B, L, n] float32
     "layer": "int layer",  # of the cut
     "shared": "bool shared",  # whether the KV heads share one choice
@@ -78,6 +79,7 @@ class View:
     index: Any = None
     left: Any = None
     entry: Any = None
+    went: Any = None
     statistic: Any = None
     layer: Any = None
     shared: Any = None
@@ -292,6 +294,13 @@ class EntryMerge(Method):
     what = "way to merge entries"
     joins: ClassVar[bool] = True  # else entries stay as they are, and `merge` is not asked
     counts: ClassVar[bool] = False  # survivors count in attention as all that they stand for
+
+    def went(self, view: View) -> Tensor:
+        """Which of what stays each entry goes to [B, 1 or G, S] int64, of `keys`, `values`, `index` and `entry`; -1 for none.
+
+        Of a class that reads `went`; layers that share a choice share this.
+        """
+        raise NotImplementedError(f"{self.what} {self.name!r} reads where entries went, but has no `went`")
 
     def merge(self, view: View) -> Any:
         """Keys and values [B, G, K, d], with `counts` also size and worth [B, G, K]; of a class that `joins`."""

@@ -61,6 +61,10 @@ def _merged(view: View, kind: type[Any]) -> Any:
     return (*held, counted, torch.empty_like(counted)) if kind.counts else held
 
 
+def _went(view: View, kind: type[Any]) -> Any:
+    return view.index.new_empty(len(view.segment), view.index.shape[1], view.segment.shape[1])
+
+
 def _statistic(view: View, kind: type[Any]) -> Any:
     return view.q.new_empty(len(view.segment), dtype=torch.float32)
 
@@ -80,6 +84,7 @@ ROLES = {
     "combine": Role("combine", ("segment",), lambda kind: _tensors(3), _combined),
     "prompt": Role("kv_score", ("segment",), lambda kind: _tensors(2) if kind.statistics else "Tensor", _entry_scores),
     "ask": Role("kv_ask", ("segment",), lambda kind: "Tensor", _asked),
+    "went": Role("kv_went", ("keys", "values", "segment", "index", "entry"), lambda kind: "Tensor", _went),
     "merge": Role("kv_merge", ("segment",), lambda kind: _tensors(4 if kind.counts else 2), _merged),
     "spread": Role("kv_spread", ("segment",), lambda kind: "Tensor", _statistic),
     "shares": Role("kv_shares", ("statistic",), lambda kind: "Tensor", _shares, options=False),
@@ -88,7 +93,7 @@ ROLES = {
 
 def arguments(kind: type[Method], role: str) -> tuple[str, ...]:
     """What the operator takes before the method's options, by the names of `ARGUMENTS`."""
-    read = {*ROLES[role].reads, *(() if role in ("note", "wanted", "shares") else kind.reads)}
+    read = {*ROLES[role].reads, *(() if role in ("note", "wanted", "went", "shares") else kind.reads)}
     return tuple(name for name in ARGUMENTS if name in read)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +27,7 @@ def received(q: Tensor, k: Tensor, norm: Tensor, segment: Tensor, mask: Tensor |
     keys, norm = keys.float().transpose(2, 3).unsqueeze(2), per_group(torch.where(real.unsqueeze(1), norm, 0.0).unsqueeze(-1), k)
     counts = (segment == TEXT if text else real).gather(1, columns).unsqueeze(1)
     total = torch.zeros(b, g, columns.shape[1], dtype=torch.float32, device=q.device)
-    for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * columns.shape[1]):
+    for start, stop in _rows(q, s, columns.shape[1], segment if at is not None and mask is None else None):
         last = columns.shape[1]
         if mask is None:  # no row of the tile sees a later key
             last = stop if at is None else int((counts[:, 0] & (at < stop)).sum(1).max())
@@ -42,6 +44,16 @@ def received(q: Tensor, k: Tensor, norm: Tensor, segment: Tensor, mask: Tensor |
     if at is not None:
         total = torch.zeros(b, g, s, dtype=torch.float32, device=q.device).scatter_(2, at.unsqueeze(1).expand_as(total), total)
     return torch.where((segment == TEXT).unsqueeze(1), total, 0.0) if text else total
+
+
+def _rows(q: Tensor, s: int, columns: int, segment: Tensor | None) -> Iterator[tuple[int, int]]:
+    """Begin and end of each tile of rows. Where text alone is looked at, of `segment` [B, S]: all rows before the last picture's end see
+    little of it, and are one tile.
+    """
+    end = 0 if segment is None else int(((segment >= 0) * torch.arange(1, s + 1, device=q.device)).amax(1).min())
+    if end:
+        yield 0, end
+    yield from tiles(q, s, q.shape[0] * q.shape[1] * columns, end)
 
 
 @received.register_fake

@@ -28,7 +28,8 @@ SURE = (
 )
 METHOD = dict.fromkeys(("rope", "power", "centres", "group"))
 CACHE = {
-    "when": None, "kv_score": Attention(), "kv_merge": Counted(), "heads": "shared", "sinks": None, "recent": None, "visual_share": 0.3,
+    "when": None, "kv_score": Attention(), "kv_merge": Counted(), "heads": "shared", "kv_layers": 4,
+    "sinks": None, "recent": None, "visual_share": 0.3,
 }  # fmt: skip
 MORE = METHOD | CACHE  # options that the signature does not name, and their defaults
 
@@ -46,6 +47,7 @@ class Options(TypedDict, total=False):
     kv_score: AnyEntryScore
     kv_merge: AnyEntryMerge
     heads: Heads
+    kv_layers: Positive
     sinks: Count | None
     recent: Count | None
     visual_share: VisualShare
@@ -66,7 +68,7 @@ def lightvlm(
     With `capacity` as a ratio, the prompt's visual entries are merged into that share of the prompt, once (`when="prefill"`);
     as a count, every layer's cache holds that many entries for the whole answer (`when="step"`): the picture, merged into
     `visual_share` (0.3) of them, and of the text 4 sinks, the newest half, and what was attended to most.
-    Options of the cache: `when`, `kv_score`, `kv_merge`, `heads`, `sinks`, `recent` and `visual_share`.
+    Options of the cache: `when`, `kv_score`, `kv_merge`, `heads`, `kv_layers`, `sinks`, `recent` and `visual_share`.
     Options of `score` and `combine`: `rope`, `power`, `centres` and `group`; `power` is 0.5 where neither says otherwise.
     """
     method = {name: value for name, value in options.items() if name in METHOD and value is not None}
@@ -84,7 +86,8 @@ def lightvlm(
 
 
 def _bounded(
-    capacity: Capacity, when: Any, kv_score: Any, kv_merge: Any, heads: Any, sinks: int | None, recent: int | None, visual_share: float
+    capacity: Capacity, when: Any, kv_score: Any, kv_merge: Any, heads: Any, kv_layers: Any, sinks: int | None, recent: int | None,
+    visual_share: float,
 ) -> Kv:
     """The cache: chosen once, or step by step."""
     if when is None:
@@ -95,9 +98,9 @@ def _bounded(
         if idle:
             raise ScheduleError(f"lightvlm: {', '.join(idle)} says how a cache goes on step by step, but when='prefill' chooses once; "
                                 "leave it out, or give capacity as a count, or when='step'")  # fmt: skip
-        return Kv(capacity=capacity, when=when, score=EntryDensity(), merge=kv_merge, heads=heads, text_first=True,
+        return Kv(capacity=capacity, when=when, score=EntryDensity(), merge=kv_merge, heads=heads, layers=kv_layers, text_first=True,
                   sinks=1 if sinks is None else sinks, recent=1 if recent is None else recent)  # fmt: skip
     if recent is None:
         recent = int(capacity * (1 - visual_share) / 2) if isinstance(capacity, int) else 16
-    return Kv(capacity=capacity, when=when, score=kv_score, prompt=EntryDensity(), merge=kv_merge, heads=heads,
+    return Kv(capacity=capacity, when=when, score=kv_score, prompt=EntryDensity(), merge=kv_merge, heads=heads, layers=kv_layers,
               sinks=4 if sinks is None else sinks, recent=recent, visual_share=visual_share)  # fmt: skip

@@ -7,6 +7,7 @@ The layers go into the transformers `Cache` that generate() made. `layers[l].key
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -205,7 +206,7 @@ class Store:
         if self.merge.counts:
             size = None if self.size is None else self.size[:, 0]
             view = View(keys=self.keys, values=self.values, size=size, segment=self.segment, index=index, entry=entry)
-            keys, values, size, _ = self.merge.merge(view)
+            keys, values, size, _ = self.merge.merge(replace(view, went=self.merge.went(view)) if "went" in self.merge.reads else view)
             self._put(position, keys, values, size.clamp_min(1))
         else:
             size = None if self.size is None else OPS.take_entries(self.size, index)

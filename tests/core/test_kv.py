@@ -71,7 +71,7 @@ def test_the_fingerprint_of_a_schedule_without_a_bound_is_that_of_its_cuts():
 def test_the_fingerprint_changes_with_every_field_of_a_bound():
     changes = [
         {"capacity": 51}, {"of": "visual"}, {"when": "step"}, {"score": "age"}, {"heads": "shared"}, {"budgets": "pyramid"},
-        {"sinks": 3}, {"recent": 31}, {"text_first": True}, {"merge": "pivot"},
+        {"heads": "shared", "layers": 2}, {"sinks": 3}, {"recent": 31}, {"text_first": True}, {"merge": "pivot"},
         {"score": {"name": "window", "kernel": 3}}, {"when": "step", "prompt": "density"}, {"when": "step", "visual_share": 0.1},
     ]  # fmt: skip
     assert {key for change in changes for key in change} == set(Kv.model_fields)
@@ -90,6 +90,8 @@ def test_the_fingerprint_changes_with_every_field_of_a_bound():
         ({"score": "elite"} | ONCE, ELITE),
         ({"score": "elite", "budgets": "strength"} | ONCE, ELITE),
         ({"budgets": "strength"} | VISUAL, "budgets='strength' needs score='elite', got 'attention'"),
+        *(({"layers": 2} | more, "layers=2 is one choice for layers that keep equally many entries")
+          for more in ({}, {"heads": "shared", "budgets": "pyramid"}, {"score": "question", "when": "turn", "of": "visual"})),
         ({"visual_share": 0.5}, r"capacity 50, less 25 for pictures, is below sinks \+ recent \+ 1 = 4 \+ 32 \+ 1 = 37; raise the"),
         *(({"visual_share": 0.1} | more, "visual_share=0.1 keeps pictures while text goes, step by step: it needs when='step', 'mask' or")
           for more in (ONCE, {"score": "age"}, {"text_first": True})),

@@ -67,7 +67,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "positions": POSITIONS, "layers": ((1, 2), [0.25, 0.5], [0.25, 0.625, 0.875], (3,)), "power": (0, 0.25, 4.0), "centres": (0, 0.1, 1.0),
     "group": (1, 5), "seed": (0, 2**32 - 1), "capacity": (1, 1.0, 64, 512, 0.1, 0.5), "of": ("all", "visual"), "when": forms(MOMENTS),
     "prompt": ("", *forms(ENTRY_SCORES)), "kv_score": forms(ENTRY_SCORES), "merge": forms(ENTRY_MERGES), "kv_merge": forms(ENTRY_MERGES),
-    "heads": ("each", "shared"),
+    "heads": ("each", "shared"), "kv_layers": (1, 4),
     "budgets": (*forms(BUDGETS), [1, 2.0], [3] * 8), "sinks": (0, 4), "recent": (0, 8, 32), "window": (1, 32), "kernel": (1, 5),
     "alpha": (0.5, 1.0), "visual_share": (0, 0.3, 0.5), "every": (1, 64), "schema_version": (1,),
     "name": ("", "mine", "naïve \N{GRINNING FACE}"),

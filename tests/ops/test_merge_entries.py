@@ -22,6 +22,11 @@ def chosen(batch: Batch, heads, count=3):
     return k, batch.randn(*k.shape, salt=7), index, entry
 
 
+def joined(k, v, size, worth, segment, index, entry):
+    """Where entries go, then what becomes of those that stay."""
+    return OPS.kv_merge_counted(k, v, size, worth, segment, index, OPS.kv_went_counted(k, v, segment, index, entry))
+
+
 def likeness(values, segment):
     """Cosines [S, S] of one row's values [S, n], centred on its visual ones."""
     x = values - values[segment >= 0].mean(0) if bool((segment >= 0).any()) else values
@@ -33,7 +38,7 @@ def test_equals_a_loop(batch: Batch, together):
     """A dropped visual entry joins the survivor of its image with the nearest values; text is dropped without a trace."""
     k, v, index, entry = chosen(batch, 1 if together else GROUPS)
     worth = batch.randn(*index.shape[:2], k.shape[2], salt=9)
-    keys, values, size, total = OPS.kv_merge_counted(k, v, None, worth, batch.segment, index, entry)
+    keys, values, size, total = joined(k, v, None, worth, batch.segment, index, entry)
     for b, segment in enumerate(batch.segment):
         for g in range(index.shape[1]):
             heads = range(GROUPS) if together else [g]
@@ -59,7 +64,7 @@ def test_attention_over_merged_copies_is_attention_over_all(seed, copies, togeth
     k, v = (x.repeat_interleave(copies, 2) for x in distinct)
     segment = torch.zeros(1, 5 * copies, dtype=torch.int64)
     index = (torch.arange(5) * copies).expand(1, 1 if together else GROUPS, -1)
-    keys, values, size, _ = OPS.kv_merge_counted(k, v, None, None, segment, index, index)
+    keys, values, size, _ = joined(k, v, None, None, segment, index, index)
     assert size.unique().tolist() == [copies]
     q = torch.randn(1, GROUPS, 2, 6, generator=draw)
     whole = torch.nn.functional.scaled_dot_product_attention(q, k, v)
@@ -71,7 +76,7 @@ def test_attention_over_merged_copies_is_attention_over_all(seed, copies, togeth
 def test_sizes_add_up_to_the_tokens_there_were(batch: Batch, together):
     k, v, index, entry = chosen(batch, 1 if together else GROUPS)
     had = batch.randn(*batch.segment.shape, salt=5).abs() + 1
-    _, _, size, _ = OPS.kv_merge_counted(k, v, had, None, batch.segment, index, entry)
+    _, _, size, _ = joined(k, v, had, None, batch.segment, index, entry)
     for b, segment in enumerate(batch.segment):
         for g in range(index.shape[1]):
             kept = [i for i in entry[b, g].tolist() if i >= 0]

@@ -32,7 +32,8 @@ def arguments():
     values = {
         "hidden": hidden, "previous": hidden.flip(0), "embeds": hidden, "q": q, "k": k, "v": v, "keys": k, "values": v, "size": size,
         "worth": None, "score": score, "rank": rank, "segment": SEGMENT, "mask": None, "scale": 0.5, "budget": BUDGET, "stay": K,
-        "index": index, "left": left, "entry": entries, "statistic": torch.rand(2, 3, 2, generator=draw), "layer": 1, "shared": False,
+        "index": index, "left": left, "entry": entries, "went": went.unsqueeze(1).repeat(1, 2, 1), "layer": 1, "shared": False,
+        "statistic": torch.rand(2, 3, 2, generator=draw),
         "grid": torch.randint(1, 4, (2, 8, 6), generator=draw), "tower": score, "noted": score,
     }  # fmt: skip
     others = values | {"mask": mask, "shared": True, "worth": per_head}
@@ -73,7 +74,7 @@ def arguments():
 
 def method_call(kind, role, values):
     """The arguments of a method's operator, from `values` by name and its default options."""
-    given = values | ({"index": values["entry"]} if role == "merge" else {})
+    given = values | ({"index": values["entry"]} if role in ("merge", "went") else {})
     own = [field.get_default() for name, field in kind.model_fields.items() if name in operators.options(kind)]
     return (*(given[name] for name in operators.arguments(kind, role)), *(own if operators.ROLES[role].options else ()))
 

@@ -26,6 +26,7 @@ ROOMY = {
     "meda": {"capacity": 1.0, "recent": 4}, "aircache": {"capacity": 1.0}, "sparsevila": {"capacity": 1.0, "keep": 1.0},
     "lightvlm": {"keep": 1.0, "layers": (1, 2), "capacity": 500},
     "lightvlm when=prefill": {"keep": 1.0, "layers": (1, 2), "capacity": 1.0},
+    "lightvlm kv_layers=4": {"keep": 1.0, "layers": (1, 2), "capacity": 500, "kv_layers": 4},
 }  # fmt: skip
 TIGHT = {
     "streaming-llm": {"capacity": 20}, "h2o": {"capacity": 20}, "scissorhands": {"capacity": 20, "window": 8},
@@ -34,6 +35,7 @@ TIGHT = {
     "sparsevila": {"capacity": 0.25, "keep": 0.9},
     "lightvlm": {"keep": 0.5, "layers": (1, 2), "capacity": 20, "recent": 4},
     "lightvlm when=prefill": {"keep": 0.5, "layers": (1, 2), "capacity": 0.4},
+    "lightvlm kv_layers=4": {"keep": 0.5, "layers": (2,), "capacity": 20, "recent": 4, "kv_layers": 4},
 }  # fmt: skip
 MERGED = {"prompt": "density", "merge": "counted", "visual_share": 0.3}
 
@@ -58,7 +60,7 @@ def bounded(**options):
 
 def test_every_preset_with_a_bound_is_here():
     names = {name for name in PRESETS if name != "lightvlm" and Schedule.preset(name).kv} | {"lightvlm"}
-    assert {f"{name} when=prefill" for name in ("lightvlm",)} | names == set(ROOMY) == set(TIGHT)
+    assert {f"lightvlm {option}" for option in ("when=prefill", "kv_layers=4")} | names == set(ROOMY) == set(TIGHT)
 
 
 def preset(name, options):
@@ -110,6 +112,24 @@ def test_overwriting_equals_masking_with_triples_and_with_windows(family, option
     masked, written = (answer(compiled(family, bounded(when=when, **options)), inputs, 30) for when in ("mask", "step"))
     assert difference(masked, written) <= EXACT
     assert written.past_key_values.get_seq_length() == written.sequences.shape[1] - 1
+
+
+@pytest.mark.parametrize("merge", ["none", "counted"])
+def test_layers_between_two_cuts_share_the_first_ones_choice(merge):
+    """What the others hold of it is their own: keys and values, and from then on what their steps give up."""
+    cut, inputs = Cut(layer=2, keep=0.9), tiny("llava").inputs(**BATCH)
+    held = []
+    for layers in (1, 2, 3):
+        kv = bounded(layers=layers, prompt="density", merge=merge, heads="shared").kv
+        fast = compiled("llava", Schedule(cuts=(cut,), kv=kv))
+        held.append([layer.table.position.clone() for layer in answer(fast, inputs, 2).past_key_values.layers])
+        assert len({layer.table.position.data_ptr() for layer in answer(fast, inputs, 30).past_key_values.layers}) == 3
+    each, two, three = held
+    assert not each[1].equal(each[0])
+    assert len(set(two[1][0, 0].tolist()) - set(two[0][0, 0].tolist())) <= 1  # the step gave up one entry, each layer its own
+    for layer, (found, wanted) in enumerate(zip(two, each, strict=True)):
+        assert found.equal(wanted) == (layer != 1)
+    assert all(a.equal(b) for a, b in zip(two, three, strict=True))  # never across a cut
 
 
 def test_dropping_once_equals_masking_once():

@@ -18,25 +18,33 @@ class Counted(EntryMerge):
 
     name = "counted"
     source = "ours; sizes after ToMe, arXiv 2210.09461"
-    reads = ("keys", "values", "size", "worth", "index", "entry")
+    reads = ("keys", "values", "size", "worth", "index", "went")
     counts = True
 
-    def merge(self, view: View) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def went(self, view: View) -> Tensor:
         import torch
 
         from lightvlm_fx.ops.segments import PADDING, heads_as_rows
 
+        heads = view.index.shape[1]
+        rows = view.segment.repeat_interleave(heads, 0)
+        at, there = view.index.flatten(0, 1), view.entry.flatten(0, 1)
+        left = torch.where(there >= 0, rows.gather(1, at), PADDING)
+        found: Tensor = torch.ops.lightvlm.nearest_survivor(heads_as_rows(view.values, heads < view.values.shape[1]), rows, at, left)
+        return found.view(-1, heads, rows.shape[1])
+
+    def merge(self, view: View) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        import torch
+
+        from lightvlm_fx.ops.segments import heads_as_rows
+
         keys, values, size, worth = view.keys, view.values, view.size, view.worth
-        segment, index, entry = view.segment, view.index, view.entry
+        index, went = view.index, view.went.flatten(0, 1)
         (b, g), (heads, k) = values.shape[:2], index.shape[1:]
         shared = heads < g
         held = torch.cat([keys, values], -1)
-        rows = segment.repeat_interleave(heads, 0)
-        size = torch.ones_like(rows, dtype=torch.float32) if size is None else size.repeat_interleave(heads, 0)
-        at, there = index.flatten(0, 1), entry.flatten(0, 1)
-        left = torch.where(there >= 0, rows.gather(1, at), PADDING)
-        went = torch.ops.lightvlm.nearest_survivor(heads_as_rows(values, shared), rows, at, left)
-        merged, grown = torch.ops.lightvlm.merge_tokens(heads_as_rows(held, shared), size, at, went)
+        size = torch.ones_like(went, dtype=torch.float32) if size is None else size.repeat_interleave(heads, 0)
+        merged, grown = torch.ops.lightvlm.merge_tokens(heads_as_rows(held, shared), size, index.flatten(0, 1), went)
         merged = merged.view(b, k, g, -1).transpose(1, 2) if shared else merged.view(b, g, k, -1)
         total = torch.zeros_like(grown)
         if worth is not None:
