@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from lightvlm_fx.exporters.tower_cuts import NotCut
 from lightvlm_fx.exporters.tower_forms import Whole
 from lightvlm_fx.exporters.vision import Tower, Vision
+from lightvlm_fx.methods.base import Picture
+from lightvlm_fx.methods.counts.lattice import Lattice
 from lightvlm_fx.model.locate import vision_tower
 from lightvlm_fx.ops.lattice import central
-from lightvlm_fx.shares import STEPS
 
 INTERPOLATES = "interpolate_pos_encoding"  # by which towers of transformers take pictures of other sizes
 
@@ -48,9 +49,11 @@ class Smaller(nn.Module):
             raise NotCut("its processor decides by a picture's size how many tiles it has, or which part of them is real")
         tokens, (height, width) = how["tokens"], how["shape"][-2:]
         rows = math.isqrt(tokens)
-        small = max(rows * round(side * STEPS) // STEPS, 1)  # as methods/counts/lattice.py counts
-        if height != width or rows**2 != tokens or height * small % rows:
-            raise NotCut(f"tiles of {height} x {width} pixels and {tokens} tokens cannot have {small} rows of tokens")
+        if height != width or rows**2 != tokens:
+            raise NotCut(f"tiles of {height} x {width} pixels and {tokens} tokens are no squares")
+        small = math.isqrt(Lattice(side=side).tokens(Picture(tokens), tokens))
+        if height * small % rows:
+            raise NotCut(f"tiles of {height} pixels and {rows} rows of tokens cannot have {small} rows, which are no whole pixels")
         self.tower, self.tokens, self.small = Tower(model, {}), tokens, small
         near = torch.tensor([at for at in range(rows) if central(at, rows, small)])
         places = (near[:, None] * rows + near).flatten()
