@@ -287,7 +287,8 @@ def test_what_is_beyond_the_count_is_as_if_it_had_left(kv, options):
 EXPORTED = {
     "pyramiddrop": {"layers": (1, 2, 3), "ahead": True}, "dart": {"layer": 2, "keep": 0.5}, "illava": {"layers": (1, 2, 3)},
     "v2drop": {"layers": (1, 2, 3)}, "sparsevlm": {"layers": (1, 2, 3)}, "hawk": {"weights": (0.5, 1.0, 2.0, 4.0)},
-    "meteor": {"heads": 2, "keep": 0.5, "rate": 0.3, "across": 0.5}, "feather": {"layers": (1, 2)}, "shortv": {}, "random": {}, "uniform": {},
+    "meteor": {"heads": 2, "keep": 0.5, "rate": 0.3, "across": 0.5}, "feather": {"layers": (1, 2)}, "shortv": {}, "random": {},
+    "uniform": {},
     "pyramiddrop, its default": {},
 }  # fmt: skip
 
