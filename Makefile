@@ -39,8 +39,9 @@ test: $(READY) lint  ## lint, types and tests, on two cores
 full: $(READY) lint  ## everything that `make test` runs, and the rest of its matrices; what CI runs
 	$(BIN)/python $(PYTEST) -m "not heavy"
 
+# Without the files of core that compile and answer most: threads, calibration, following a source that changes; `make test` has them.
 check: $(READY) lint  ## lint, types, core, passes, ops: two minutes
-	$(BIN)/python $(PYTEST) tests/core tests/passes tests/ops tests/test_catalogue.py
+	$(BIN)/python $(PYTEST) tests/core tests/passes tests/ops tests/test_catalogue.py $(patsubst %,--ignore tests/core/test_%.py,threads calibration follow)
 
 heavy: $(READY)  ## what takes gigabytes or minutes: weights above 2 GB, AOTInductor
 	$(BIN)/python -m pytest -m heavy
