@@ -62,11 +62,11 @@ def _merged(view: View, kind: type[Any]) -> Any:
 
 
 def _went(view: View, kind: type[Any]) -> Any:
-    return view.index.new_empty(len(view.segment), view.index.shape[1], view.segment.shape[1])
+    return view.index.new_empty(view.segment.shape[0], view.index.shape[1], view.segment.shape[1])
 
 
 def _statistic(view: View, kind: type[Any]) -> Any:
-    return view.q.new_empty(len(view.segment), dtype=torch.float32)
+    return view.q.new_empty(view.segment.shape[0], dtype=torch.float32)
 
 
 def _shares(view: View, kind: type[Any]) -> Any:

@@ -38,7 +38,7 @@ def shots(hidden: Tensor, grid: Tensor, segment: Tensor, count: int, alike: floa
     later = first & (grid[..., 0] > 0)
     new = first & ((grid[..., 0] == 0) | (step < alike) | (rank_in_segment(-step, torch.where(later, segment, PADDING)) < count - 1))
     shot = new.long().cumsum(1)
-    begin = torch.zeros(len(segment), length + 1, dtype=torch.int64, device=segment.device)
+    begin = torch.zeros(segment.shape[0], length + 1, dtype=torch.int64, device=segment.device)
     begin = begin.scatter(1, torch.where(new, shot, 0), grid[..., 0]).gather(1, shot)
     frames = torch.zeros_like(segment, dtype=torch.float32)
     frames = torch.cat([frames, frames[:, :1]], 1).scatter_add(1, shot, first.float()).gather(1, shot).long()

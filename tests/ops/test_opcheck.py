@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightvlm_fx.compat import fresh_mode, symbolic_size
 from lightvlm_fx.methods import operators
 from lightvlm_fx.ops.bodies import bodies
 
@@ -122,3 +123,21 @@ def test_no_value_is_read_on_the_host_of_another_device(name, case):
     elsewhere = tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, arguments()[name][case])
     made = bodies()[getattr(OPS, name).default](*elsewhere)
     assert all(x.device.type == "meta" for x in tree_leaves(made) if isinstance(x, torch.Tensor))
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_a_fake_result_has_any_number_of_rows(name, case):
+    """With `len` of a tensor in it, a graph would be of two rows, and others would be traced for other numbers."""
+    mode = fresh_mode()
+    rows = symbolic_size(mode, "rows", 2)
+
+    def any_rows(x):
+        if not isinstance(x, torch.Tensor):
+            return x
+        with mode:
+            return torch.empty([rows if size == 2 and d == 0 else size for d, size in enumerate(x.shape)], dtype=x.dtype)
+
+    given = tree_map(any_rows, arguments()[name][case])
+    with mode:
+        getattr(OPS, name).default(*given)
+    assert not mode.shape_env.replacements

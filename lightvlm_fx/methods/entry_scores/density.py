@@ -31,8 +31,8 @@ class Density(EntryScore):
 
         x = heads_as_rows(view.v, view.shared)
         x = x.float() if x.shape[2] <= NARROW else x
-        rows = view.segment.repeat_interleave(x.shape[0] // len(view.segment), 0)
+        rows = view.segment.repeat_interleave(x.shape[0] // view.segment.shape[0], 0)
         x = directions(x, rows)
         score = peaks(density(x, rows), x, rows, POWER, 1.0)
         nth = (rows != PADDING).cumsum(1) - 1  # in its row: a column would count padding
-        return torch.where(rows >= 0, score, nth.float()).view(len(view.segment), -1, rows.shape[1])
+        return torch.where(rows >= 0, score, nth.float()).view(view.segment.shape[0], -1, rows.shape[1])
