@@ -30,12 +30,13 @@ from lightvlm_fx.compat import (
     without_stack_traces,
 )  # fmt: skip
 from lightvlm_fx.errors import InputError
+from lightvlm_fx.exporters.one_row import SUMS, as_sums
 from lightvlm_fx.graph.edit import module_path
 from lightvlm_fx.graph.program import Program, value
 from lightvlm_fx.ops import packed_linear  # noqa: F401  (registers it)
 
 PACKED = torch.ops.lightvlm.packed_linear.default
-LINEAR = {"aten.linear.default", str(PACKED)}
+LINEAR = {*map(str, SUMS), *map(str, SUMS.values()), str(PACKED)}
 CUT = "cut"
 GROUP = 2  # layers of a part at most: more take longer to compile, fewer longer to call
 BUFFERS = ("keys_", "values_", "position_", "score_", "size_")  # inputs that graphs write
@@ -164,6 +165,7 @@ def _in_aten(
         known.setdefault(tuple(key), (block, outside, made))
         blocks.append(made)
     graph.node_copy(program.output_node(), new.__getitem__)
+    as_sums(graph)
     if prepack:
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
             if node.args[1].op == "placeholder":  # a weight, of two dimensions

@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor
 
 import lightvlm_fx as lightvlm
+from lightvlm_fx.compat import given_cache
 from lightvlm_fx.errors import RefusedModel
 from lightvlm_fx.quiet import quiet
 from lightvlm_fx.zoo import FAMILIES, NO_RECIPE, TinyVLM, build, image_text_to_text_types
@@ -104,7 +105,7 @@ def _same_when_all_stay(tiny: TinyVLM, fast: Any) -> tuple[list[str], list[str]]
 def _counts(tiny: TinyVLM, fast: Any) -> list[str]:
     """What is wrong with the tokens that each layer caches at keep=0.3."""
     inputs = tiny.inputs(**CASES["one row"])
-    layers = answer(fast, inputs).past_key_values.layers
+    layers = given_cache(answer(fast, inputs)).layers
     schedule, visual = fast.lightvlm.schedule, tiny.visual_tokens
     left = [visual, *schedule.budgets(visual)]
     text = inputs["input_ids"].shape[1] - visual

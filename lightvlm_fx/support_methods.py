@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import lightvlm_fx as lightvlm
+from lightvlm_fx.compat import given_cache
 from lightvlm_fx.errors import LightVLMError
 from lightvlm_fx.ops.segments import PADDING, TEXT
 from lightvlm_fx.presets import make
@@ -55,7 +56,7 @@ def try_out(preset: str, whole: Any, inputs: Any) -> str:
     """WORKS, the first line of what refuses the preset, or what is WRONG."""
     try:
         fast = whole.lightvlm.with_schedule(make(preset, **TINY.get(preset, {})))
-        layers = answer(fast, inputs).past_key_values.layers
+        layers = given_cache(answer(fast, inputs)).layers
     except LightVLMError as refusal:
         return str(refusal).splitlines()[0].split("cannot be compiled: ")[-1].split("}: ")[-1]
     except Exception as error:

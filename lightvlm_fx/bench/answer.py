@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from lightvlm_fx.bench.prefill import Shape, build, example
+from lightvlm_fx.compat import given_cache
 from lightvlm_fx.errors import InputError, NotSupported
 from lightvlm_fx.exporters.torch_compile import compiled_graphs
 from lightvlm_fx.ops.bounded_attention import victims
@@ -98,7 +99,7 @@ def answer(
     made = Watched(schedule.name, device, tell)
     with torch.inference_mode():
         out = fast.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, streamer=made, return_dict_in_generate=True)
-        made.choice = choice_seconds(out.past_key_values, schedule, backend)
+        made.choice = choice_seconds(given_cache(out), schedule, backend)
     return made
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from lightvlm_fx.bench.prefill import Shape, build, example, synchronise
+from lightvlm_fx.compat import cache_argument, given_cache
 from lightvlm_fx.exporters.torch_compile import compiled_graphs
 from lightvlm_fx.schedule import Schedule
 
@@ -106,6 +107,11 @@ def _token(model: Any, batch: int) -> Tensor:
     return torch.full((batch, 1), 10, device=model.device)
 
 
+def with_entries(model: Any, cache: Any) -> dict[str, Any]:
+    """What a call of `model` gets that is to go on from `cache`."""
+    return {cache_argument(model.forward): cache, "use_cache": True}
+
+
 def _fill(model: Any, cache: Any, batch: int, tokens: int) -> None:
     config = model.config.text_config
     width = config.hidden_size // config.num_attention_heads
@@ -121,7 +127,8 @@ def eager(model: Any, prompt: int, batch: int, points: tuple[int, ...]) -> Decod
         held[0] = None
         held[0] = cache = DynamicCache(config=model.config.text_config)
         _fill(model, cache, batch, prompt + new)
-        return lambda: model(input_ids=_token(model, batch), past_key_values=cache, use_cache=True)
+        given = with_entries(model, cache)
+        return lambda: model(input_ids=_token(model, batch), **given)
 
     return Decoding("DynamicCache, eager", at, lambda: _bytes([x for layer in held[0].layers for x in (layer.keys, layer.values)]), points)
 
@@ -129,19 +136,20 @@ def eager(model: Any, prompt: int, batch: int, points: tuple[int, ...]) -> Decod
 def static(model: Any, prompt: int, batch: int, longest: int, backend: str) -> Decoding:
     """Its step costs the same at every length: attention runs over the whole buffer."""
     cache = StaticCache(config=model.config.text_config, max_cache_len=prompt + longest + 1024)
-    model(input_ids=_token(model, batch).expand(-1, 8), past_key_values=cache, use_cache=True)  # allocates the buffers
+    given = with_entries(model, cache)
+    model(input_ids=_token(model, batch).expand(-1, 8), **given)  # allocates the buffers
     compiled = torch.compile(model.forward, backend=backend)
 
     def step() -> Any:
-        return compiled(input_ids=_token(model, batch), past_key_values=cache, use_cache=True)
+        return compiled(input_ids=_token(model, batch), **given)
 
     used = lambda: _bytes([x for layer in cache.layers for x in (layer.keys, layer.values)])  # noqa: E731
     return Decoding("StaticCache, compiled", lambda new: step, used, (0,))
 
 
 def compiled(fast: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor], points: tuple[int, ...]) -> Decoding:
-    cache = fast(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-    start, batch = cache.layers[0].state.seen, len(inputs["input_ids"])
+    cache = given_cache(fast(**inputs, use_cache=True, logits_to_keep=1))
+    start, batch, given = cache.layers[0].state.seen, len(inputs["input_ids"]), with_entries(fast, cache)
 
     def at(new: int) -> Callable[[], Any]:
         state = cache.layers[0].state
@@ -150,7 +158,7 @@ def compiled(fast: Any, name: str, schedule: Schedule, inputs: dict[str, Tensor]
         else:
             state.reserve(start + new - state.seen)
             state.advance(start + new - state.seen)
-        return lambda: fast(input_ids=_token(fast, batch), past_key_values=cache, use_cache=True)
+        return lambda: fast(input_ids=_token(fast, batch), **given)
 
     used = lambda: _bytes([x for layer in cache.layers for x in (layer.keys, layer.values)])  # noqa: E731
     return Decoding(name, at, used, points)

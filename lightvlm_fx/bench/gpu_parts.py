@@ -24,10 +24,10 @@ from torch import Tensor
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.bench import prefill as bench
-from lightvlm_fx.bench.decode import decode
+from lightvlm_fx.bench.decode import decode, with_entries
 from lightvlm_fx.bench.prefill import Shape, build, example, synchronise
 from lightvlm_fx.bench.reads import watched
-from lightvlm_fx.compat import skipped_cuda_graphs
+from lightvlm_fx.compat import given_cache, skipped_cuda_graphs
 from lightvlm_fx.exporters.torch_compile import compiled_graphs
 from lightvlm_fx.graph.program import value
 from lightvlm_fx.schedule import Schedule
@@ -147,8 +147,8 @@ def _dialogue(fast: Any, inputs: dict[str, Tensor], device: str) -> _Answered:
     told = fast.lightvlm.recording(lambda stage, given: seen.extend((f"{stage} {name}", x) for name, x in tensors(given)))
     with torch.no_grad(), told:
         out = fast.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
-        cache = out.past_key_values
-        more = fast(input_ids=torch.full((2, 3), 30, device=device), past_key_values=cache, use_cache=True)
+        cache = given_cache(out)
+        more = fast(input_ids=torch.full((2, 3), 30, device=device), **with_entries(fast, cache))
     return _Answered(out.sequences, [out.logits[0].cpu(), more.logits.cpu()], [*seen, *held(fast, cache)])
 
 
@@ -230,13 +230,13 @@ def _host_reads(fast: Any, inputs: dict[str, Tensor], device: str, count: int = 
     """What `count` steps after a prompt read on the host: operators, or what CUDA says of the first wait."""
     token = torch.full((len(inputs["input_ids"]), 1), 30, device=device)
     with torch.no_grad():
-        cache = fast(**inputs, use_cache=True).past_key_values
+        cache = given_cache(fast(**inputs, use_cache=True))
         for _ in range(2):  # buffers grow, graphs are opened
-            fast(input_ids=token, past_key_values=cache, use_cache=True)
+            fast(input_ids=token, **with_entries(fast, cache))
         try:
             with watched(device) as found:
                 for _ in range(count):
-                    fast(input_ids=token, past_key_values=cache, use_cache=True)
+                    fast(input_ids=token, **with_entries(fast, cache))
         except RuntimeError as error:
             if "synchroniz" not in str(error):
                 raise
@@ -281,9 +281,9 @@ def _in_turns(fast: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     for given in (inputs, other):
         out = fast(**given, use_cache=True, logits_to_keep=1)
         logits.append(out.logits.clone())
-        caches.append(out.past_key_values)
+        caches.append(given_cache(out))
     for _ in range(3):
-        logits += [fast(input_ids=token, past_key_values=cache, use_cache=True).logits.clone() for cache in caches]
+        logits += [fast(input_ids=token, **with_entries(fast, cache)).logits.clone() for cache in caches]
     return logits
 
 
@@ -301,11 +301,11 @@ def _times(fast: Any, inputs: dict[str, Tensor], kit: Kit, count: int = 8) -> tu
     prefill, step = [], []
     for _ in range(kit.repeats):
         prefill.append(timed(lambda: fast(**inputs, use_cache=True, logits_to_keep=1)))
-        cache = fast(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+        cache = given_cache(fast(**inputs, use_cache=True, logits_to_keep=1))
 
         def go(turns: int, cache: Any = cache) -> None:
             for _ in range(turns):
-                fast(input_ids=token, past_key_values=cache, use_cache=True)
+                fast(input_ids=token, **with_entries(fast, cache))
 
         go(2)  # buffers grow at the first
         step.append(timed(lambda go=go: go(count)) / count)  # type: ignore[misc]

@@ -26,7 +26,8 @@ from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.explanation import explain
 from lightvlm_fx.schedule import Schedule
 
-DTYPES = ("float32", "bfloat16", "int8", "int4")
+# A precision, and what activations of torch have in it: of weights of 4 bits its float32 product computes one number at a time.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32, "int4": torch.bfloat16}
 ENGINES = ("torch", "onnxruntime", "openvino")
 GENAI = "takes folders of optimum-intel alone, whose 2.2.0 needs transformers before 5.6"
 OPTIMUM = ("not in WORK/optimum: in an environment of its own (transformers before 5.6), optimum-cli export openvino --model WORK/decoder "
@@ -85,9 +86,8 @@ def peers(
         for name in names:
             if name not in known:
                 raise UnknownName.of(what, name, known)
-    of_torch = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    model = build(shape, "cpu", of_torch)
-    inputs = example(model, shape, 1, text, "cpu", of_torch)
+    model = build(shape, "cpu", DTYPES[dtype])
+    inputs = example(model, shape, 1, text, "cpu", DTYPES[dtype])
     with ExitStack() as stack, torch.inference_mode():
         home = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         home.mkdir(parents=True, exist_ok=True)
@@ -117,15 +117,16 @@ def _measure(row: Peer, length: int, counts: bool) -> None:
 def of_torch(setting: Setting) -> list[Peer]:
     """The eager model and its static cache under torch.compile, both of transformers, and ours by inductor, also with packed weights.
 
-    int8 and int4 are torchao's weights in the decoder, activations in float32, beside the same without.
+    int8 and int4 are torchao's weights in the decoder, beside the same model without.
     """
     if setting.dtype in ("int8", "int4"):
         if find_spec("torchao") is None:
             return [Peer("torch", f"weights of {setting.dtype}", missing="torchao is not installed")]
-        plain = [_compiled(setting, f"{name}, float32 weights", schedule) for name, schedule in setting.schedules.items()]
-        setting = replace(setting, model=build(setting.shape, "cpu", torch.float32))
+        real, own = DTYPES[setting.dtype], setting.schedules.items()
+        plain = [_compiled(setting, f"{name}, {str(real).removeprefix('torch.')} weights", schedule) for name, schedule in own]
+        setting = replace(setting, model=build(setting.shape, "cpu", real))
         _quantise(setting.model.get_decoder(), setting.dtype)
-        return [_eager(setting), *plain, *(_compiled(setting, name, schedule) for name, schedule in setting.schedules.items())]
+        return [_eager(setting), *plain, *(_compiled(setting, *named) for named in own)]
     ours = [_compiled(setting, *named, packed) for packed in (False, True) for named in setting.schedules.items()]
     return [_eager(setting), _static(setting), *ours]
 
@@ -304,9 +305,9 @@ class Stateful:
 
 
 def limits(dtype: str) -> tuple[float, float]:
-    """What this machine reaches: products in GFLOP/s, in the precision that activations have, and reads of memory in GB/s."""
-    side, of = 2048, torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    a, b = torch.randn(side, side, dtype=of), torch.randn(side, side, dtype=of)
+    """What this machine reaches: products in GFLOP/s, in the precision of activations, and reads of memory in GB/s."""
+    side = 2048
+    a, b = (torch.randn(side, side, dtype=DTYPES[dtype]) for _ in "ab")
     large = torch.ones(2**28)  # 1 GiB, more than caches hold
 
     def best(run: Run) -> float:

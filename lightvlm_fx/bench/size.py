@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from lightvlm_fx.bench.decode import with_entries
 from lightvlm_fx.bench.prefill import Shape, build, example, synchronise
+from lightvlm_fx.compat import given_cache
 from lightvlm_fx.schedule import Schedule
 
 
@@ -40,15 +42,15 @@ def compare(
     def turn(fast: Any) -> tuple[float, float]:
         synchronise(device)
         start = time.perf_counter()
-        cache = fast(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+        cache = given_cache(fast(**inputs, use_cache=True, logits_to_keep=1))
         synchronise(device)
         prompt = time.perf_counter()
         for _ in range(2):  # not counted: buffers grow at the first
-            fast(input_ids=token, past_key_values=cache, use_cache=True)
+            fast(input_ids=token, **with_entries(fast, cache))
         synchronise(device)
         settled = time.perf_counter()
         for _ in range(steps):
-            fast(input_ids=token, past_key_values=cache, use_cache=True)
+            fast(input_ids=token, **with_entries(fast, cache))
         synchronise(device)
         return prompt - start, (time.perf_counter() - settled) / steps
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -27,9 +27,9 @@ def cache_argument(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
-def given_cache(kwargs: dict[str, Any]) -> Any:
-    """The cache among the arguments of a call, under either name."""
-    return kwargs["cache"] if kwargs.get("cache") is not None else kwargs.get("past_key_values")
+def given_cache(named: Mapping[str, Any]) -> Any:
+    """The cache among the arguments or the results of a call, under either name."""
+    return named["cache"] if named.get("cache") is not None else named.get("past_key_values")
 
 
 def with_cache(output_class: type, cache: Any, **values: Any) -> Any:

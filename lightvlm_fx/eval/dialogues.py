@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lightvlm_fx.bundled.scenes import KINDS, Question, ask, render, sample_scene
-from lightvlm_fx.compat import cache_argument
+from lightvlm_fx.compat import cache_argument, given_cache
 from lightvlm_fx.eval.accuracy import SEED
 from lightvlm_fx.pictures import prompt
 from lightvlm_fx.schedule import Schedule
@@ -57,7 +57,7 @@ def answers(model: Any, processor: Any, dialogue: Dialogue) -> tuple[str, str]:
     more = tokenizer(f"<user> {second.text} <assistant>", return_tensors="pt")["input_ids"]
     ids = torch.cat([said, more], 1)
     mask = torch.ones_like(ids)
-    cache = {cache_argument(model.forward): one.past_key_values}
+    cache = {cache_argument(model.forward): given_cache(one)}
     two = model.generate(input_ids=ids, attention_mask=mask, **cache, max_new_tokens=LONGEST, do_sample=False)
     new = (one.sequences[0, inputs["input_ids"].shape[1] :], two[0, ids.shape[1] :])
     first_answer, second_answer = (tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new)
