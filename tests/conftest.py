@@ -40,6 +40,7 @@ PINNED = {name: tuple(map(int, re.search(rf"^{name}==(\d+)\.(\d+)", PINS, re.MUL
 
 # begun first, longest first: whatever comes last, one worker does alone
 LONG = (
+    "test_elsewhere.py", "test_ray.py", "test_olive.py", "test_gpu.py", "test_torchao_apart.py", "test_one_row.py",
     "test_families.py", "test_load.py", "test_bounded_cache.py", "test_compiled.py", "test_any_picture.py", "test_any_size.py",
     "test_threads.py", "test_any_length.py", "test_reproducible.py", "test_any_schedule.py", "test_openvino.py", "test_methods_inside.py",
     "test_follow.py", "test_cli.py", "test_methods_before_decoder.py", "test_schedules.py", "test_artifact_families.py", "test_docs.py",
