@@ -144,8 +144,8 @@ def compile(  # noqa: A001  (the public name; `lightvlm.compile` hides no built-
     `schedule` is a Schedule, a preset's name, or the path of a schedule file. `backend="eager"` runs the
     rewritten graphs uncompiled. One graph serves every size of picture and prompt; with `static`, every size of a
     batch gets a graph of its own, as CUDA graphs need it. With `prepack`, on a processor, linear layers of the decoder read copies of
-    their weights in the layout that oneDNN wants: prompts are faster, above all in bfloat16, for as much memory again. `dump` keeps the text of
-    every graph, before and after each pass.
+    their weights in the layout that oneDNN wants: prompts are faster, above all in bfloat16, for as much memory again. `dump` keeps
+    the text of every graph, before and after each pass.
     Capture is lazy, at the first batch of each kind, or ahead of time by `fast.lightvlm.warm_up(inputs)`.
 
     Raises RefusedModel for an architecture out of reach, ScheduleError for a schedule that does not fit,

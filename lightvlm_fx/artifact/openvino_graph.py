@@ -173,7 +173,7 @@ def spell_out_attention(runtime: Any, model: Any) -> int:
 
 
 def _logits(ops: Any, q: Any, k: Any) -> Any:
-    """Few queries [B, G, n, d] times keys [B, G, K, d]: OpenVINO first copies keys that it is to transpose, so the product is turned round."""
+    """Few queries [B, G, n, d] times keys [B, G, K, d]: OpenVINO first copies keys that it is to transpose, so the product is turned."""
     return ops.transpose(ops.matmul(k, q, False, True), ops.constant([0, 1, 3, 2]))
 
 
