@@ -123,9 +123,9 @@ def bench_peers(
     chosen = program.shape(shape, layers)
     schedules = {name: preset_of(name, []) for name in preset or PEERS}
     with err.status("building the model") as status:
-        flops, memory = limits(dtype)
         rows = peers(chosen, schedules, dtype=dtype, engines=tuple(engine or ENGINES), text=text, length=length, repeats=repeats, work=work,
                      tell=telling(status))  # fmt: skip
+        flops, memory = limits(dtype)
     table = Table("engine", "what", "prefill ms", "GFLOP", "GFLOP/s", "step ms", f"step ms after {length}",
                   title=f"peers, {chosen}, {text} text tokens, {dtype}")  # fmt: skip
     for row in rows:
