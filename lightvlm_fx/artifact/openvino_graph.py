@@ -114,7 +114,7 @@ def hand_out_entries(runtime: Any, model: Any) -> dict[str, str]:
             lowest = ops.constant(np.finfo(kind).min, kind)
             masks[_key(mask), _key(at)] = ops.select(there, lowest, mask), ops.gather(mask, slot, ops.constant(-1))
         before, own = masks[_key(mask), _key(at)]
-        seen = ops.concat([ops.add(_logits(ops, q, past_k), before), ops.add(_logits(ops, q, new_k), own)], -1)
+        seen = ops.concat([ops.add(ops.matmul(q, past_k, False, True), before), ops.add(ops.matmul(q, new_k, False, True), own)], -1)
         parts = ops.variadic_split(ops.softmax(seen, -1), ops.constant(-1), ops.constant([-1, 1]))
         read = ops.add(ops.matmul(parts.output(0), past_v, False, False), ops.matmul(parts.output(1), new_v, False, False))
         op.output(0).replace(read.output(0))
@@ -167,14 +167,9 @@ def spell_out_attention(runtime: Any, model: Any) -> int:
     found = [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention" and _is_masked(op)]
     for op in found:
         q, k, v, mask, scale = op.input_values()
-        logits = ops.add(_logits(ops, ops.multiply(q, scale), k), mask)
+        logits = ops.add(ops.matmul(ops.multiply(q, scale), k, False, True), mask)
         op.output(0).replace(ops.matmul(ops.softmax(logits, -1), v, False, False).output(0))
     return len(found)
-
-
-def _logits(ops: Any, q: Any, k: Any) -> Any:
-    """Few queries [B, G, n, d] times keys [B, G, K, d]: OpenVINO first copies keys that it is to transpose, so the product is turned."""
-    return ops.transpose(ops.matmul(k, q, False, True), ops.constant([0, 1, 3, 2]))
 
 
 def _is_masked(op: Any) -> bool:
