@@ -184,7 +184,7 @@ def of_onnxruntime(setting: Setting) -> list[Peer]:
         return [Peer("onnxruntime", "all", missing="onnxruntime is not installed")]
     if setting.dtype == "bfloat16":
         return [Peer("onnxruntime", "all", missing="has no bfloat16 kernels on a processor")]
-    rows = [_artifact(setting, "onnxruntime", name, schedule) for name, schedule in setting.schedules.items()]
+    rows = _artifacts(setting, "onnxruntime")
     if setting.dtype != "float32":
         return rows
     theirs = artifact.Theirs(_exported(setting), setting.prompt)
@@ -195,8 +195,7 @@ def of_openvino(setting: Setting) -> list[Peer]:
     """What transformers' exporter for OpenVINO writes, with its cache as OpenVINO's own state, and our artifacts."""
     if find_spec("openvino") is None:
         return [Peer("openvino", "all", missing="openvino is not installed")]
-    hint = {"session_options": _hint(setting.dtype)}
-    rows = [_artifact(setting, "openvino", name, schedule, **hint) for name, schedule in setting.schedules.items()]
+    rows = _artifacts(setting, "openvino", session_options=_hint(setting.dtype))
     genai = GENAI if find_spec("openvino_genai") else "openvino-genai is not installed"
     rows.append(Peer("openvino", "OpenVINO GenAI, with and without pruning_ratio", missing=genai))
     return [*_theirs_on_openvino(setting), *rows]
@@ -243,6 +242,13 @@ def _in_float32(setting: Setting) -> tuple[Any, dict[str, Any]]:
     """The model and its inputs, as exporters take them."""
     inputs = {name: x.float() if x.is_floating_point() else x for name, x in setting.inputs.items()}
     return build(setting.shape, "cpu", torch.float32), inputs
+
+
+def _artifacts(setting: Setting, target: str, **options: Any) -> list[Peer]:
+    """Ours under each schedule; of weights in whole numbers beside the same in float32."""
+    plain = {", float32 weights": replace(setting, dtype="float32")} if setting.dtype in ("int8", "int4") else {}
+    return [_artifact(made, target, name + said, schedule, **options) for said, made in (*plain.items(), ("", setting))
+            for name, schedule in setting.schedules.items()]  # fmt: skip
 
 
 def _artifact(setting: Setting, target: str, name: str, schedule: Schedule, **options: Any) -> Peer:

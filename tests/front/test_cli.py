@@ -221,7 +221,7 @@ def test_bench_artifact_compares_precisions_of_weights(run, monkeypatch):
     ("float32", ("torch", "onnxruntime", "openvino"),
      ["eager", "StaticCache", "ours, none", "packed", "export", "ours", "export", "optimum", "ours"]),
     ("bfloat16", ("onnxruntime", "openvino"), ["has no bfloat16 kernels", "export", "optimum", "ours"]),
-    ("int4", ("onnxruntime",), ["ours, none"]),
+    ("int4", ("onnxruntime",), ["ours, none, float32 weights", "ours, none"]),
     ("int8", ("torch",), ["eager", "ours, none, float32", "ours, none"]),
 ])  # fmt: skip
 def test_bench_peers_measures_what_is_installed(run, monkeypatch, tmp_path, dtype, engines, said):
