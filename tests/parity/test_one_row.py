@@ -28,6 +28,17 @@ def test_gives_what_linear_gives(n, m, rank, dtype, biased, apart):
         torch.testing.assert_close(one_row_mm(x, weight.T), x @ weight.T, **near)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("part", [lambda x: x[:, -1:], lambda x: (2 * x)[:, 1:2], lambda x: x[:, 2:3, 1::2]], ids=["last", "made", "apart"])
+def test_a_row_of_a_larger_tensor_is_read_where_it_lies(part):
+    """Inductor takes the place of a view by strides from what the view is of."""
+    x, weight = torch.randn(1, 5, 6), torch.randn(4, 6)
+    row = part(x)
+    weight = weight[:, : row.shape[-1]]
+    got = torch.compile(lambda x: one_row(part(x), weight), dynamic=False)(x)
+    torch.testing.assert_close(got, F.linear(row, weight))
+
+
 def step(model, schedule="none", **options):
     """A compiled model, and the graphs that inductor was given for its steps of one row."""
     graphs = []
