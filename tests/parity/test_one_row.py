@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.nn import functional as F
 
 import lightvlm_fx as lightvlm
 from lightvlm_fx import zoo
 from lightvlm_fx.exporters import regions
-from lightvlm_fx.exporters.one_row import LONGEST, SUMS, one_row, one_row_mm
+from lightvlm_fx.exporters.one_row import LONGEST, SUMS, as_sums, one_row, one_row_mm
 from lightvlm_fx.schedule import Schedule
 from lightvlm_fx.support import answer, difference
 
@@ -28,15 +30,26 @@ def test_gives_what_linear_gives(n, m, rank, dtype, biased, apart):
         torch.testing.assert_close(one_row_mm(x, weight.T), x @ weight.T, **near)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("part", [lambda x: x[:, -1:], lambda x: (2 * x)[:, 1:2], lambda x: x[:, 2:3, 1::2]], ids=["last", "made", "apart"])
-def test_a_row_of_a_larger_tensor_is_read_where_it_lies(part):
-    """Inductor takes the place of a view by strides from what the view is of."""
-    x, weight = torch.randn(1, 5, 6), torch.randn(4, 6)
-    row = part(x)
-    weight = weight[:, : row.shape[-1]]
-    got = torch.compile(lambda x: one_row(part(x), weight), dynamic=False)(x)
-    torch.testing.assert_close(got, F.linear(row, weight))
+@pytest.mark.parametrize(("part", "whole"), [
+    (lambda x: x[:, -1:], False),
+    (lambda x: (2 * x)[:, 1:2].transpose(0, 1), False),
+    (lambda x: x.split(1, 1)[2], False),
+    (lambda x: x[:, 2], False),
+    (lambda x: x.sum(1).view(1, 1, 6), True),
+    (lambda x: (x.transpose(1, 2) @ x).flatten(1)[:, None].contiguous(), True),
+], ids=["last", "made", "split", "select", "sum", "views"])  # fmt: skip
+def test_a_row_of_a_larger_tensor_keeps_its_product(part, whole):
+    """And under inductor each is right."""
+    x = torch.randn(1, 5, 6)
+    weight, more = torch.randn(4, part(x).shape[-1]), torch.randn(3, 4)  # a second product reads what the first gives
+    traced = make_fx(lambda x, weight, more: F.linear(F.linear(part(x), weight), more), pre_dispatch=True)(x, weight, more)
+    FakeTensorProp(traced).propagate(x, weight, more)
+    as_sums(traced.graph)
+    first, second = [node for node in traced.graph.nodes if node.target in (one_row, ATEN.linear.default)]
+    assert (first.target == one_row, second.target) == (whole, one_row)
+    traced.recompile()
+    got = torch.compile(traced, dynamic=False)(x, weight, more)
+    torch.testing.assert_close(got, F.linear(F.linear(part(x), weight), more))
 
 
 def step(model, schedule="none", **options):
@@ -105,6 +118,6 @@ def test_other_devices_keep_their_products():
     node = graph.call_function(ATEN.linear.default, (x, weight))
     for device, wanted in (("meta", ATEN.linear.default), ("cpu", one_row)):
         x.meta["val"] = torch.empty(1, 1, 4, device=device)
-        regions.as_sums(graph)
+        as_sums(graph)
         assert node.target == wanted
     assert set(SUMS.values()) == {one_row, one_row_mm}
