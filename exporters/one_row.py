@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from lightvlm_fx.graph.program import value
 
-LONGEST = 4096  # numbers that inductor adds without a helper against rounding, which takes twice as long
+LONGEST = 4096  # numbers that inductor adds without a helper against rounding, which takes up to twice as long
 
 
 def one_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -77,7 +77,7 @@ class Kv(Frozen):
     recent: Count = 32  # last entries that always stay
     visual_share: VisualShare = 0  # share of the capacity that is the picture's, and stays its own
     text_first: bool = False  # no visual entry stays before a text entry goes
-    layers: Positive = 1  # about so many in a row, between two cuts, keep what the first of them chooses after the prompt
+    layers: Positive = 1  # so many in a row, between two cuts, keep what the first of them chooses after the prompt
     merge: AnyEntryMerge = NoMerge()  # what becomes of dropped entries (when="turn": of those not read)
 
     @model_validator(mode="before")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
 
 import torch
 from torch import fx
@@ -48,7 +45,7 @@ class BoundPrefill(Pass):
     sizes: tuple[Count, ...] = ()  # of each layer, the number of the input whose size says how many stay; layers may share one
     score: AnyEntryScore = Attention()
     shared: bool = False
-    layers: Positive = 1  # about so many in a row that have the same tokens keep what the first of them chooses, by what it scores
+    layers: Positive = 1  # so many in a row that have the same tokens keep what the first of them chooses, by what it scores
     sinks: Count = 4
     recent: Count = 32
     of_visual: bool = False
@@ -88,7 +85,8 @@ class BoundPrefill(Pass):
         most = None if not self.budgets.adaptive else program.add_input(ports.KV_MOST, value(count).new_empty(value(count).shape))
         outputs = dict(zip(program.facts.outputs, end.args[0], strict=True))
         lengths = self._lengths(program)
-        leads = _leads(segments, self.layers)
+        firsts = [segments.index(segment) for segment in segments]
+        leads = [layer - (layer - first) % self.layers for layer, first in enumerate(firsts)]
         scores = [self._score(self.score, program, markers[layer], segments[layer], layer) if lead == layer else None
                   for layer, lead in enumerate(leads)]  # fmt: skip
         edit = Editor(program, end)
@@ -221,13 +219,3 @@ def _counted_size(marker: fx.Node) -> fx.Node | None:
     """The tokens [B, S] that each key counts as in this layer's attention; None: one each."""
     size = Marker.of(marker).size
     return size if isinstance(size, fx.Node) else None
-
-
-def _leads(segments: Sequence[Any], layers: int) -> list[int]:
-    """The layer whose choice each layer keeps: of layers in a row with one segment, groups as equal as can be, of about `layers`."""
-    leads: list[int] = []
-    for _, same in groupby(segments):
-        start, n = len(leads), len(list(same))
-        count = max(1, round(n / layers))
-        leads += [start - (-(i * count // n) * n // count) for i in range(n)]
-    return leads

@@ -230,13 +230,13 @@ def _host_reads(fast: Any, inputs: dict[str, Tensor], device: str, count: int = 
     """What `count` steps after a prompt read on the host: operators, or what CUDA says of the first wait."""
     token = torch.full((len(inputs["input_ids"]), 1), 30, device=device)
     with torch.no_grad():
-        cache = given_cache(fast(**inputs, use_cache=True))
+        given = with_entries(fast, given_cache(fast(**inputs, use_cache=True)))
         for _ in range(2):  # buffers grow, graphs are opened
-            fast(input_ids=token, **with_entries(fast, cache))
+            fast(input_ids=token, **given)
         try:
             with watched(device) as found:
                 for _ in range(count):
-                    fast(input_ids=token, **with_entries(fast, cache))
+                    fast(input_ids=token, **given)
         except RuntimeError as error:
             if "synchroniz" not in str(error):
                 raise
@@ -301,11 +301,11 @@ def _times(fast: Any, inputs: dict[str, Tensor], kit: Kit, count: int = 8) -> tu
     prefill, step = [], []
     for _ in range(kit.repeats):
         prefill.append(timed(lambda: fast(**inputs, use_cache=True, logits_to_keep=1)))
-        cache = given_cache(fast(**inputs, use_cache=True, logits_to_keep=1))
+        given = with_entries(fast, given_cache(fast(**inputs, use_cache=True, logits_to_keep=1)))
 
-        def go(turns: int, cache: Any = cache) -> None:
+        def go(turns: int, given: Any = given) -> None:
             for _ in range(turns):
-                fast(input_ids=token, **with_entries(fast, cache))
+                fast(input_ids=token, **given)
 
         go(2)  # buffers grow at the first
         step.append(timed(lambda go=go: go(count)) / count)  # type: ignore[misc]

@@ -21,7 +21,6 @@ import torch
 
 from lightvlm_fx.bench import artifact, decode
 from lightvlm_fx.bench.prefill import Shape, build, example
-from lightvlm_fx.compat import cache_argument
 from lightvlm_fx.errors import UnknownName
 from lightvlm_fx.explanation import explain
 from lightvlm_fx.schedule import Schedule
@@ -155,11 +154,11 @@ def _static(setting: Setting) -> Peer:
     setting.tell("compiling the static cache's model")
     steps = decode.static(setting.model, setting.prompt, 1, setting.length, "inductor")
     cache = StaticCache(config=setting.model.config.text_config, max_cache_len=setting.prompt + ROOM)  # attention reads all of it
-    compiled, held = torch.compile(setting.model.forward), {cache_argument(setting.model.forward): cache}
+    compiled, held = torch.compile(setting.model.forward), decode.with_entries(setting.model, cache)
 
     def run() -> Any:
         cache.reset()
-        return compiled(**setting.inputs, **held, use_cache=True, logits_to_keep=1)
+        return compiled(**setting.inputs, **held, logits_to_keep=1)
 
     return Peer("torch", "transformers, StaticCache, torch.compile", setting.flops(), run, steps.at)
 

@@ -52,14 +52,11 @@ def test_everything_is_on_the_device(monkeypatch, family):
     assert wrong(monkeypatch, family, dict(BOUNDED)) == []
 
 
-@pytest.mark.parametrize(("family", "other"), [("llava", "qwen2_5_vl"), ("qwen2_5_vl", "llava")])
-def test_under_every_preset_and_moment(monkeypatch, family, other):
-    """Each in one of two families, by turns, where both take it."""
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_under_every_preset_and_moment(monkeypatch, family):
     schedules = {name: Schedule.preset(name) for name in PRESETS} | CACHES
-    mine = [(n % 2 == 0) == (family == "llava") for n in range(len(schedules))]
-    fitting = {name: schedule for (name, schedule), turn in zip(schedules.items(), mine, strict=True)
-               if fits(family, schedule) and (turn or not fits(other, schedule))}  # fmt: skip
-    assert len(fitting) > 15
+    fitting = {name: schedule for name, schedule in schedules.items() if fits(family, schedule)}
+    assert len(fitting) > 20
     assert wrong(monkeypatch, family, fitting) == []
 
 

@@ -469,11 +469,10 @@ def test_artifacts_answer_alike(family, tmp_path):
     tiny = deep(family)
     inputs = tiny.inputs(text=(9, 6), images=(1, 2))
     folder, layers = Schedule.preset("folder", keep=0.5, tower=True), Schedule.preset("lightvlm", keep=0.25)
-    tried = {"tome": Schedule.preset("tome", layers=(1, 2))}
+    tried = {"folder": Schedule.preset("folder", tower=True), "tome": Schedule.preset("tome", layers=(1, 2))}
     if family == "llava":
         cuts, kv = (*folder.cuts, *layers.cuts[1:]), Schedule.preset("aircache", capacity=0.1).kv
         tried |= {
-            "folder": Schedule.preset("folder", tower=True),
             "illava": Schedule.preset("illava", layers=(1, 3), tower=0.6), "meteor": Schedule.preset("meteor", layer=2, tower=0.5),
             "three": folder.model_copy(update={"cuts": cuts, "kv": kv}),
         }  # fmt: skip

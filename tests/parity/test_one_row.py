@@ -30,6 +30,7 @@ def test_gives_what_linear_gives(n, m, rank, dtype, biased, apart):
         torch.testing.assert_close(one_row_mm(x, weight.T), x @ weight.T, **near)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize(("part", "whole"), [
     (lambda x: x[:, -1:], False),
     (lambda x: (2 * x)[:, 1:2].transpose(0, 1), False),
@@ -50,6 +51,16 @@ def test_a_row_of_a_larger_tensor_keeps_its_product(part, whole):
     traced.recompile()
     got = torch.compile(traced, dynamic=False)(x, weight, more)
     torch.testing.assert_close(got, F.linear(F.linear(part(x), weight), more))
+
+
+@pytest.mark.compat
+def test_a_row_is_read_where_the_caller_has_it():
+    """What a graph is given may itself begin anywhere in memory."""
+    x, weight = torch.randn(1, 5, 6), torch.randn(4, 6)
+    compiled = torch.compile(one_row, dynamic=False)
+    for place in (4, 0, 2):
+        row = x[:, place : place + 1]
+        torch.testing.assert_close(compiled(row, weight), F.linear(row, weight))
 
 
 def step(model, schedule="none", **options):

@@ -1,12 +1,10 @@
 """What bound-prefill inserts, what it refuses, and that masking in place of dropping gives the same entries."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lightvlm_fx.errors import PreconditionError, UnknownName
 from lightvlm_fx.graph.pretty import text
-from lightvlm_fx.passes.bound_prefill import BoundPrefill, _leads
+from lightvlm_fx.passes.bound_prefill import BoundPrefill
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.testing import real_inputs, run, tiny_program
@@ -74,15 +72,3 @@ def test_refuses_to_bound_twice(prefill):
     once = BoundPrefill(sizes=(0, 0))
     with pytest.raises(PreconditionError, match="entries are bounded already"):
         rewritten(prefill, once, once)
-
-
-@given(runs=st.lists(st.integers(1, 40), min_size=1, max_size=5), layers=st.integers(1, 8))
-def test_layers_that_share_a_choice_see_the_same_tokens_in_even_groups(runs, layers):
-    segments = [number for number, length in enumerate(runs) for _ in range(length)]
-    found = _leads(segments, layers)
-    assert all(lead <= layer and segments[lead] == segments[layer] for layer, lead in enumerate(found))
-    for number, length in enumerate(runs):
-        groups = [found.count(lead) for lead in dict.fromkeys(found) if segments[lead] == number]
-        assert sum(groups) == length
-        assert max(groups) - min(groups) <= 1
-        assert max(groups) <= 1.5 * layers
