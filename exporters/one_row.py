@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lightvlm_fx.compat import schema
 from lightvlm_fx.graph.program import value
 
 LONGEST = 4096  # numbers that inductor adds without a helper against rounding, which takes up to twice as long
@@ -49,8 +50,8 @@ def _whole(node: Any) -> bool:
     """Whether `node` is no part of a larger tensor: torch 2.11's inductor takes a view by strides of a part from where the whole begins."""
     while node.op == "call_function":
         made = node.args[0] if node.target is operator.getitem else node
-        schema = getattr(made.target, "_schema", None)  # a sum that was written here has none
-        if schema is None or schema.returns[0].alias_info is None:  # numbers of its own
+        said = schema(made.target)  # a sum that was written here has none
+        if said is None or said.returns[0].alias_info is None:  # numbers of its own
             return True
         if made is not node or _count(made.args[0]) != _count(node):
             return False
