@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightvlm_fx.ops.segments import PADDING, per_group
+from lightvlm_fx.ops.segments import PADDING, per_group, scaled
 from lightvlm_fx.ops.tiles import tiles
 
 
@@ -24,7 +24,7 @@ def column_sums(
     s = q.shape[2]
     total = torch.zeros(q.shape[0], k.shape[1], s, dtype=torch.float32, device=q.device)
     seen_by = torch.zeros(q.shape[0], s, dtype=torch.float32, device=q.device)
-    keys, here = k.float().transpose(2, 3).unsqueeze(2), torch.arange(s, device=q.device)
+    keys, here = scaled(k, scale), torch.arange(s, device=q.device)
     allowed_keys = (segment != PADDING)[:, None, :]
     for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s, first):
         last = stop if mask is None else s  # no row of the tile sees a later key
@@ -34,7 +34,7 @@ def column_sums(
             part = mask[:, 0, start:stop]
             seen = (part if part.dtype == torch.bool else part >= 0) & allowed_keys
         bias = seen.logical_not().float() * torch.finfo(torch.float32).min  # [B, tile, last]: cheaper than filling the logits of all heads
-        logits = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :last] + bias[:, None, None]  # [B, G, H/G, tile, last]
+        logits = per_group(q[:, :, start:stop].float(), k) @ keys[..., :last] + bias[:, None, None]  # [B, G, H/G, tile, last]
         weight = rows[:, None, start:stop].float()
         total += F.pad((weight[:, None, None] @ logits.softmax(-1)).squeeze(3).mean(2), [0, s - last])
         seen_by += F.pad((weight @ seen.float()).squeeze(1), [0, s - last])
@@ -51,14 +51,14 @@ def logits(
     s = segment.shape[1]
     here = torch.arange(s, device=segment.device)
     real = segment != PADDING
-    keys = k.float().transpose(2, 3).unsqueeze(2)
+    keys = scaled(k, scale)
     for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s):
         if mask is None:
             seen = (here <= here[start:stop, None])[None] & real[:, None]
         else:
             part = mask[:, 0, start:stop]
             seen = (part if part.dtype == torch.bool else part >= 0) & real[:, None]
-        products = per_group(q[:, :, start:stop].float(), k) @ keys * scale
+        products = per_group(q[:, :, start:stop].float(), k) @ keys
         yield start, stop, products.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min), seen
 
 

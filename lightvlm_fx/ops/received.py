@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightvlm_fx.ops.segments import PADDING, TEXT, per_group
+from lightvlm_fx.ops.segments import PADDING, TEXT, per_group, scaled
 from lightvlm_fx.ops.tiles import tiles, wanted
 
 
@@ -24,7 +24,7 @@ def received(q: Tensor, k: Tensor, norm: Tensor, segment: Tensor, mask: Tensor |
     at = wanted(segment == TEXT) if text else None
     columns = here.expand(b, s) if at is None else at  # [B, n]
     keys = k if at is None else k.gather(2, at[:, None, :, None].expand(b, g, -1, d))
-    keys, norm = keys.float().transpose(2, 3).unsqueeze(2), per_group(torch.where(real.unsqueeze(1), norm, 0.0).unsqueeze(-1), k)
+    keys, norm = scaled(keys, scale), per_group(torch.where(real.unsqueeze(1), norm, 0.0).unsqueeze(-1), k)
     counts = (segment == TEXT if text else real).gather(1, columns).unsqueeze(1)
     total = torch.zeros(b, g, columns.shape[1], dtype=torch.float32, device=q.device)
     for start, stop in _rows(q, s, columns.shape[1], segment if at is not None and mask is None else None):
@@ -37,7 +37,7 @@ def received(q: Tensor, k: Tensor, norm: Tensor, segment: Tensor, mask: Tensor |
         else:
             part = mask[:, 0, start:stop].gather(2, columns.unsqueeze(1).expand(b, stop - start, -1))
             seen = seen & (part if part.dtype == torch.bool else part >= 0)
-        products = per_group(q[:, :, start:stop].float() * scale, k) @ keys[..., :last] - norm[..., start:stop, :]
+        products = per_group(q[:, :, start:stop].float(), k) @ keys[..., :last] - norm[..., start:stop, :]
         # of what is seen nothing is above 0; of the rest a product: processors take long for the exponentials of the lowest numbers
         attended = products.clamp_max_(0).exp_().mul_(seen.float()[:, None, None])
         total = total + F.pad(attended.sum(3).mean(2), [0, columns.shape[1] - last])

@@ -15,6 +15,11 @@ def per_group(q: Tensor, k: Tensor) -> Tensor:
     return q.reshape(b, k.shape[1], h // k.shape[1], s, d)
 
 
+def scaled(k: Tensor, scale: float) -> Tensor:
+    """Keys [B, G, S, d] as float32 [B, G, 1, d, S]: queries `per_group` times these are logits. Fewer numbers to scale than theirs."""
+    return (k.float() * scale).transpose(2, 3).unsqueeze(2)
+
+
 def by_segment(score: Tensor, segment: Tensor) -> tuple[Tensor, Tensor]:
     """The tokens [B, S] sorted by segment and within it by falling score, ties to the earlier token; and their segments."""
     by_score = torch.sort(score, dim=-1, descending=True, stable=True).indices

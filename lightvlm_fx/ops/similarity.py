@@ -10,15 +10,17 @@ from lightvlm_fx.ops.segments import by_segment, same_image, unit
 from lightvlm_fx.ops.tiles import alone, pick, readable, span, tiles
 
 WIDTH = 0.1  # cosine distance at which a token counts as 1/e of a neighbour
+NARROW = 256  # tokens up to this width are compared in float32: rounding products of a few numbers takes longer than computing them
 
 
 def directions(hidden: Tensor, segment: Tensor) -> Tensor:
-    """Rows of length one [B, S, D], in the dtype of `hidden`, whose products are cosines.
+    """Rows of length one [B, S, D], in the dtype of `hidden` or, if narrow, float32, whose products are cosines.
 
     hidden [B, S, D] is centred on the row's mean visual token first (segment [B, S] tells which are), because
     what hidden states have in common would hide how they differ.
     """
     b, s, width = hidden.shape
+    hidden = hidden.float() if width <= NARROW else hidden
     parts = [(0, s)] if hidden.dtype == torch.float32 else list(tiles(hidden, s, b * width))  # no float32 copy of all
     visual = (segment >= 0).unsqueeze(1).float()
     mean = sum(visual[..., start:stop] @ hidden[:, start:stop].float() for start, stop in parts) / visual.sum(2, keepdim=True).clamp_min(1)
@@ -40,12 +42,13 @@ def density(x: Tensor, segment: Tensor) -> Tensor:
     """
     b, s = segment.shape
     begin, end = span(segment, segment)
+    one = alone(segment[:, begin:end], segment[:, begin:end])
     as_row, as_column = [x.new_zeros(b, begin, dtype=torch.float32)], x.new_zeros(b, s, dtype=torch.float32)
     for start, stop in tiles(x, end, b * s, begin):
-        first, last = span(segment[:, start:stop], segment[:, :stop])
+        first, last = (begin, stop) if one else span(segment[:, start:stop], segment[:, :stop])
         near = cosines(x[:, start:stop], x[:, first:last]).float().sub_(1).div_(WIDTH).exp_()
         # not itself, a one beside which the others would lose their digits
-        near = _earlier(near, segment[:, start:stop], segment[:, first:last], start - first)
+        near = _earlier(near, segment[:, start:stop], segment[:, first:last], start - first, one)
         as_row.append(near.sum(2))
         as_column = as_column + F.pad(near.sum(1), [first, s - last])
     return torch.cat([*as_row, x.new_zeros(b, s - end, dtype=torch.float32)], 1) + as_column
@@ -60,21 +63,23 @@ def peaks(score: Tensor, x: Tensor, segment: Tensor, power: float, base: float) 
     b, s = segment.shape
     order, kinds = by_segment(score, segment)
     x, begin = pick(x, order), s - int((kinds >= 0).sum(1).max()) if readable(kinds) else 0  # text sorts first
+    one = alone(kinds[:, begin:], kinds[:, begin:])
     nearest = [score.new_zeros(b, begin)]
     for start, stop in tiles(x, s, b * s, begin):
-        first, last = span(kinds[:, start:stop], kinds[:, :stop])
-        alike = cosines(x[:, start:stop], x[:, first:last]).float().add_(1)
-        nearest.append(_earlier(alike, kinds[:, start:stop], kinds[:, first:last], start - first).amax(2))  # of a rival its cosine, else -1
+        first, last = (begin, stop) if one else span(kinds[:, start:stop], kinds[:, :stop])
+        alike = cosines(x[:, start:stop], x[:, first:last]).float().add_(1)  # of a rival its cosine, else -1, and 1
+        nearest.append(_earlier(alike, kinds[:, start:stop], kinds[:, first:last], start - first, one).amax(2))
     distance = torch.zeros_like(score).scatter(1, order, 2 - torch.cat(nearest, 1)).clamp(0, 2)
     return torch.where(segment >= 0, (score.clamp_min(0) + base) ** power * distance, 0.0)
 
 
-def _earlier(pairs: Tensor, rows: Tensor, columns: Tensor, ahead: int) -> Tensor:
+def _earlier(pairs: Tensor, rows: Tensor, columns: Tensor, ahead: int, one: bool) -> Tensor:
     """`pairs` [B, n, m], zero but where a row's token and a column's are of one image and the column's comes first.
 
     rows [B, n] and columns [B, m] are segments; the first row stands `ahead` places after the first column.
+    With `one`, all are of one image.
     """
-    if alone(rows, columns):
+    if one or alone(rows, columns):
         return pairs.tril_(ahead - 1)
     there, here = (torch.arange(x.shape[1], device=x.device) for x in (columns, rows))
     return pairs.mul_(same_image(rows, columns) & (there < here[:, None] + ahead))  # a product: runtimes select several times slower
@@ -86,14 +91,16 @@ def nearest(x: Tensor, segment: Tensor, others: Tensor, kinds: Tensor) -> Tensor
     x and `others` have rows of length one; `segment` [B, S] and `kinds` [B, K] say which image each is of. Of equals the first.
     """
     b, s = segment.shape
-    found = [segment[:, :0]]
+    begin, end = span(segment, kinds)
+    found, one = [segment[:, :0]], alone(segment, kinds[:, begin:end])
     for start, stop in tiles(x, s, b * others.shape[1]):
         rows = segment[:, start:stop]
-        first, last = span(rows, kinds)
+        first, last = (begin, end) if one else span(rows, kinds)
         if first == last:
             found.append(torch.full_like(rows, -1))
             continue
         alike = cosines(x[:, start:stop], others[:, first:last])
-        best = (alike if alone(rows, kinds[:, first:last]) else torch.where(same_image(rows, kinds[:, first:last]), alike, -2.0)).max(2)
+        mixed = not one and not alone(rows, kinds[:, first:last])
+        best = (torch.where(same_image(rows, kinds[:, first:last]), alike, -2.0) if mixed else alike).max(2)
         found.append(torch.where(best.values > -2.0, best.indices + first, -1))
     return torch.cat(found, 1)

@@ -53,7 +53,7 @@ def readable(x: Tensor) -> bool:
 
 def span(rows: Tensor, columns: Tensor) -> tuple[int, int]:
     """Begin and end of the `columns` [B, m] that hold tokens of the images of `rows` [B, n] (both segments); all, if not readable."""
-    if not readable(rows):
+    if not readable(rows) or not rows.shape[1]:
         return 0, columns.shape[1]
     first = torch.where(rows >= 0, rows, rows.new_full((), torch.iinfo(rows.dtype).max)).amin(1, keepdim=True)
     there = ((columns >= first) & (columns <= rows.amax(1, keepdim=True))).any(0).nonzero()
@@ -62,7 +62,7 @@ def span(rows: Tensor, columns: Tensor) -> tuple[int, int]:
 
 def alone(rows: Tensor, columns: Tensor) -> bool:
     """Whether the tokens of `rows` [B, n] and `columns` [B, m] (both segments) are all of the row's one image; False, if not readable."""
-    if not readable(rows):
+    if not readable(rows) or not rows.shape[1]:
         return False
     image = rows[:, :1]
     return bool(((image >= 0) & (rows == image).all(1, keepdim=True) & (columns == image).all(1, keepdim=True)).all())

@@ -6,7 +6,7 @@ from batches import Batch, batches
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightvlm_fx.ops import tiles
+from lightvlm_fx.ops import similarity, tiles
 from lightvlm_fx.ops.segments import PADDING, TEXT, same_image
 from lightvlm_fx.ops.similarity import density, directions, nearest, peaks
 
@@ -66,8 +66,9 @@ def test_tiles_give_what_one_piece_gives(batch: Batch, most, power, base):
 
 @pytest.mark.usefixtures("_blind")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tiles_as_large_as_they_are(dtype):
+def test_tiles_as_large_as_they_are(dtype, monkeypatch):
     """Two rows of two images and of one, padded, over several tiles of the usual size."""
+    monkeypatch.setattr(similarity, "NARROW", 0)
     draw = torch.Generator().manual_seed(0)
     segment = torch.full((2, 700), TEXT)
     segment[0, 7:300], segment[0, 310:690] = 0, 1
@@ -109,8 +110,10 @@ def test_a_span_holds_every_token_of_the_rows_images(batch: Batch, n):
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)])
 def test_works_at_the_precision_of_the_model(dtype, error):
-    hidden = torch.randn(1, 60, 64, generator=torch.Generator().manual_seed(0)) + 30  # a common part that hides the rest
+    hidden = torch.randn(1, 60, similarity.NARROW + 1, generator=torch.Generator().manual_seed(0)) + 30  # a common part that hides the rest
     segment = torch.zeros(1, 60, dtype=torch.int64)
     half, exact = directions(hidden.to(dtype), segment), directions(hidden.to(dtype).float(), segment)
     assert half.dtype == dtype
     torch.testing.assert_close((half @ half.transpose(1, 2)).float(), exact @ exact.transpose(1, 2), atol=error, rtol=0)
+    narrow = hidden[..., : similarity.NARROW].to(dtype)
+    assert directions(narrow, segment).equal(directions(narrow.float(), segment))

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 POWER = 0.5  # of the density, as in a cut
-NARROW = 256  # values up to this width are compared in float32: rounding products of a few numbers takes longer than computing them
 
 
 class Density(EntryScore):
@@ -30,7 +29,6 @@ class Density(EntryScore):
         from lightvlm_fx.ops.similarity import density, directions, peaks
 
         x = heads_as_rows(view.v, view.shared)
-        x = x.float() if x.shape[2] <= NARROW else x
         rows = view.segment.repeat_interleave(x.shape[0] // view.segment.shape[0], 0)
         x = directions(x, rows)
         score = peaks(density(x, rows), x, rows, POWER, 1.0)

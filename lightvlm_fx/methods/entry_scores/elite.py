@@ -37,14 +37,14 @@ class Elite(EntryScore):
     def prompt(self, view: View) -> tuple[Tensor, Tensor]:
         import torch
 
-        from lightvlm_fx.ops.segments import per_group, text_after_pictures
+        from lightvlm_fx.ops.segments import per_group, scaled, text_after_pictures
 
         q, k, segment, scale, lowest = view.q, view.k, view.segment, view.scale, torch.finfo(torch.float32).min
         here = torch.arange(segment.shape[1], device=segment.device)
         visual = segment >= 0
         candidate = text_after_pictures(segment)  # [B, S]
-        keys = k.float().transpose(2, 3).unsqueeze(2)
-        row = per_group(q[:, :, -1:].float(), k) @ keys * scale
+        keys = scaled(k, scale)
+        row = per_group(q[:, :, -1:].float(), k) @ keys
         weight = row.masked_fill(~candidate[:, None, None, None], lowest).softmax(-1).mean((1, 2)).squeeze(1) * candidate
         elite = candidate & (weight >= self.alpha * weight.amax(1, keepdim=True))
         rows = torch.topk(weight, min(MOST, segment.shape[1]), dim=1).indices  # [B, E]
@@ -52,7 +52,7 @@ class Elite(EntryScore):
         picked = q.float().gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
         elite = torch.zeros_like(elite).scatter_(1, rows, chosen)
         sees = (visual | elite)[:, None] & (here <= rows[..., None])  # [B, E, S]
-        attended = (per_group(picked, k) @ keys * scale).masked_fill(~sees[:, None, None], lowest).softmax(-1).mean((1, 2))
+        attended = (per_group(picked, k) @ keys).masked_fill(~sees[:, None, None], lowest).softmax(-1).mean((1, 2))
         score = (attended * chosen[..., None]).sum(1) / chosen.sum(1, keepdim=True).clamp_min(1) * visual
         n = visual.sum(1).float()
         mean = score.sum(1) / n.clamp_min(1)

@@ -34,7 +34,7 @@ class Marks(EntryScore):
     def prompt(self, view: View) -> Tensor:
         import torch
 
-        from lightvlm_fx.ops.segments import PADDING, per_group
+        from lightvlm_fx.ops.segments import PADDING, per_group, scaled
         from lightvlm_fx.ops.tiles import tiles
 
         q, k, segment, scale = view.q, view.k, view.segment, view.scale
@@ -42,10 +42,10 @@ class Marks(EntryScore):
         first = max(0, s - self.window)
         here = torch.arange(s, device=segment.device)
         valid = segment != PADDING
-        keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(k.shape[:3], dtype=torch.float32, device=k.device)
+        keys, score = scaled(k, scale), torch.zeros(k.shape[:3], dtype=torch.float32, device=k.device)
         for start, stop in tiles(q, s, q.shape[0] * q.shape[1] * s, first):
             seen = (here <= here[start:stop, None]) & valid[:, None]  # [B, rows, S]
-            logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
+            logits = per_group(q[:, :, start:stop].float(), k) @ keys
             attended = logits.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min).softmax(-1)
             fair = 1 / seen.sum(-1).clamp_min(1).float()[:, None, None, :, None]
             marks = ((attended >= fair) & seen[:, None, None]).float().mean(2)  # [B, G, rows, S]

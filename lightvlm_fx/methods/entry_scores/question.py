@@ -42,13 +42,13 @@ def _asked(q: Tensor, k: Tensor, segment: Tensor, scale: float, rows: Tensor) ->
     """[B, 1, C], of the keys k [B, G, C, d] for the queries q [B, H, Q, d] that `rows` [B, Q] weighs; segment [B, C]."""
     import torch
 
-    from lightvlm_fx.ops.segments import per_group
+    from lightvlm_fx.ops.segments import per_group, scaled
     from lightvlm_fx.ops.tiles import tiles
 
     visual = segment >= 0
-    keys, score = k.float().transpose(2, 3).unsqueeze(2), torch.zeros(segment.shape, dtype=torch.float32, device=q.device)
+    keys, score = scaled(k, scale), torch.zeros(segment.shape, dtype=torch.float32, device=q.device)
     for start, stop in tiles(q, q.shape[2], q.shape[0] * q.shape[1] * segment.shape[1]):
-        logits = per_group(q[:, :, start:stop].float(), k) @ keys * scale
+        logits = per_group(q[:, :, start:stop].float(), k) @ keys
         attended = logits.masked_fill(~visual[:, None, None, None], torch.finfo(torch.float32).min).softmax(-1)
         score = score + (attended * rows[:, None, None, start:stop, None]).sum(3).mean((1, 2))
     return (score * visual).unsqueeze(1)
