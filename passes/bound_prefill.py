@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from itertools import groupby, product
 
 import torch
 from torch import fx
@@ -93,24 +94,19 @@ class BoundPrefill(Pass):
         worth = self._worth(program, edit, markers, segments, scores, leads) if carried else [None] * len(scores)
         if most is not None:
             count = outputs["kv_count"] = self._budgets(program, edit, markers, segments, scores, count, most)
-        chosen: dict[int, tuple[fx.Node, fx.Node | None]] = {}  # by layer, the places of what stays, and where the others went
-        for layer, (lead, segment) in enumerate(zip(leads, segments, strict=True)):
-            entry = f"entry.{layer}"
-            if lead == layer:
-                own = edit.call(f"kv_count_{layer}", torch.ops.aten.select.int, count, 1, layer)
-                kept = edit.call(
-                    f"kv_kept_{layer}", OPS.keep_entries.default, scores[layer], segment, own, lengths[layer], self.sinks,
-                    self.recent, self.of_visual, self.text_first, self.visual_share,
-                )  # fmt: skip
-                index, outputs[entry] = edit.parts(kept, f"kv_index_{layer}", f"kv_entry_{layer}")
-                chosen[layer] = index, self._went(edit, outputs, layer, segment, index)
-            else:  # each layer's steps write into positions of its own
-                outputs[entry] = edit.call(f"kv_entry_{layer}", torch.ops.aten.clone.default, outputs[f"entry.{lead}"])
-            index, went = chosen[lead]
+        for lead, group in groupby(range(len(leads)), leads.__getitem__):
+            layers, segment = list(group), segments[lead]
+            own = edit.call(f"kv_count_{lead}", torch.ops.aten.select.int, count, 1, lead)
+            kept = edit.call(
+                f"kv_kept_{lead}", OPS.keep_entries.default, scores[lead], segment, own, lengths[lead], self.sinks,
+                self.recent, self.of_visual, self.text_first, self.visual_share,
+            )  # fmt: skip
+            index, entry = edit.parts(kept, f"kv_index_{lead}", f"kv_entry_{lead}")
+            self._each(edit, outputs, layers, "entry", "entry", entry)
             if self.store:
-                outputs[f"kv_index.{layer}"] = index
+                outputs |= {f"kv_index.{layer}": index for layer in layers}
             else:
-                self._shorten(edit, outputs, layer, worth[layer], _counted_size(markers[layer]), segment, index, went)
+                self._shorten(edit, outputs, layers, worth[lead], _counted_size(markers[lead]), segment, index)
         end.args = (tuple(outputs.values()),)
         program.with_facts(outputs=tuple(outputs))
         return PassResult(len(markers), len(lengths))
@@ -140,34 +136,51 @@ class BoundPrefill(Pass):
             out.append(score)
         return out
 
-    def _went(self, edit: Editor, outputs: dict[str, fx.Node], layer: int, segment: fx.Node, index: fx.Node) -> fx.Node | None:
-        """Where the entries of a layer go, for merges that ask for it."""
-        if self.store or "went" not in self.merge.reads:
-            return None
-        held = {what: outputs[f"{what}.{layer}"] for what in ("keys", "values", "entry")}
-        return operators.call(edit, f"kv_went_{layer}", self.merge, "went", segment=segment, index=index, **held)
-
     def _shorten(
-        self, edit: Editor, outputs: dict[str, fx.Node], layer: int, worth: fx.Node | None, size: fx.Node | None,
-        segment: fx.Node, index: fx.Node, went: fx.Node | None,
+        self, edit: Editor, outputs: dict[str, fx.Node], layers: list[int], worth: fx.Node | None, size: fx.Node | None,
+        segment: fx.Node, index: fx.Node,
     ) -> None:  # fmt: skip
-        """Replace what one layer hands on by the entries at `index`."""
-        keys, values, entry = (outputs[f"{what}.{layer}"] for what in ("keys", "values", "entry"))
-        if self.merge.joins:
-            merged = operators.call(edit, f"kv_merge_{layer}", self.merge, "merge", keys=keys, values=values, size=size, worth=worth,
-                                    segment=segment, index=index, entry=entry, went=went)  # fmt: skip
-            made = {"keys": "keys", "values": "values"}  # outputs by the names of their nodes, in the op's order
-            if self.merge.counts:
-                made |= {"size": "kv_size"} | ({} if worth is None else {"scores": "score"})
-            parts = edit.parts(merged, *(f"kv_{name}_{layer}" for name in made))
-            outputs |= zip((f"{what}.{layer}" for what in made.values()), parts, strict=True)
-            if self.merge.counts:
-                return
+        """Replace what layers of one choice hand on by the entries at `index`."""
+        first = layers[0]
+        if not self.merge.joins:
+            for what, layer in product(("keys", "values"), layers):
+                taken = edit.call(f"kv_{what}_{layer}", OPS.take_entries.default, outputs[f"{what}.{layer}"], index)
+                outputs[f"{what}.{layer}"] = taken
         else:
-            for what, held in (("keys", keys), ("values", values)):
-                outputs[f"{what}.{layer}"] = edit.call(f"kv_{what}_{layer}", OPS.take_entries.default, held, index)
-        if worth is not None:
-            outputs[f"score.{layer}"] = edit.call(f"kv_scores_{layer}", OPS.take_entries.default, worth, index)
+            held = {"segment": segment, "index": index, "size": size, "worth": worth}
+            held |= {what: outputs[f"{what}.{first}"] for what in ("keys", "values", "entry")}
+            if "went" in self.merge.reads:
+                held["went"] = operators.call(edit, f"kv_went_{first}", self.merge, "went", **held)
+            for _, alike in groupby(layers, lambda layer: [value(outputs[f"{what}.{layer}"]).shape for what in ("keys", "values")]):
+                self._merge(edit, outputs, list(alike), **held)
+        if worth is not None and not self.merge.counts:
+            self._each(edit, outputs, layers, "score", "scores", edit.call(f"kv_scores_{first}", OPS.take_entries.default, worth, index))
+
+    def _merge(self, edit: Editor, outputs: dict[str, fx.Node], layers: list[int], **held: fx.Node | None) -> None:
+        """Merge the entries of layers of one choice and equal shapes, whose heads are side by side as if they were one layer's."""
+        first = layers[0]
+        for what in ("keys", "values"):
+            whole = [outputs[f"{what}.{layer}"] for layer in layers]
+            held[what] = whole[0] if len(whole) == 1 else edit.call(f"kv_{what}_from_{first}", torch.ops.aten.cat.default, whole, 1)
+        merged = operators.call(edit, f"kv_merge_{first}", self.merge, "merge", **held)
+        made = {"keys": "keys", "values": "values"}  # outputs by the names of their nodes, in the op's order
+        if self.merge.counts:
+            made |= {"size": "kv_size"} | ({} if held["worth"] is None else {"scores": "score"})
+        for (name, what), part in zip(made.items(), edit.parts(merged, *(f"kv_{name}_{first}" for name in made)), strict=True):
+            if what not in ("keys", "values") or len(layers) == 1:
+                self._each(edit, outputs, layers, what, name, part)
+                continue
+            heads = value(part).shape[1] // len(layers)
+            for nth, layer in enumerate(layers):
+                own = edit.call(f"kv_{name}_heads_{layer}", torch.ops.aten.slice.Tensor, part, 1, nth * heads, (nth + 1) * heads)
+                own = edit.call(f"kv_{name}_own_{layer}", torch.ops.aten.clone.default, own, memory_format=torch.contiguous_format)
+                outputs[f"{what}.{layer}"] = own
+
+    def _each(self, edit: Editor, outputs: dict[str, fx.Node], layers: list[int], what: str, name: str, made: fx.Node) -> None:
+        """Hand `made` on for all `layers`, a copy for each but the first: each layer's steps write into their own."""
+        for layer in layers:
+            own = made if layer == layers[0] else edit.call(f"kv_{name}_{layer}", torch.ops.aten.clone.default, made)
+            outputs[f"{what}.{layer}"] = own
 
     def _budgets(
         self, program: Program, edit: Editor, markers: dict[int, fx.Node], segments: list[fx.Node],

@@ -1,13 +1,17 @@
 """What bound-prefill inserts, what it refuses, and that masking in place of dropping gives the same entries."""
 
 import pytest
+import torch
 
 from lightvlm_fx.errors import PreconditionError, UnknownName
 from lightvlm_fx.graph.pretty import text
+from lightvlm_fx.ops.segments import TEXT
 from lightvlm_fx.passes.bound_prefill import BoundPrefill
 from lightvlm_fx.passes.reduce_tokens import ReduceTokens
 from lightvlm_fx.passing.pipeline import Pipeline
 from lightvlm_fx.testing import real_inputs, run, tiny_program
+
+OPS = torch.ops.lightvlm
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,34 @@ def test_hands_on_the_keys_and_values_that_stay(prefill):
         last = full.shape[2] - 1
         assert entry[..., -2:].unique().tolist() == [last - 1, last]
     assert now["hidden"].equal(before["hidden"])
+
+
+@pytest.mark.parametrize("merge", ["counted", "pivot"])
+def test_layers_of_one_choice_merge_as_each_alone(prefill, merge):
+    after = rewritten(prefill, BoundPrefill(sizes=(0, 0), score="density", shared=True, layers=2, sinks=1, recent=2, merge=merge))
+    segment = torch.tensor([[TEXT, 0, 0, 0, 0, 0, TEXT, TEXT]])
+    given = {"visual_segment": segment, "kv_count": torch.full((1, 2), 5), "kv_stay_0": torch.empty(5)}
+    inputs = [given.get(name, x) for name, x in zip(after.inputs, real_inputs(after), strict=True)]
+    before = run(rewritten(prefill), inputs[: len(prefill.inputs)])
+    now = run(after, inputs)
+    entry = now["entry.0"]
+    assert now["entry.1"].equal(entry)
+    assert entry.shape[2] == 5
+    index = torch.where(entry >= 0, entry, 0)
+    for layer in range(2):
+        held = before[f"keys.{layer}"], before[f"values.{layer}"]
+        if merge == "pivot":
+            alone = OPS.kv_merge_pivot(*held, segment, index, entry)
+        else:
+            went = OPS.kv_went_counted(before["keys.0"], before["values.0"], segment, index, entry)
+            alone = OPS.kv_merge_counted(*held, None, None, segment, index, went)
+            assert now[f"kv_size.{layer}"].equal(alone[2])
+            assert bool((alone[2] > 1).any())
+        for what, expected in zip(("keys", "values"), alone, strict=False):
+            assert now[f"{what}.{layer}"].equal(expected)
+            assert now[f"{what}.{layer}"].is_contiguous()
+    owned = [x.untyped_storage().data_ptr() for name, x in now.items() if name.startswith(("keys", "values", "entry", "kv_size"))]
+    assert len(set(owned)) == len(owned)  # steps write into them
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [
