@@ -28,7 +28,7 @@ SURE = (
 )
 METHOD = dict.fromkeys(("rope", "power", "centres", "group"))
 CACHE = {
-    "when": None, "kv_score": Attention(), "kv_merge": Counted(), "heads": "shared", "kv_layers": 4,
+    "when": None, "kv_score": Attention(), "kv_merge": Counted(), "heads": "shared", "kv_layers": 5,
     "sinks": None, "recent": None, "visual_share": 0.3,
 }  # fmt: skip
 MORE = METHOD | CACHE  # options that the signature does not name, and their defaults

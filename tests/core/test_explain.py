@@ -116,7 +116,7 @@ def test_says_how_a_cache_is_bounded_and_what_it_takes(llava):
     told = lightvlm.explain(llava.model, Schedule.preset("lightvlm", keep=1.0, capacity=50, layers=(1, 2)))
     assert str(told).splitlines()[-1] == (
         "cache bounded at every step: 50 entries a layer by attention, density after the prompt, 30% for pictures, "
-        "counted merging, one choice for 4 layers, 4 sinks, 17 recent"
+        "counted merging, one choice for 5 layers, 4 sinks, 17 recent"
     )
     every = lightvlm.explain(llava.model, Schedule.preset("sparsevila", keep=1.0, capacity=0.25))
     assert every.kv_bytes == every.full_kv_bytes * (1 + every.entries_per_layer[0] / every.tokens_per_layer[0])
