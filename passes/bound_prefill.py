@@ -209,7 +209,8 @@ class BoundPrefill(Pass):
 
     def _score(self, kind: EntryScore, program: Program, marker: fx.Node, segment: fx.Node, layer: int, what: str = "score") -> fx.Node:
         """Scores [B, G, S] of one kind, or [B, 1, S] where the heads share one selection."""
-        edit, name = Editor(program, marker), f"kv_{what}_{layer}"
+        at = marker if "q" in kind.reads else program.output_node()  # keys and values are held anyway: so those choices run close together
+        edit, name = Editor(program, at), f"kv_{what}_{layer}"
         of = Marker.of(marker)
         given = {"q": of.q, "k": of.k, "v": of.v, "mask": of.mask, "scale": of.scale, "segment": segment, "shared": self.shared}
         own = name if not kind.statistics else f"{name}_{kind.name}"

@@ -7,21 +7,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightvlm_fx.ops.segments import by_segment, same_image, unit
-from lightvlm_fx.ops.tiles import alone, pick, readable, span, tiles
+from lightvlm_fx.ops.tiles import CELLS, alone, pick, readable, span, tiles
 
 WIDTH = 0.1  # cosine distance at which a token counts as 1/e of a neighbour
-NARROW = 256  # tokens up to this width are compared in float32: rounding products of a few numbers takes longer than computing them
 
 
 def directions(hidden: Tensor, segment: Tensor) -> Tensor:
-    """Rows of length one [B, S, D], in the dtype of `hidden` or, if narrow, float32, whose products are cosines.
+    """Rows of length one [B, S, D], in the dtype of `hidden`, whose products are cosines.
 
     hidden [B, S, D] is centred on the row's mean visual token first (segment [B, S] tells which are), because
     what hidden states have in common would hide how they differ.
     """
     b, s, width = hidden.shape
-    hidden = hidden.float() if width <= NARROW else hidden
-    parts = [(0, s)] if hidden.dtype == torch.float32 else list(tiles(hidden, s, b * width))  # no float32 copy of all
+    whole = hidden.dtype == torch.float32 or (readable(hidden) and hidden.numel() <= CELLS)
+    parts = [(0, s)] if whole else list(tiles(hidden, s, b * width))  # no large float32 copy of all
     visual = (segment >= 0).unsqueeze(1).float()
     mean = sum(visual[..., start:stop] @ hidden[:, start:stop].float() for start, stop in parts) / visual.sum(2, keepdim=True).clamp_min(1)
     made = [unit(hidden[:, start:stop].float() - mean).to(hidden.dtype) for start, stop in parts]
@@ -80,7 +79,9 @@ def _earlier(pairs: Tensor, rows: Tensor, columns: Tensor, ahead: int, one: bool
     With `one`, all are of one image.
     """
     if one or alone(rows, columns):
-        return pairs.tril_(ahead - 1)
+        if pairs.stride(2) == 1:
+            return pairs.tril_(ahead - 1)
+        return pairs.transpose(1, 2).triu_(1 - ahead).transpose(1, 2)  # across the layout it would take ten times as long
     there, here = (torch.arange(x.shape[1], device=x.device) for x in (columns, rows))
     return pairs.mul_(same_image(rows, columns) & (there < here[:, None] + ahead))  # a product: runtimes select several times slower
 

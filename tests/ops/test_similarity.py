@@ -6,7 +6,7 @@ from batches import Batch, batches
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightvlm_fx.ops import similarity, tiles
+from lightvlm_fx.ops import tiles
 from lightvlm_fx.ops.segments import PADDING, TEXT, same_image
 from lightvlm_fx.ops.similarity import density, directions, nearest, peaks
 
@@ -66,16 +66,17 @@ def test_tiles_give_what_one_piece_gives(batch: Batch, most, power, base):
 
 @pytest.mark.usefixtures("_blind")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tiles_as_large_as_they_are(dtype, monkeypatch):
-    """Two rows of two images and of one, padded, over several tiles of the usual size."""
-    monkeypatch.setattr(similarity, "NARROW", 0)
+@pytest.mark.parametrize("which", [0, 1, slice(2)], ids=["two images", "one", "both rows"])
+def test_tiles_as_large_as_they_are(dtype, which):
+    """Rows of two images and of one, padded, over several tiles of the usual size."""
     draw = torch.Generator().manual_seed(0)
     segment = torch.full((2, 700), TEXT)
     segment[0, 7:300], segment[0, 310:690] = 0, 1
     segment[1, :50], segment[1, 60:690] = PADDING, 0
-    x = directions(torch.randn(2, 700, 8, generator=draw).to(dtype), segment)
+    segment = segment[which].view(-1, 700)
+    x = directions(torch.randn(len(segment), 700, 8, generator=draw).to(dtype), segment)
     score = torch.randint(0, 50, segment.shape, generator=draw).float()
-    index = torch.arange(0, 700, 2).expand(2, -1)
+    index = torch.arange(0, 700, 2).expand(len(segment), -1)
     assert x.dtype == dtype
     torch.testing.assert_close(density(x, segment), whole_density(x, segment), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(peaks(score, x, segment, 0.5, 1.0), whole_peaks(score, x, segment, 0.5, 1.0), atol=1e-5, rtol=1e-5)
@@ -110,10 +111,8 @@ def test_a_span_holds_every_token_of_the_rows_images(batch: Batch, n):
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)])
 def test_works_at_the_precision_of_the_model(dtype, error):
-    hidden = torch.randn(1, 60, similarity.NARROW + 1, generator=torch.Generator().manual_seed(0)) + 30  # a common part that hides the rest
+    hidden = torch.randn(1, 60, 64, generator=torch.Generator().manual_seed(0)) + 30  # a common part that hides the rest
     segment = torch.zeros(1, 60, dtype=torch.int64)
     half, exact = directions(hidden.to(dtype), segment), directions(hidden.to(dtype).float(), segment)
     assert half.dtype == dtype
     torch.testing.assert_close((half @ half.transpose(1, 2)).float(), exact @ exact.transpose(1, 2), atol=error, rtol=0)
-    narrow = hidden[..., : similarity.NARROW].to(dtype)
-    assert directions(narrow, segment).equal(directions(narrow.float(), segment))

@@ -59,6 +59,13 @@ def test_hands_on_the_keys_and_values_that_stay(prefill):
     assert now["hidden"].equal(before["hidden"])
 
 
+def test_scores_of_what_is_handed_on_come_with_the_choices(prefill):
+    """After all layers, close together, where the code is warm; scores that read queries do so while there are any."""
+    for score, after_all in (("density", True), ("attention", False)):
+        names = [node.name for node in rewritten(prefill, BoundPrefill(sizes=(0, 0), score=score, shared=True)).graph.nodes]
+        assert (names.index("kv_score_0") > names.index("attention_1")) is after_all
+
+
 @pytest.mark.parametrize("merge", ["counted", "pivot"])
 def test_layers_of_one_choice_merge_as_each_alone(prefill, merge):
     after = rewritten(prefill, BoundPrefill(sizes=(0, 0), score="density", shared=True, layers=2, sinks=1, recent=2, merge=merge))
