@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightvlm_fx.ops.segments import by_segment, same_image, unit
-from lightvlm_fx.ops.tiles import CELLS, alone, pick, readable, span, tiles
+from lightvlm_fx.ops.tiles import alone, pick, readable, span, tiles
 
 WIDTH = 0.1  # cosine distance at which a token counts as 1/e of a neighbour
 
@@ -19,8 +19,7 @@ def directions(hidden: Tensor, segment: Tensor) -> Tensor:
     what hidden states have in common would hide how they differ.
     """
     b, s, width = hidden.shape
-    whole = hidden.dtype == torch.float32 or (readable(hidden) and hidden.numel() <= CELLS)
-    parts = [(0, s)] if whole else list(tiles(hidden, s, b * width))  # no large float32 copy of all
+    parts = list(tiles(hidden, s, b * width, square=False)) if hidden.dtype != torch.float32 else [(0, s)]  # no float32 copy of all
     visual = (segment >= 0).unsqueeze(1).float()
     mean = sum(visual[..., start:stop] @ hidden[:, start:stop].float() for start, stop in parts) / visual.sum(2, keepdim=True).clamp_min(1)
     made = [unit(hidden[:, start:stop].float() - mean).to(hidden.dtype) for start, stop in parts]
@@ -94,7 +93,7 @@ def nearest(x: Tensor, segment: Tensor, others: Tensor, kinds: Tensor) -> Tensor
     b, s = segment.shape
     begin, end = span(segment, kinds)
     found, one = [segment[:, :0]], alone(segment, kinds[:, begin:end])
-    for start, stop in tiles(x, s, b * others.shape[1]):
+    for start, stop in tiles(x, s, b * others.shape[1], square=not one):
         rows = segment[:, start:stop]
         first, last = (begin, end) if one else span(rows, kinds)
         if first == last:

@@ -24,11 +24,12 @@ def parts(length: int, spare: int = 0) -> int:
     return int(1 << max(0, -(-length // (LARGEST_PART - spare)) - 1).bit_length())
 
 
-def tiles(like: Tensor, rows: int, width: int, first: int = 0) -> Iterator[tuple[int, int]]:
+def tiles(like: Tensor, rows: int, width: int, first: int = 0, square: bool = True) -> Iterator[tuple[int, int]]:
     """Begin and end of each tile of the rows `first` to `rows`, where a row (of the whole batch and all heads) makes `width` numbers.
 
-    They suit the device of `like`. Exported graphs hold every tile, so theirs are as large as tiles get. Where their length is
-    symbolic, their number is that of the length they are traced at, the longest there is, and shorter sequences have smaller tiles.
+    They suit the device of `like`, and where rows meet each other (`square`) are not so many that much of a half is computed twice.
+    Exported graphs hold every tile, so theirs are as large as those get. Where their length is symbolic, their number is that of the
+    length they are traced at, the longest there is, and shorter sequences have smaller tiles.
     """
     count = settled(rows - first)
     if torch.compiler.is_exporting() and isinstance(count, SymInt):
@@ -39,7 +40,8 @@ def tiles(like: Tensor, rows: int, width: int, first: int = 0) -> Iterator[tuple
     if torch.compiler.is_exporting():
         step = MOST
     elif like.device.type == "cpu":
-        step = min(MOST, max(LEAST, CELLS // max(width, 1)))
+        step = max(LEAST, CELLS // max(width, 1))
+        step = min(MOST, step) if square else step
     else:
         step = max(LEAST, ACCELERATOR_CELLS // max(width, 1))
     for start in range(0, count, step):

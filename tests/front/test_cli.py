@@ -145,6 +145,19 @@ def test_bench_prints_ratios(run):
         assert part in text
 
 
+def test_reduction_counts_operators_within_operators_once_and_no_packed_products(capfd):
+    from lightvlm_fx.bench.prefill import reduction_share
+    from lightvlm_fx.methods.entry_merges.counted import Counted
+    from lightvlm_fx.methods.operators import operator
+    from lightvlm_fx.ops.packed_linear import packed_linear
+
+    keys, segment, index = torch.randn(1, 2, 512, 32), torch.zeros(1, 512, dtype=torch.int64), torch.arange(256).view(1, 1, -1)
+    went = operator(Counted, "went")  # calls nearest_survivor
+    assert 0.3 < reduction_share(lambda: [went(keys, keys, segment, index, index) for _ in range(20)], "cpu") < 1
+    assert reduction_share(lambda: packed_linear(keys, keys[0, 0]), "cpu") == 0
+    assert not capfd.readouterr().err
+
+
 def test_bench_prefill_of_a_video(run):
     """`dycoke` leaves still pictures whole: its ideal says that frames were cut."""
     words = ("bench", "prefill", "--shape", "tiny", "--backend", "eager", "--repeats", "1", "--dtype", "float32", "--frames")
