@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightvlm_fx.ops.segments import PADDING, TEXT, rank_in_segment
+from lightvlm_fx.ops.segments import PADDING, TEXT
 
 
 @torch.library.custom_op("lightvlm::keep_entries", mutates_args=())
@@ -29,11 +29,9 @@ def keep_entries(
         count = count + protected.sum(1)
     tier = protected.int() * 2 + (text_first & (segment == TEXT)).int() + valid.int() * 4
     by_score = torch.sort(score, dim=-1, descending=True, stable=True).indices
-    tiers = tier.unsqueeze(1).expand(score.shape)
+    tiers = _at(tier, by_score)
     if visual_share:
-        first = (protected & (segment == TEXT)).unsqueeze(1)
-        tiers = tiers + 8 * _fits(score.masked_fill(first, float("inf")), segment, count, visual_share).int()
-    tiers = tiers.gather(2, by_score)
+        tiers = tiers + 8 * _fits(by_score, segment, protected, count, visual_share).int()
     tiers, by_tier = torch.sort(tiers, dim=-1, descending=True, stable=True)
     order = by_score.gather(2, by_tier)[..., :length]
     here = torch.arange(length, device=segment.device)
@@ -42,13 +40,24 @@ def keep_entries(
     return index, torch.where(live.gather(2, at), index, -1)
 
 
-def _fits(score: Tensor, segment: Tensor, count: Tensor, share: float) -> Tensor:
-    """Whether each entry [B, G, S] is among the best of its kind that the budget of its kind takes."""
-    kind = segment.clamp_max(0)
-    visual = torch.minimum((kind == 0).sum(1), (count * share + 0.5).long())
-    budget = torch.where(kind == 0, visual.unsqueeze(1), (count - visual).unsqueeze(1)).unsqueeze(1)
-    rank = rank_in_segment(score.flatten(0, 1), kind.repeat_interleave(score.shape[1], 0)).view(score.shape)
-    return (rank < budget) & (kind != PADDING).unsqueeze(1)
+def _fits(by_score: Tensor, segment: Tensor, protected: Tensor, count: Tensor, share: float) -> Tensor:
+    """Whether each entry [B, G, S], in the order `by_score`, is among the best of its kind that the budget of its kind takes.
+
+    Of text the protected entries are the best, in their own order.
+    """
+    picture, text = segment >= 0, segment == TEXT
+    first = text & protected
+    visual = torch.minimum(picture.sum(1), (count * share + 0.5).long())
+    rest = count - visual - first.sum(1)  # for text that nothing protects; below 0 where not even protected text has room
+    fits = first & (first.cumsum(1) <= (count - visual).unsqueeze(1))
+    seen, other = _at(picture, by_score), _at(text & ~first, by_score)
+    fits = _at(fits, by_score) | (seen & (seen.cumsum(2) <= visual[:, None, None]))
+    return fits | (other & (other.cumsum(2) <= rest[:, None, None]))
+
+
+def _at(x: Tensor, order: Tensor) -> Tensor:
+    """X [B, S] in the order [B, G, S] of each head."""
+    return x.unsqueeze(1).expand(order.shape).gather(2, order)
 
 
 @keep_entries.register_fake
