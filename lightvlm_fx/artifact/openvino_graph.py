@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 
 DISTINCT = "distinct keys"  # names of sorts that need no order of equal values
-LONGEST = 46_340  # sorted values whose places, squared, fit int32, the only integers that its sorts take; and the largest integers sorted
+LONGEST = 46_340  # sorted values whose places, squared, fit int32, the only integers that its sorts take
 
 
 def keep_order(runtime: Any, model: Any) -> int:
     """Make every TopK stable, as ONNX says it is: of equal values the one of the lower index comes first. Returns how many were not.
 
     OpenVINO's frontend leaves that out, and cuts choose other tokens then, since positions and masks are full of equal values. Its own
-    stable TopK compares neighbours one by one, 2.4 ms for 1088 values; two sorts by different keys take a twentieth. Integers, which in
-    our graphs are places, images and tiers, none above LONGEST, are one key with their places.
+    stable TopK compares neighbours one by one, 2.4 ms for 1088 values; two sorts by different keys take a twentieth.
     """
     wrong = [op for op in model.get_ordered_ops() if op.get_type_name() == "TopK" and not _settled(op)]
     for op in wrong:
@@ -31,31 +30,10 @@ def _settled(op: Any) -> bool:
 
 
 def _stable(runtime: Any, op: Any) -> list[Any]:
-    """Values and indices of a TopK whose equal values keep their order: sorted by (which value, index) as one number."""
+    """Values and indices of a TopK whose equal values keep their order: sorted, then sorted anew by (which value, index)."""
     ops, said, (data, count) = runtime.opset13, op.get_attributes(), op.input_values()
     axis = said["axis"] % len(data.get_partial_shape())
     length = ops.gather(ops.shape_of(data, "i32"), ops.constant(axis, np.int32), ops.constant(0, np.int32))
-    keys = (_whole_keys if data.get_element_type().is_integral() else _keys)(ops, op, axis, length)
-    ordered = ops.topk(keys, count, axis, "min", "value", "i32", False)
-    ordered.set_friendly_name(f"{DISTINCT} {op.get_friendly_name()}")
-    chosen = ops.floor_mod(ordered.output(0), length)
-    values = ops.gather_elements(data, chosen, axis)
-    return [values.output(0), ops.convert(chosen, said["index_element_type"]).output(0)]
-
-
-def _whole_keys(ops: Any, op: Any, axis: int, length: Any) -> Any:
-    """Integers times how many there are, and each one's place, rising in the order in which they are to come."""
-    said, data = op.get_attributes(), ops.convert(op.input_value(0), "i32")
-    place = ops.range(ops.constant(0, np.int32), length, ops.constant(1, np.int32), "i32")
-    trailing = list(range(1, len(data.get_output_partial_shape(0)) - axis))
-    place = ops.unsqueeze(place, ops.constant(trailing, np.int32)) if trailing else place
-    times = length if said["mode"] == "min" else ops.negative(length)
-    return ops.add(ops.multiply(data, times), place)
-
-
-def _keys(ops: Any, op: Any, axis: int, length: Any) -> Any:
-    """Of sorted values, which distinct one each is, times how many there are, and its place before: a sort for a sort."""
-    said, data = op.get_attributes(), op.input_value(0)
     first = ops.topk(data, length, axis, said["mode"], "value", "i32", False)
     first.set_friendly_name(f"{DISTINCT} {op.get_friendly_name()} values")
     value, index = first.outputs()
@@ -65,7 +43,12 @@ def _keys(ops: Any, op: Any, axis: int, length: Any) -> Any:
     differs = ops.not_equal(ops.slice(value, one, all_, one, along), ops.slice(value, start, last, one, along))
     none = ops.slice(ops.multiply(index, ops.constant(0, np.int32)), start, one, one, along)
     run = ops.concat([none, ops.cum_sum(ops.convert(differs, "i32"), ops.constant(axis, np.int32))], axis)
-    return ops.add(ops.multiply(run, length), index)
+    keys = ops.add(ops.multiply(run, length), index)
+    second = ops.topk(keys, count, axis, "min", "value", "i32", False)
+    second.set_friendly_name(f"{DISTINCT} {op.get_friendly_name()}")
+    chosen = ops.floor_mod(second.output(0), length)
+    values = ops.gather_elements(data, chosen, axis)
+    return [values.output(0), ops.convert(chosen, said["index_element_type"]).output(0)]
 
 
 def _slowly_stable(runtime: Any, op: Any) -> list[Any]:

@@ -65,7 +65,7 @@ def peaks(score: Tensor, x: Tensor, segment: Tensor, power: float, base: float) 
     nearest = [score.new_zeros(b, begin)]
     for start, stop in tiles(x, s, b * s, begin):
         first, last = (begin, stop) if one else span(kinds[:, start:stop], kinds[:, :stop])
-        alike = cosines(x[:, start:stop], x[:, first:last]).float().add_(1)  # of a rival its cosine, else -1, and 1
+        alike = cosines(x[:, start:stop], x[:, first:last]).float().add_(1)  # from 0 up: what is no rival becomes 0
         nearest.append(_earlier(alike, kinds[:, start:stop], kinds[:, first:last], start - first, one).amax(2))
     distance = torch.zeros_like(score).scatter(1, order, 2 - torch.cat(nearest, 1)).clamp(0, 2)
     return torch.where(segment >= 0, (score.clamp_min(0) + base) ** power * distance, 0.0)
