@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.files import Files
-from lightvlm_fx.artifact.openvino_graph import LONGEST, free_of_rope, hand_out_entries, keep_order, spell_out_attention
+from lightvlm_fx.artifact.openvino_graph import LONGEST, add_rows, free_of_rope, hand_out_entries, keep_order, spell_out_attention, take_largest
 from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.artifact.stages import PAST, PRESENT, failing
 from lightvlm_fx.errors import InputError
@@ -64,7 +64,9 @@ class OpenVINO:
     def open(self, files: Files, name: str, stage: dict[str, Any]) -> OvSession:
         with failing(files, stage["file"], "open", self.title):
             model = self.read(files, stage["file"])
+            take_largest(self.runtime, model)
             sorts = keep_order(self.runtime, model)
+            add_rows(self.runtime, model)
             if self.properties["INFERENCE_PRECISION_HINT"] != "f32":
                 free_of_rope(self.runtime, model)
             entries = hand_out_entries(self.runtime, model) if name == "decode" else {}

@@ -84,16 +84,25 @@ def test_the_answer_is_other_where_equal_values_lose_their_order(cuts, monkeypat
     assert verdict.parity["logits"] > 0.01
 
 
-def top(folder, kind, shape, axis=-1, largest=1, ordered=1):
-    """A graph of one TopK of 90 values, as OpenVINO reads it."""
-    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    node = helper.make_node("TopK", ["x", "k"], ["v", "y"], "n", axis=axis, largest=largest, sorted=ordered)
-    outputs = [helper.make_tensor_value_info(*of, None) for of in (("v", element), ("y", TensorProto.INT64))]
-    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", element, shape)], outputs,
-                              [helper.make_tensor("k", TensorProto.INT64, [1], [90])])  # fmt: skip
+def opened(folder, nodes, inputs, outputs, **constants):
+    """A graph of `nodes`, as OpenVINO reads it. Inputs and outputs: element type and shape by name; constants: integers by name."""
+    values = [[helper.make_tensor_value_info(name, *of) for name, of in side.items()] for side in (inputs, outputs)]
+    held = [helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers) for name, numbers in constants.items()]
+    graph = helper.make_graph(nodes, "g", *values, held)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "g.onnx")
     found = engine_of({"target": "openvino", "dtype": "float32"}, ["CPU"])
     return found, found.core.read_model(folder / "g.onnx")
+
+
+def top(folder, kind, shape, axis=-1, largest=1, ordered=1, count=90):
+    """A graph of one TopK, as OpenVINO reads it."""
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    node = helper.make_node("TopK", ["x", "k"], ["v", "y"], "n", axis=axis, largest=largest, sorted=ordered)
+    return opened(folder, [node], {"x": (element, shape)}, {"v": (element, None), "y": (TensorProto.INT64, None)}, k=[count])
+
+
+def kinds(model):
+    return {op.get_type_name() for op in model.get_ops()}
 
 
 @pytest.mark.parametrize("shape", [[2, 200], ["b", "n"], [2, "n", 3]], ids=["static", "symbolic", "in the middle"])
@@ -116,6 +125,46 @@ def test_sorts_that_are_too_long_for_two_keys_are_the_runtimes_own(tmp_path):
     found, model = top(tmp_path, np.float32, [1, LONGEST + 1])
     assert engine.keep_order(found.runtime, model) == 1
     assert [op.get_attributes()["stable"] for op in model.get_ops() if op.get_type_name() == "TopK"] == [True]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [([2, 200], -1), (["b", "n"], 1), ([2, "n", 3], 1)], ids=["static", "symbolic", "in the middle"])
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_one_value_is_found_without_a_sort(largest, kind, shape, axis, tmp_path):
+    found, model = top(tmp_path, kind, shape, axis, largest, count=1)
+    assert (engine.take_largest(found.runtime, model), "TopK" in kinds(model)) == (1, False)
+    x = np.random.default_rng(0).integers(-3, 4, [2, 200, *shape[2:]]).astype(kind)
+    values, places = found.core.compile_model(model, "CPU", found.properties)(x).values()
+    wanted = np.expand_dims((x.argmax if largest else x.argmin)(1), 1)
+    np.testing.assert_array_equal(places, wanted)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, wanted, 1))
+
+
+def test_a_place_is_found_where_values_are_none(tmp_path):
+    """What reads the place must not read beside the row."""
+    found, model = top(tmp_path, np.float32, [2, "n"], count=1)
+    engine.take_largest(found.runtime, model)
+    x = np.full([2, 5], np.nan, np.float32)
+    assert found.core.compile_model(model, "CPU", found.properties)(x)[1].tolist() == [[4], [4]]
+
+
+@pytest.mark.parametrize(("index", "shape", "done"), [([5, 1], [5, 3], 1), (["n", 1], ["n", 3], 1), ([1, 1], [5, 3], 1), ([5, 3], [5, 3], 0),
+                                                      (["n", "m"], ["n", 3], 0)])  # fmt: skip
+def test_rows_are_added_whole(index, shape, done, tmp_path):
+    """Where all numbers of a row go to one place, as an `index_add` is exported."""
+    nodes = [helper.make_node("Expand", ["at", "to"], ["each"]),
+             helper.make_node("ScatterElements", ["x", "each", "rows"], ["y"], axis=0, reduction="add")]  # fmt: skip
+    given = {"x": (TensorProto.FLOAT, ["k", 3]), "at": (TensorProto.INT64, index), "rows": (TensorProto.FLOAT, shape)}
+    found, model = opened(tmp_path, nodes, given, {"y": (TensorProto.FLOAT, None)}, to=[5, 3])
+    assert engine.add_rows(found.runtime, model) == done
+    assert ("ScatterElementsUpdate" in kinds(model)) == (not done)
+    random = np.random.default_rng(0)
+    x, rows = (random.standard_normal(size).astype(np.float32) for size in ([4, 3], [5, 3]))
+    at = random.integers(-4, 4, [5 if n == "n" else 1 if n == "m" else n for n in index])
+    wanted = x.copy()
+    np.add.at(wanted, (np.broadcast_to(at, rows.shape), np.arange(3)), rows)
+    y = found.core.compile_model(model, "CPU", found.properties)({"x": x, "at": at, "rows": rows})[0]
+    np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_more_tokens_than_two_keys_can_sort_are_refused():
