@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvlm_fx.artifact.files import Files
-from lightvlm_fx.artifact.openvino_graph import LONGEST, add_rows, free_of_rope, hand_out_entries, keep_order, spell_out_attention, take_largest
+from lightvlm_fx.artifact.openvino_graph import (
+    LONGEST,
+    add_rows,
+    free_of_rope,
+    hand_out_entries,
+    keep_order,
+    least_first,
+    spell_out_attention,
+    take_largest,
+)
 from lightvlm_fx.artifact.schema import WEIGHTS
 from lightvlm_fx.artifact.stages import PAST, PRESENT, failing
 from lightvlm_fx.errors import InputError
@@ -69,6 +78,8 @@ class OpenVINO:
             add_rows(self.runtime, model)
             if self.properties["INFERENCE_PRECISION_HINT"] != "f32":
                 free_of_rope(self.runtime, model)
+            if name == "prefill":
+                model = least_first(self.runtime, model)
             entries = hand_out_entries(self.runtime, model) if name == "decode" else {}
             if name == "decode":
                 spell_out_attention(self.runtime, model)

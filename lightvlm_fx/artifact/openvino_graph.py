@@ -59,6 +59,21 @@ def _slowly_stable(runtime: Any, op: Any) -> list[Any]:
     return list(made.outputs())
 
 
+def least_first(runtime: Any, model: Any) -> Any:
+    """The model with what it hands out in the order of how many nodes each hangs on, which is that in which OpenVINO computes it.
+
+    As a prefill stage is traced, the choice of a layer's cache entries may come after all layers, with all that it reads kept until
+    then: the attention of every layer that chooses (exporters/order.py does the same for ONNX Runtime).
+    """
+    above: dict[str, int] = {}  # bits of the nodes that a node hangs on, itself among them
+    for number, op in enumerate(model.get_ordered_ops()):
+        above[op.get_name()] = 1 << number
+        for source in _sources(op):
+            above[op.get_name()] |= above[source.get_name()]
+    results = sorted(model.get_results(), key=lambda result: above[result.get_name()].bit_count())
+    return runtime.Model(results, model.get_parameters(), model.get_friendly_name())
+
+
 def take_largest(runtime: Any, model: Any) -> int:
     """Write every search for one largest or smallest value as that value and the first place that holds it. Returns how many there were.
 

@@ -127,7 +127,7 @@ def test_sorts_that_are_too_long_for_two_keys_are_the_runtimes_own(tmp_path):
     assert [op.get_attributes()["stable"] for op in model.get_ops() if op.get_type_name() == "TopK"] == [True]
 
 
-@pytest.mark.parametrize(("shape", "axis"), [([2, 200], -1), (["b", "n"], 1), ([2, "n", 3], 1)], ids=["static", "symbolic", "in the middle"])
+@pytest.mark.parametrize(("shape", "axis"), [([2, 200], -1), (["b", "n"], 1), ([2, "n", 3], 1)], ids=["static", "symbolic", "inside"])
 @pytest.mark.parametrize("largest", [0, 1])
 @pytest.mark.parametrize("kind", [np.float32, np.int64])
 def test_one_value_is_found_without_a_sort(largest, kind, shape, axis, tmp_path):
@@ -148,8 +148,8 @@ def test_a_place_is_found_where_values_are_none(tmp_path):
     assert found.core.compile_model(model, "CPU", found.properties)(x)[1].tolist() == [[4], [4]]
 
 
-@pytest.mark.parametrize(("index", "shape", "done"), [([5, 1], [5, 3], 1), (["n", 1], ["n", 3], 1), ([1, 1], [5, 3], 1), ([5, 3], [5, 3], 0),
-                                                      (["n", "m"], ["n", 3], 0)])  # fmt: skip
+@pytest.mark.parametrize(("index", "shape", "done"), [([5, 1], [5, 3], 1), (["n", 1], ["n", 3], 1), ([1, 1], [5, 3], 1),
+                                                      ([5, 3], [5, 3], 0), (["n", "m"], ["n", 3], 0)])  # fmt: skip
 def test_rows_are_added_whole(index, shape, done, tmp_path):
     """Where all numbers of a row go to one place, as an `index_add` is exported."""
     nodes = [helper.make_node("Expand", ["at", "to"], ["each"]),
@@ -189,6 +189,16 @@ def test_steps_write_for_themselves_where_rows_may_have_slots_of_their_own(shelf
         at = op.input(1)
         at.replace_source_output(ops.add(at.get_source_output(), ops.constant(0, np.int64)).output(0))
     assert engine.hand_out_entries(found.runtime, model) == {}
+
+
+def test_a_layers_entries_are_chosen_before_the_next_layer_runs(shelf):
+    """The attention that they are chosen by is held until then."""
+    made = once(shelf, "openvino-llava-h2o", lambda folder: write(folder, "llava", SCHEDULES["h2o"]))
+    ran = lightvlm.load(made).stages().sessions["prefill"].compiled.get_runtime_model().get_ops()
+    said = [{name: op.get_rt_info()[name].value for name in ("layerType", "execOrder")} for op in ran]
+    at = {kind: [int(of["execOrder"]) for of in said if of["layerType"] == kind] for kind in ("Softmax", "TopK")}
+    first, second = sorted(at["Softmax"])
+    assert any(first < place < second for place in at["TopK"])
 
 
 def test_every_layer_computes_in_half_precision_where_it_is_asked_for(cuts):
