@@ -24,6 +24,7 @@ class Lengths:
 
     `kept` [C, V + 1]: of a picture of n tokens, how many stay after each cut. `reach` [N + 1, E]: of a row of n tokens (`of_visual`:
     n visual tokens), the most entries that each group of layers whose caches are bounded may hold; `cut_of` [E]: after how many cuts.
+    With a `visual_share`, that share of them (rounded, halves up) are visual entries at most.
     Sequences are graphs' equal tiles: their lengths are multiples of `parts`, the prompt's and after each cut, and `least` at least.
     """
 
@@ -35,6 +36,7 @@ class Lengths:
     of_visual: bool
     table: str = ""  # the file that `kept` is of
     freezes: bool = False  # some layers run for text alone, whose count the graph is given as well
+    visual_share: float = 0.0
 
     @staticmethod
     def read(entry: dict[str, Any], visual: int, length: int, files: Files) -> Lengths:
@@ -51,12 +53,13 @@ class Lengths:
             if not fits or (name == "kept" and (table > np.arange(count)[:, None]).any()):
                 raise ArtifactError(f"{files.home}: {entry[name]} is no table of what stays of {count - 1} tokens; export again")
         return Lengths(tuple(entry["parts"]), entry["least"], kept, reach, tuple(entry["cut_of"]), entry["of_visual"],
-                       f"{files.home}: {entry['kept']}", entry.get("freezes", False))  # fmt: skip
+                       f"{files.home}: {entry['kept']}", entry.get("freezes", False), entry.get("visual_share", 0.0))  # fmt: skip
 
     def entry(self) -> dict[str, Any]:
         """What the manifest says, but for the names of the tables' files."""
         said = {"parts": list(self.parts), "least": self.least, "cut_of": list(self.cut_of), "of_visual": self.of_visual}
-        return said | {"freezes": True} if self.freezes else said
+        said |= {"freezes": True} if self.freezes else {}
+        return said | {"visual_share": self.visual_share} if self.visual_share else said
 
     def of(self, real: Array, images: list[list[int]]) -> tuple[int, dict[str, int]]:
         """The length of the padded rows, and the sizes of what only carries a size, by name.
@@ -79,9 +82,16 @@ class Lengths:
         if self.reach is not None:
             most = self.reach[real - text if self.of_visual else real]  # [B, E]
             for number, cut in enumerate(self.cut_of):
-                held = np.minimum(most[:, number], after[cut] - text) + text if self.of_visual else np.minimum(most[:, number], after[cut])
-                sizes[f"kv_stay_{number}"] = min(int(held.max()), lengths[cut])
+                sizes[f"kv_stay_{number}"] = min(int(self._held(most[:, number], after[cut] - text, text).max()), lengths[cut])
         return lengths[0], sizes
+
+    def _held(self, most: Array, visual: Array, text: Array) -> Array:
+        """Entries [B] that stay of rows of visual and text tokens [B] in layers that may hold `most` [B]."""
+        if self.of_visual:
+            return np.minimum(most, visual) + text
+        if self.visual_share:
+            visual = np.minimum(visual, np.floor(self.visual_share * most + 0.5).astype(np.int64))
+        return np.minimum(most, visual + text)
 
     def _rounded(self, tokens: int, parts: int) -> int:
         return parts * self.of_part(parts, tokens)

@@ -118,7 +118,7 @@ def vision(value: Any, where: str) -> None:
 value_of_graph = record({"name": text(), "dtype": text("bool|b?float(16|32|64)|u?int(8|16|32|64)"), "shape": each(size)})
 stage = record({"file": text(), "inputs": each(value_of_graph, 1), "outputs": each(value_of_graph, 1), "operators": named(whole(1))})
 lengths = record({"parts": each(whole(1), 1), "least": whole(), "cut_of": each(whole()), "of_visual": one_of(True, False), "kept": text()},
-                 {"reach": text(), "freezes": one_of(True, False)})  # fmt: skip
+                 {"reach": text(), "freezes": one_of(True, False), "visual_share": share})  # fmt: skip
 bucket = record({
     "rows": whole(1), "prompt_tokens": whole(1), "text_tokens": whole(), "visual_tokens": whole(1), "pictures": whole(1),
     "least_picture": whole(), "least_tokens": whole(), "new_tokens": whole(), "compact_every": whole(), "vision": vision,

@@ -82,7 +82,8 @@ class Tables:
         slots, entries = tuple(int(n) for n in wanted.max(0)), []
         arrived = (bounds.length, *stay)
         for layer, cut in enumerate(cut_of):
-            here = most[cut] + (0 if of_visual else bounds.text)
+            visual = min(most[cut], kv.pictures(slots[layer])) if kv.visual_share else most[cut]
+            here = visual + (0 if of_visual else bounds.text)
             spare = math.ceil(SPARE * slots[layer]) if kv.adaptive else 0
             longest = max(min(slots[layer], here), min(spare, here)) + (bounds.text if of_visual else 0)
             entries.append(min(longest, arrived[cut]))
@@ -119,7 +120,7 @@ class Tables:
         reach = self.wanted.numpy()[:, layers]
         reach = np.ceil(SPARE * reach).astype(np.int64) if kv.adaptive else reach
         cut_of = tuple(self.cut_of[layer] for layer in layers)
-        return Lengths(divided, least, kept, reach, cut_of, kv.of == "visual", freezes=bool(schedule.freeze))
+        return Lengths(divided, least, kept, reach, cut_of, kv.of == "visual", freezes=bool(schedule.freeze), visual_share=kv.visual_share)
 
 
 def _fewest(schedule: Schedule) -> int:
