@@ -20,11 +20,17 @@ def scaled(k: Tensor, scale: float) -> Tensor:
     return (k.float() * scale).transpose(2, 3).unsqueeze(2)
 
 
+def by_score(score: Tensor, segment: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens [B, S] sorted by falling score, ties to the earlier token; and their segments."""
+    order = torch.sort(score, dim=-1, descending=True, stable=True).indices
+    return order, segment.gather(1, order)
+
+
 def by_segment(score: Tensor, segment: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens [B, S] sorted by segment and within it by falling score, ties to the earlier token; and their segments."""
-    by_score = torch.sort(score, dim=-1, descending=True, stable=True).indices
-    sorted_ = torch.sort(segment.gather(1, by_score), dim=-1, stable=True)
-    return by_score.gather(1, sorted_.indices), sorted_.values
+    """The tokens [B, S] sorted by segment and within it as by `by_score`; and their segments."""
+    order, kinds = by_score(score, segment)
+    sorted_ = torch.sort(kinds, dim=-1, stable=True)
+    return order.gather(1, sorted_.indices), sorted_.values
 
 
 def rank_in_segment(score: Tensor, segment: Tensor) -> Tensor:

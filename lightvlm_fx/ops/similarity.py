@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightvlm_fx.ops.segments import by_segment, same_image, unit
+from lightvlm_fx.ops.segments import by_score, by_segment, same_image, unit
 from lightvlm_fx.ops.tiles import alone, pick, readable, span, tiles
 
 WIDTH = 0.1  # cosine distance at which a token counts as 1/e of a neighbour
@@ -56,10 +56,11 @@ def peaks(score: Tensor, x: Tensor, segment: Tensor, power: float, base: float) 
     """(base + score)^power x cosine distance to the nearest token of the image with a higher score [B, S] float32; 0 for text.
 
     score [B, S] not negative, x [B, S, D] from `directions`, segment [B, S]. Of equal scores the earlier token counts as
-    higher; the highest has a distance of 2. Sorted by score, a tile's rows have their rivals before them.
+    higher; the highest has a distance of 2. Sorted by score, a tile's rows have their rivals before them, image by image
+    where that says which to leave out.
     """
     b, s = segment.shape
-    order, kinds = by_segment(score, segment)
+    order, kinds = by_segment(score, segment) if readable(segment) else by_score(score, segment)
     x, begin = pick(x, order), s - int((kinds >= 0).sum(1).max()) if readable(kinds) else 0  # text sorts first
     one = alone(kinds[:, begin:], kinds[:, begin:])
     nearest = [score.new_zeros(b, begin)]
@@ -93,7 +94,7 @@ def nearest(x: Tensor, segment: Tensor, others: Tensor, kinds: Tensor) -> Tensor
     b, s = segment.shape
     begin, end = span(segment, kinds)
     found, one = [segment[:, :0]], alone(segment, kinds[:, begin:end])
-    for start, stop in tiles(x, s, b * others.shape[1], square=not one):
+    for start, stop in tiles(x, s, b * others.shape[1], square=readable(x) and not one):  # graphs compare with all others anyway
         rows = segment[:, start:stop]
         first, last = (begin, end) if one else span(rows, kinds)
         if first == last:

@@ -27,18 +27,20 @@ def parts(length: int, spare: int = 0) -> int:
 def tiles(like: Tensor, rows: int, width: int, first: int = 0, square: bool = True) -> Iterator[tuple[int, int]]:
     """Begin and end of each tile of the rows `first` to `rows`, where a row (of the whole batch and all heads) makes `width` numbers.
 
-    They suit the device of `like`, and where rows meet each other (`square`) are not so many that much of a half is computed twice.
+    They suit the device of `like`, and where rows meet each other (`square`) are not so large that much of a half is computed twice.
     Exported graphs hold every tile, so theirs are as large as those get. Where their length is symbolic, their number is that of the
     length they are traced at, the longest there is, and shorter sequences have smaller tiles.
     """
     count = settled(rows - first)
     if torch.compiler.is_exporting() and isinstance(count, SymInt):
         number = parts(hint(count))
+        if not square:  # as few as hold no more than CELLS each: every tile is a graph's nodes
+            number = min(number, 1 << max(0, -(-hint(count) * hint(width) // CELLS) - 1).bit_length())
         step = count // number
         yield from ((first + i * step, first + (i + 1) * step if i + 1 < number else rows) for i in range(number))
         return
     if torch.compiler.is_exporting():
-        step = MOST
+        step = MOST if square else max(MOST, CELLS // max(hint(width), 1))
     elif like.device.type == "cpu":
         step = max(LEAST, CELLS // max(width, 1))
         step = min(MOST, step) if square else step
