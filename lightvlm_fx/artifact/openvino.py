@@ -116,10 +116,11 @@ class OvSession:
         self.inputs = _named(compiled.inputs, stage["inputs"])
         outputs = _named(compiled.outputs, stage["outputs"])
         self.outputs = {name: port for name, port in outputs.items() if name not in entries.values()}
+        given = self.outputs | {name: self.inputs[name.replace(PRESENT, PAST)] for name in entries}
+        self.known = {"inputs": _shapes(self.inputs), "outputs": _shapes(given)}
 
     def shapes(self, side: str) -> dict[str, list[Any]]:
-        ports = self.inputs if side == "inputs" else self.outputs | {n: self.inputs[n.replace(PRESENT, PAST)] for n in self.entries}
-        return {name: [d.get_length() if d.is_static else None for d in port.partial_shape] for name, port in ports.items()}
+        return self.known[side]
 
     def run(self, feed: Feed) -> Feed:
         return {name: tensor.data.copy() for name, tensor in self._asked(feed).items()}
@@ -148,6 +149,10 @@ def _named(ports: list[Any], said: list[dict[str, Any]]) -> dict[str, Any]:
     """Inputs or outputs by what the manifest calls them; OpenVINO gives those that it merged the names of all."""
     names = {v["name"] for v in said}
     return {min(port.get_names() & names, default=port.get_any_name()): port for port in ports}
+
+
+def _shapes(ports: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: [d.get_length() if d.is_static else None for d in port.partial_shape] for name, port in ports.items()}
 
 
 class OvBound:
