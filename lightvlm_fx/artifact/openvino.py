@@ -73,11 +73,11 @@ class OpenVINO:
     def open(self, files: Files, name: str, stage: dict[str, Any]) -> OvSession:
         with failing(files, stage["file"], "open", self.title):
             model = self.read(files, stage["file"])
+            if self.properties["INFERENCE_PRECISION_HINT"] != "f32":
+                free_of_rope(self.runtime, model)  # first: it looks for sorts of every kind
             take_largest(self.runtime, model)
             sorts = keep_order(self.runtime, model)
             add_rows(self.runtime, model)
-            if self.properties["INFERENCE_PRECISION_HINT"] != "f32":
-                free_of_rope(self.runtime, model)
             if name == "prefill":
                 model = least_first(self.runtime, model)
             entries = hand_out_entries(self.runtime, model) if name == "decode" else {}

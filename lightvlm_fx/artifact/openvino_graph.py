@@ -97,7 +97,7 @@ def take_largest(runtime: Any, model: Any) -> int:
 
 def _is_one(op: Any) -> bool:
     count = op.input_value(1).get_node()
-    return count.get_type_name() == "Constant" and int(count.data) == 1
+    return count.get_type_name() == "Constant" and count.data.item() == 1
 
 
 def add_rows(runtime: Any, model: Any) -> int:
