@@ -21,7 +21,12 @@ def parts(length: int, spare: int = 0) -> int:
     Whatever a longer sequence is a multiple of, a shorter one is a multiple of too: what a cut leaves, rounded up, is no more than came.
     With `spare`, each tile could have so many rows more, and their number stayed the same.
     """
-    return int(1 << max(0, -(-length // (LARGEST_PART - spare)) - 1).bit_length())
+    return _power_of_two(length, LARGEST_PART - spare)
+
+
+def _power_of_two(length: int, most: int) -> int:
+    """The least power of two of equal pieces of `length` that are no longer than `most`."""
+    return int(1 << max(0, -(-length // most) - 1).bit_length())
 
 
 def tiles(like: Tensor, rows: int, width: int, first: int = 0, square: bool = True) -> Iterator[tuple[int, int]]:
@@ -35,7 +40,7 @@ def tiles(like: Tensor, rows: int, width: int, first: int = 0, square: bool = Tr
     if torch.compiler.is_exporting() and isinstance(count, SymInt):
         number = parts(hint(count))
         if not square:  # as few as hold no more than CELLS each: every tile is a graph's nodes
-            number = min(number, 1 << max(0, -(-hint(count) * hint(width) // CELLS) - 1).bit_length())
+            number = min(number, _power_of_two(hint(count) * hint(width), CELLS))
         step = count // number
         yield from ((first + i * step, first + (i + 1) * step if i + 1 < number else rows) for i in range(number))
         return
